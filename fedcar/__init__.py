@@ -1,0 +1,35 @@
+"""fedcar trains a retriever on private questions without moving them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedcar.collection import Collection
+    from fedcar.encoder import Encoder
+    from fedcar.errors import FedcarError, FedcarWarning
+    from fedcar.evaluate import evaluate
+    from fedcar.retriever import Retriever
+    from fedcar.train import train
+
+__version__ = "0.1.0"
+__all__ = ["Collection", "Encoder", "FedcarError", "FedcarWarning", "Retriever", "evaluate", "train"]
+
+_HOMES = {
+    "Collection": "collection",
+    "Encoder": "encoder",
+    "FedcarError": "errors",
+    "FedcarWarning": "errors",
+    "Retriever": "retriever",
+    "evaluate": "evaluate",
+    "train": "train",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - the public names, whatever they are
+    """Import a public name when it is first used, so that `fedcar --help` never waits for torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fedcar' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"fedcar.{_HOMES[name]}"), name)

@@ -1,0 +1,91 @@
+"""Checkpoints: after every epoch all that is needed to go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fedcar.errors import FedcarError
+from fedcar.history import History
+from fedcar.retriever import Weights
+from fedcar.selection import Choice, Score
+from fedcar.storage import check_folder, write_folder, write_json
+
+if TYPE_CHECKING:
+    from fedcar.train import Trainer
+
+KIND = "checkpoint"
+
+
+class Best(NamedTuple):
+    """The best candidate so far: its epoch (0: before training), weights and score, and the trained tensors."""
+
+    epoch: int
+    choice: Choice
+    tensors: dict[str, Tensor]
+
+
+class Checkpoint:
+    """A folder that is replaced in one step after every epoch."""
+
+    def __init__(self, folder: Path, belongs_to: dict[str, object]) -> None:
+        self.folder = folder
+        self.belongs_to = belongs_to
+
+    def write(self, trainer: Trainer, best: Best, history: History) -> None:
+        def fill(folder: Path) -> None:
+            save_file(trainer.trained_tensors(), folder / "current.safetensors")
+            save_file(best.tensors, folder / "best.safetensors")
+            save_file(_optimizer_tensors(trainer.optimizer), folder / "optimizer.safetensors")
+            record = {
+                "belongs_to": self.belongs_to,
+                "best": {"epoch": best.epoch, "weights": asdict(best.choice.weights), "score": list(best.choice.score)},
+                "history": history.records,
+            }
+            write_json(folder / "checkpoint.json", record)
+
+        write_folder(self.folder, KIND, fill)
+
+    def restore(self, trainer: Trainer, history: History) -> Best | None:
+        """Put the trainer and the history where they were; None where there is no checkpoint yet."""
+        if not self.folder.exists():
+            return None
+        check_folder(self.folder, KIND)
+        record: dict[str, Any] = json.loads((self.folder / "checkpoint.json").read_text(encoding="utf-8"))
+        for what, value in self.belongs_to.items():
+            if record["belongs_to"][what] != value:
+                raise FedcarError(
+                    f"{self.folder}: belongs to another {what.removesuffix('s')} ({_short(record['belongs_to'][what])}, now {_short(value)}); "
+                    "give what it was started with, or start again without --resume"
+                )
+        trainer.load_tensors(load_file(self.folder / "current.safetensors"))
+        _load_optimizer(trainer.optimizer, load_file(self.folder / "optimizer.safetensors"))
+        for past in record["history"]:
+            history.add(**past)
+        best = record["best"]
+        choice = Choice(Weights(**best["weights"]), Score(*best["score"]))
+        return Best(best["epoch"], choice, load_file(self.folder / "best.safetensors"))
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state by parameter number and name, as plain tensors."""
+    state = optimizer.state_dict()["state"]
+    return {f"{number}.{name}": value.detach().clone() for number, values in state.items() for name, value in values.items()}
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        number, name = key.split(".", 1)
+        state.setdefault(int(number), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _short(value: object) -> str:
+    return value[:12] if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,15 @@
+"""What fedcar says when something is wrong: one error, one warning, each of a single line."""
+
+
+class FedcarError(Exception):
+    """A mistake in the input or a refusal: one line that says what, where and the way out."""
+
+
+class FedcarWarning(UserWarning):
+    """Something accepted that the user should know of: one line, with a count."""
+
+
+def quoted(value: object, limit: int = 60) -> str:
+    """Return the value as one short line, fit for a message."""
+    text = f'"{value}"' if isinstance(value, str) and value.isprintable() and '"' not in value else repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 4]} ..."

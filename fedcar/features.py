@@ -1,0 +1,109 @@
+"""The hidden-state cache: what the frozen encoder made of a text is computed once and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedcar.encoder import Encoder, Progress
+from fedcar.errors import FedcarError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+CHUNK = 4096
+KEY_BYTES = 32
+
+
+def default_cache() -> Path:
+    """The user's cache folder (XDG_CACHE_HOME, else ~/.cache) / fedcar."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedcar"
+
+
+class FeatureCache:
+    """Hidden states on disk, memory-mapped, keyed by encoder fingerprint, pooling, length limit and text.
+
+    Two files a key: `vectors.f32` (rows of d float32) and `keys.sha256` (32 bytes a row: the text's hash, so that no
+    text is stored). Rows are appended in chunks, vectors first, so that an encoding that was cut off goes on where it
+    stopped; what a crash left beyond the last whole key is written over. Hidden states of private questions are
+    private: the folder is readable by its owner alone.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder or default_cache()
+
+    def hidden_states(
+        self, encoder: Encoder, texts: Sequence[str], progress: Progress | None = None
+    ) -> NDArray[np.float32]:
+        """Texts -> (n, d) float32, from disk where they are there, else encoded and kept."""
+        keys = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts]
+        place = self.folder / f"{encoder.state_fingerprint[:24]}-{encoder.pooling}-{encoder.dimension}"
+        try:
+            place.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with _locked(place / "lock"):
+                rows = _read_keys(place, encoder.dimension)
+                missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in rows}
+                if progress is not None and len(keys) > len(missing):
+                    progress(sum(key not in missing for key in keys))
+                # longest first, so that a chunk's texts are of similar length and little is padded
+                for chunk in _chunks(sorted(missing, key=lambda key: -len(missing[key]))):
+                    vectors = encoder.encode([missing[key] for key in chunk], progress)
+                    _append(place, len(rows), chunk, vectors)
+                    rows.update(zip(chunk, range(len(rows), len(rows) + len(chunk)), strict=True))
+                if not keys:
+                    return np.empty((0, encoder.dimension), dtype=np.float32)
+                stored = np.memmap(place / "vectors.f32", np.float32, "r", shape=(len(rows), encoder.dimension))
+                return stored[[rows[key] for key in keys]]
+        except OSError as error:
+            raise FedcarError(
+                f"{place}: the hidden-state cache cannot be used ({error.strerror}); free space or name another folder with --cache"
+            ) from error
+
+
+def _chunks(keys: list[bytes]) -> Iterator[list[bytes]]:
+    for start in range(0, len(keys), CHUNK):
+        yield keys[start : start + CHUNK]
+
+
+def _read_keys(place: Path, dimension: int) -> dict[bytes, int]:
+    """The text hashes on disk and their rows; only rows whose vector and key are both whole."""
+    keys, vectors = place / "keys.sha256", place / "vectors.f32"
+    if not (keys.is_file() and vectors.is_file()):
+        return {}
+    whole = min(keys.stat().st_size // KEY_BYTES, vectors.stat().st_size // (4 * dimension))
+    stored = keys.read_bytes()
+    return {stored[row * KEY_BYTES : (row + 1) * KEY_BYTES]: row for row in range(whole)}
+
+
+def _append(place: Path, rows: int, keys: list[bytes], vectors: NDArray[np.float32]) -> None:
+    for name, start, content in (
+        ("vectors.f32", rows * 4 * vectors.shape[1], vectors.tobytes()),
+        ("keys.sha256", rows * KEY_BYTES, b"".join(keys)),
+    ):
+        with os.fdopen(os.open(place / name, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as stream:
+            stream.truncate(start)
+            stream.seek(start)
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """One process at a time; without effect where the system has no file locks (Windows)."""
+    with file.open("w") as stream:
+        try:
+            import fcntl
+
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        except ImportError:
+            pass
+        yield

@@ -1,0 +1,29 @@
+"""Seconds and memory, as they are reported beside results."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+
+class Clock:
+    """Seconds by step: `lap` books the time since the last lap under a name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + now - self._last, 3)
+        self._last = now
+
+
+def peak_memory_mb() -> float | None:
+    """The largest resident memory of this process so far, in MB; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1)
