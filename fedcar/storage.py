@@ -6,19 +6,24 @@ import ctypes
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from safetensors import SafetensorError
 
 from fedcar.errors import FedcarError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 MANIFEST_HASH = "manifest.sha256"
+RESTORE = "restore the folder from a copy"
 _AT_FDCWD = -100
-_RENAME_EXCHANGE = 2
+_EXCHANGE = 2  # RENAME_EXCHANGE of Linux and RENAME_SWAP of macOS
 
 
 def write_folder(target: Path, kind: str, write: Callable[[Path], None]) -> None:
@@ -28,59 +33,86 @@ def write_folder(target: Path, kind: str, write: Callable[[Path], None]) -> None
     or an error in `write` leaves what was there before.
     """
     check_replaceable(target, kind)
-    temporary = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        write(temporary)
-        _seal(temporary, kind)
-        _put_in_place(temporary, target)
-    except OSError as error:
-        raise FedcarError(f"{target}: cannot be written ({error.strerror or error}); free space or choose another folder") from error
+        place = target.resolve()
+        with _parent_of(place), _temporary_beside(place) as temporary:
+            write(temporary)
+            _seal(temporary, kind)
+            _put_in_place(temporary, place)
+    except (OSError, SafetensorError) as error:
+        raise FedcarError(f"{target}: cannot be written ({_reason(error)}); free space or choose another folder") from error
+
+
+@contextmanager
+def whole_file(file: Path) -> Iterator[IO[str]]:
+    """A text file to write that takes its name when it is whole: an error leaves what was there before."""
+    if file.exists() and not file.is_file():  # a device or a pipe takes what comes
+        with file.open("w", encoding="utf-8", newline="\n") as stream:
+            yield stream
+        return
+    place = file.resolve()
+    temporary = place.with_name(f".{place.name}.new-{secrets.token_hex(4)}")
+    try:
+        with temporary.open("x", encoding="utf-8", newline="\n") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(place)
     finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+        temporary.unlink(missing_ok=True)
 
 
 def check_replaceable(target: Path, kind: str) -> None:
-    """Refuse a target that exists and is not a fedcar folder of this kind (asked before long work, too)."""
-    if not target.exists() and not target.is_symlink():
+    """Refuse a target that exists and is not a fedcar folder of this kind, or holds files that fedcar did not write."""
+    try:
+        if not target.exists() and not target.is_symlink():
+            return
+        if not target.is_dir():
+            raise FedcarError(f"{target}: a file stands there; choose another name")
+        names = set(os.listdir(target))
+    except OSError as error:
+        raise FedcarError(f"{target}: cannot be looked into ({_reason(error)}); choose another folder") from error
+    if not names:
         return
-    if not target.is_dir():
-        raise FedcarError(f"{target}: a file stands there; choose another name")
-    if any(target.iterdir()) and _kind_of(target) != kind:
+    manifest = _manifest(target)
+    if manifest is None or manifest["kind"] != kind:
         raise FedcarError(f"{target}: exists and is not a fedcar {kind}; choose another name or move it away")
+    others = sorted(names - {MANIFEST, MANIFEST_HASH, *manifest["sha256"]})
+    if others:
+        raise FedcarError(f"{target / others[0]}: not written by fedcar, and would be lost with the {kind} there; move it away")
 
 
 def check_target(target: Path, kind: str) -> None:
-    """Refuse, before long work, a target that could not be written after it."""
+    """Refuse, before long work, a target that could not be written after it; leaves nothing behind."""
     check_replaceable(target, kind)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent):
-            pass
+        place = target.resolve()
+        parent = next(folder for folder in place.parents if folder.exists())
+        probe = parent / f".{place.name}.new-{secrets.token_hex(4)}"
+        probe.mkdir()
+        probe.rmdir()
     except OSError as error:
-        raise FedcarError(f"{target}: cannot be written ({error.strerror or error}); choose another folder") from error
+        raise FedcarError(f"{target}: cannot be written ({_reason(error)}); choose another folder") from error
 
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder that fedcar wrote, if it is there."""
-    if _kind_of(folder) is not None:
+    if _manifest(folder) is not None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def check_folder(folder: Path, kind: str) -> None:
+def check_folder(folder: Path, kind: str, way_out: str = RESTORE) -> None:
     """Refuse a folder that is not a sealed fedcar folder of this kind, or of which any file has changed."""
     if not folder.is_dir():
         raise FedcarError(f"{folder}: no such folder; give the folder of a fedcar {kind}")
-    try:
-        manifest_bytes = (folder / MANIFEST).read_bytes()
-        sealed = (folder / MANIFEST_HASH).read_text(encoding="ascii", errors="replace").strip()
-    except OSError as error:
-        raise FedcarError(f"{folder}: not a fedcar {kind} ({MANIFEST} is missing); give another folder") from error
-    if hashlib.sha256(manifest_bytes).hexdigest() != sealed:
-        raise FedcarError(f"{folder / MANIFEST}: does not match {MANIFEST_HASH}, so it was changed; restore the folder from a copy")
-    manifest: dict[str, Any] = json.loads(manifest_bytes)
+    manifest = _manifest(folder)
+    if not (folder / MANIFEST).exists() and not (folder / MANIFEST_HASH).exists():
+        raise FedcarError(f"{folder}: not a fedcar {kind} ({MANIFEST} is missing); give another folder")
+    sealed = _file_hash(folder / MANIFEST, way_out).encode() + b"\n"
+    if _content(folder / MANIFEST_HASH, way_out) != sealed:
+        raise FedcarError(f"{folder / MANIFEST}: does not match {MANIFEST_HASH}, so one of them was changed; {way_out}")
+    if manifest is None:
+        raise FedcarError(f"{folder / MANIFEST}: not one that fedcar writes; {way_out}")
     if manifest["kind"] != kind:
         raise FedcarError(f"{folder}: a fedcar {manifest['kind']}, not a {kind}; give another folder")
     if manifest["format_version"] > FORMAT_VERSION:
@@ -88,20 +120,20 @@ def check_folder(folder: Path, kind: str) -> None:
             f"{folder}: written in format {manifest['format_version']}, this fedcar reads up to {FORMAT_VERSION}; update fedcar"
         )
     for name, expected in manifest["sha256"].items():
-        file = folder / name
-        if not file.is_file():
-            raise FedcarError(f"{file}: is missing; restore the folder from a copy")
-        if _file_hash(file) != expected:
-            raise FedcarError(f"{file}: does not match its sha256, so it was changed; restore the folder from a copy")
+        if _file_hash(folder / name, way_out) != expected:
+            raise FedcarError(f"{folder / name}: does not match its sha256, so it was changed; {way_out}")
 
 
 def write_json(file: Path, content: object) -> None:
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    file.write_bytes((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def _kind_of(folder: Path) -> str | None:
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest as far as it can be read; None where there is none that fedcar wrote."""
     try:
-        return str(json.loads((folder / MANIFEST).read_bytes())["kind"])
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        whole = isinstance(manifest["kind"], str) and isinstance(manifest["format_version"], int)
+        return manifest if whole and isinstance(manifest["sha256"], dict) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -110,35 +142,101 @@ def _seal(folder: Path, kind: str) -> None:
     """Write the manifest (kind, format version, sha256 of every file) and its own hash; everything reaches the disk."""
     hashes = {file.name: _file_hash(file) for file in sorted(folder.iterdir())}
     write_json(folder / MANIFEST, {"kind": kind, "format_version": FORMAT_VERSION, "sha256": hashes})
-    (folder / MANIFEST_HASH).write_text(_file_hash(folder / MANIFEST) + "\n", encoding="ascii")
+    (folder / MANIFEST_HASH).write_bytes(_file_hash(folder / MANIFEST).encode() + b"\n")
     for file in folder.iterdir():
         _to_disk(file)
     _to_disk(folder)
-    folder.chmod(0o755)
 
 
-def _put_in_place(temporary: Path, target: Path) -> None:
-    if not target.exists():
-        temporary.rename(target)
-    elif not _exchange(temporary, target):
-        aside = target.with_name(f".{target.name}.before")
+# -------------------------------------------------------------------- temporary folders and the exchange
+
+
+@contextmanager
+def _parent_of(place: Path) -> Iterator[None]:
+    """The parent folders, made where they are missing and taken away again after an error."""
+    missing = [folder for folder in place.parents if not folder.exists()]
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for folder in missing:
+                folder.rmdir()
+        raise
+
+
+@contextmanager
+def _temporary_beside(place: Path) -> Iterator[Path]:
+    """A new folder beside the place, locked while its process lives; what killed processes left there is removed."""
+    for leftover in place.parent.iterdir():
+        if re.fullmatch(rf"\.{re.escape(place.name)}\.new-[0-9a-f]{{8}}", leftover.name):
+            with _locked(leftover, wait=False) as locked:
+                if locked:
+                    shutil.rmtree(leftover, ignore_errors=True)
+    while True:
+        temporary = place.with_name(f".{place.name}.new-{secrets.token_hex(4)}")
+        temporary.mkdir()
+        try:
+            with _locked(temporary, wait=True):
+                if temporary.exists():  # no other process took it for a leftover before it was locked
+                    yield temporary
+                    return
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path, *, wait: bool) -> Iterator[bool]:
+    """Hold the folder's lock, which ends with the process; False where it is held elsewhere or there are no locks."""
+    try:
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            locked = True
+        except OSError:
+            locked = False
+        yield locked
+    finally:
+        os.close(descriptor)
+
+
+def _put_in_place(temporary: Path, place: Path) -> None:
+    if not place.exists():
+        temporary.rename(place)
+    elif not _exchange(temporary, place):
+        aside = place.with_name(f".{place.name}.before")
         shutil.rmtree(aside, ignore_errors=True)
-        target.rename(aside)
-        temporary.rename(target)
+        place.rename(aside)
+        try:
+            temporary.rename(place)
+        except BaseException:
+            aside.rename(place)
+            raise
         shutil.rmtree(aside, ignore_errors=True)
-    _to_disk(target.parent)
+    _to_disk(place.parent)
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Swap two folders in one step (Linux renameat2), so that there is no moment without a whole one."""
+    """Swap two folders in one step, so that there is no moment without a whole one; False where that cannot be done."""
     try:
-        rename = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError):
+        library = ctypes.CDLL(None, use_errno=True)
+        paths = os.fsencode(first), os.fsencode(second)
+        if hasattr(library, "renameat2"):
+            return bool(library.renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _EXCHANGE) == 0)
+        return bool(library.renamex_np(*paths, _EXCHANGE) == 0)
+    except (AttributeError, OSError, TypeError):
         return False
-    return bool(rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0)
 
 
 def _to_disk(path: Path) -> None:
+    if os.name == "nt":  # which cannot open a folder, nor flush what is open for reading
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -146,9 +244,27 @@ def _to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def _file_hash(file: Path) -> str:
+def _file_hash(file: Path, way_out: str = RESTORE) -> str:
     digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
+    try:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    except OSError as error:
+        raise FedcarError(f"{file}: cannot be read ({_reason(error)}); {way_out}") from error
     return digest.hexdigest()
+
+
+def _content(file: Path, way_out: str) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise FedcarError(f"{file}: cannot be read ({_reason(error)}); {way_out}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Why in a few words; safetensors hands on the system's error as text."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    number = re.search(r"(?:code: |os error )(\d+)", str(error))
+    return os.strerror(int(number[1])) if number else str(error).splitlines()[0]
