@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,3 +35,14 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - the public names, whatever 
     from importlib import import_module
 
     return getattr(import_module(f"fedcar.{_HOMES[name]}"), name)
+
+
+class _Package(ModuleType):
+    """Keeps the functions `train` and `evaluate`: the import of a module of that name would otherwise take the name."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

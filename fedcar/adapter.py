@@ -21,6 +21,8 @@ class Adapter(nn.Module):
         self.variant = variant
         self.width = width
         name, rank = parse_variant(variant)
+        if rank > width:
+            raise FedcarError(f'--adapter "{variant}": the rank must not exceed the embedding width {width}; give full')
         if name == "full":
             self.difference = nn.Parameter(torch.zeros(width, width))
         elif name == "diagonal":

@@ -56,12 +56,13 @@ class Checkpoint:
         """Put the trainer and the history where they were; None where there is no checkpoint yet."""
         if not self.folder.exists():
             return None
-        check_folder(self.folder, KIND)
+        check_folder(self.folder, KIND, "remove it and start again without --resume")
         record: dict[str, Any] = json.loads((self.folder / "checkpoint.json").read_text(encoding="utf-8"))
         for what, value in self.belongs_to.items():
-            if record["belongs_to"][what] != value:
+            before = record["belongs_to"].get(what)
+            if before != value:
                 raise FedcarError(
-                    f"{self.folder}: belongs to another {what.removesuffix('s')} ({_short(record['belongs_to'][what])}, now {_short(value)}); "
+                    f"{self.folder}: belongs to {_difference(what, before, value)}; "
                     "give what it was started with, or start again without --resume"
                 )
         trainer.load_tensors(load_file(self.folder / "current.safetensors"))
@@ -76,7 +77,9 @@ class Checkpoint:
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimiser's state by parameter number and name, as plain tensors."""
     state = optimizer.state_dict()["state"]
-    return {f"{number}.{name}": value.detach().clone() for number, values in state.items() for name, value in values.items()}
+    return {
+        f"{number}.{name}": value.detach().clone() for number, values in state.items() for name, value in values.items()
+    }
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
@@ -87,5 +90,9 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _short(value: object) -> str:
-    return value[:12] if isinstance(value, str) else json.dumps(value)
+def _difference(what: str, before: object, now: object) -> str:
+    """In words: another collection or encoder by its fingerprint, other settings by those that differ."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        return "other settings (" + ", ".join(f"{name} {before.get(name)}, now {now.get(name)}" for name in names) + ")"
+    return f"another {what} ({str(before)[:12]}, now {str(now)[:12]})"

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import sys
 import warnings
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn
 
 import click
 
 from fedcar import __version__
 from fedcar.errors import FedcarError, FedcarWarning
 
-Command = TypeVar("Command", bound=Callable[..., None])
 FOLDER = click.Path(path_type=Path)
 
 INPUT_MISTAKE = 1
 INTERRUPTED = 130
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-cache_option = click.option("--cache", type=FOLDER, help="Folder of the hidden states.  [default: the user's cache folder]")
+encoder_option = click.option("--encoder", type=FOLDER, help="Where the encoder lies, if it has moved since training.")
+cache_option = click.option("--cache", type=FOLDER, help="Folder of the hidden states.  [default: the user's cache]")
 
 
 def main() -> None:
@@ -30,17 +30,21 @@ def main() -> None:
     warnings.showwarning = _show_warning
     warnings.simplefilter("default", FedcarWarning)
     try:
-        commands(standalone_mode=False)
+        commands(prog_name="fedcar", standalone_mode=False)
+        sys.stdout.flush()
     except FedcarError as error:
         _leave(f"error: {error}", INPUT_MISTAKE)
     except (KeyboardInterrupt, click.Abort):
         _leave("interrupted", INTERRUPTED)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
+    except click.ClickException as error:
+        command = getattr(getattr(error, "ctx", None), "command_path", "fedcar")
+        _leave(f"error: {error.format_message()} (see {command} --help)", error.exit_code)
+    except OSError as error:  # what no part of fedcar saw coming: a full disk behind stdout, a file that went away
+        _abandon_stdout()
+        _leave(f"error: {error.filename or 'standard output'}: {error.strerror or error}", INPUT_MISTAKE)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -50,7 +54,7 @@ def commands() -> None:
 
 
 @commands.command()
-@click.option("-o", "--out", type=FOLDER, default=Path("fedcar-demo"), show_default=True, help="Where the retriever is saved.")
+@click.option("-o", "--out", type=FOLDER, default=Path("fedcar-demo"), show_default=True, help="The retriever to make.")
 @cache_option
 def demo(out: Path, cache: Path | None) -> None:
     """Train, evaluate and search on the packaged collection: under two minutes, offline."""
@@ -63,13 +67,19 @@ def demo(out: Path, cache: Path | None) -> None:
 @commands.command("import")
 @click.argument("file", type=FOLDER)
 @click.option("--out", type=FOLDER, required=True, help="The collection to make, a new folder.")
-@click.option("--text-column", help="The column of the text.  [default: found by its name]")
-@click.option("--label-column", help="The column of the label; each label becomes a document.  [default: found by its name]")
+@click.option("--text-column", help="Column of the text.  [default: by its name]")
+@click.option("--label-column", help="Column of the label: each one becomes a document.  [default: by its name]")
 @click.option("--queries", type=FOLDER, help="A file of questions with the id of the document that answers each.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the split, where the file has none.")
 @as_json
 def import_file(
-    file: Path, out: Path, text_column: str | None, label_column: str | None, queries: Path | None, seed: int, as_json: bool
+    file: Path,
+    out: Path,
+    text_column: str | None,
+    label_column: str | None,
+    queries: Path | None,
+    seed: int,
+    as_json: bool,
 ) -> None:
     """Make a collection from a CSV, JSONL or Parquet FILE or a folder of text / Markdown files."""
     from fedcar.importing import import_collection
@@ -78,20 +88,20 @@ def import_file(
         file, out, text_column=text_column, label_column=label_column, queries=queries, seed=seed
     )
     counts = {split: len(collection.judged(split)) for split in ("train", "dev", "test")}
-    result = {"collection": str(out), "documents": len(collection.documents), "queries": len(collection.queries), "judged": counts}
+    documents, asked = len(collection.documents), len(collection.queries)
     if as_json:
-        _print_json(result)
+        _print_json({"collection": str(out), "documents": documents, "queries": asked, "judged": counts})
     else:
         judged = ", ".join(f"{count} {split}" for split, count in counts.items())
-        click.echo(f"{out}: {result['documents']} documents, {result['queries']} queries (judged: {judged})")
+        click.echo(f"{out}: {documents} documents, {asked} queries (judged: {judged})")
         click.echo(f"next: fedcar train {out} -o RETRIEVER")
 
 
 @commands.command()
 @click.argument("collection", type=FOLDER)
-@click.option("-o", "--out", type=FOLDER, required=True, help="Where the retriever is saved; replaces a retriever there.")
+@click.option("-o", "--out", type=FOLDER, required=True, help="The retriever to make; one that is there is replaced.")
 @click.option("--encoder", default=None, help="A model on the hub or a folder.  [default: all-MiniLM-L6-v2]")
-@click.option("--pooling", type=click.Choice(["mean", "last", "cls"]), help="[default: what the model was trained with]")
+@click.option("--pooling", type=click.Choice(["mean", "last", "cls"]), help="[default: what the model declares]")
 @click.option("--method", type=click.Choice(["auto", "head", "adapter"]), default="auto", show_default=True)
 @click.option("--adapter", default="full", show_default=True, help="full, lowrank:R or diagonal.")
 @click.option("--head", type=click.Choice(["cosine", "linear"]), default="cosine", show_default=True)
@@ -103,7 +113,15 @@ def import_file(
 @click.option("--resume", is_flag=True, help="Go on from where an interrupted training stopped.")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be done.")
 @as_json
-def train(collection: Path, out: Path, encoder: str | None, resume: bool, dry_run: bool, as_json: bool, **options: Any) -> None:  # noqa: ANN401
+def train(
+    collection: Path,
+    out: Path,
+    encoder: str | None,
+    resume: bool,
+    dry_run: bool,
+    as_json: bool,
+    **options: Any,  # noqa: ANN401 - those of fedcar.train, under the same names
+) -> None:
     """Train a retriever on COLLECTION and save it."""
     from fedcar.collection import Collection
     from fedcar.encoder import DEFAULT_ENCODER
@@ -114,7 +132,7 @@ def train(collection: Path, out: Path, encoder: str | None, resume: bool, dry_ru
     check_target(out, KIND)
     loaded = Collection.read(collection)
     encoder = encoder or DEFAULT_ENCODER
-    checkpoint = out.with_name(f".{out.name}.training")
+    checkpoint = out.resolve().with_name(f".{out.resolve().name}.training")
     if dry_run:
         from fedcar.train import plan
 
@@ -122,14 +140,23 @@ def train(collection: Path, out: Path, encoder: str | None, resume: bool, dry_ru
         return
     from fedcar.train import train as train_retriever
 
+    found = _identity(checkpoint)
+    if resume and not found:
+        click.echo(f"{checkpoint}: no such checkpoint, so the training starts from the beginning", err=True)
     try:
         retriever = train_retriever(
             loaded, encoder=encoder, checkpoint=checkpoint, resume=resume, report=Console(), **options
         )
+        retriever.save(out)
     except KeyboardInterrupt:
-        what = "finished epochs are" if checkpoint.exists() else "encoded texts are"
-        _leave(f"interrupted; the {what} kept: the same command with --resume goes on from there", INTERRUPTED)
-    retriever.save(out)
+        kept = bool(found) if resume else _identity(checkpoint) != found
+        what = "the finished epochs are kept" if kept else "what was encoded is kept"
+        _leave(f"interrupted; {what}. To go on: {_this_command(resume=kept)}", INTERRUPTED)
+    except FedcarError as error:
+        if _identity(checkpoint) != found:
+            go_on = f"the finished epochs are kept, to go on: {_this_command(resume=True)}"
+            raise FedcarError(f"{error}; {go_on}") from error
+        raise
     remove_folder(checkpoint)
     if as_json:
         _print_json({"retriever": str(out), **retriever.training})
@@ -144,16 +171,25 @@ def train(collection: Path, out: Path, encoder: str | None, resume: bool, dry_ru
 @click.argument("collection", type=FOLDER)
 @click.option("--split", type=click.Choice(["train", "dev", "test"]), default="test", show_default=True)
 @click.option("--run", type=FOLDER, help="Write the retriever's ranking as a TREC run file.")
+@encoder_option
 @cache_option
 @as_json
-def evaluate(retriever: Path, collection: Path, split: str, run: Path | None, cache: Path | None, as_json: bool) -> None:
+def evaluate(
+    retriever: Path,
+    collection: Path,
+    split: str,
+    run: Path | None,
+    encoder: Path | None,
+    cache: Path | None,
+    as_json: bool,
+) -> None:
     """Measure BM25, MIPS, hybrid and RETRIEVER side by side on COLLECTION's judged queries."""
     from fedcar.collection import Collection
     from fedcar.evaluate import evaluate as measure
     from fedcar.progress import Console
     from fedcar.retriever import Retriever
 
-    loaded = Retriever.load(retriever)
+    loaded = Retriever.load(retriever, encoder)
     result = measure(loaded, Collection.read(collection), split, cache=cache, run=run, report=Console())
     if as_json:
         _print_json(result)
@@ -167,14 +203,15 @@ def evaluate(retriever: Path, collection: Path, split: str, run: Path | None, ca
 @click.argument("retriever", type=FOLDER)
 @click.argument("question")
 @click.option("-k", default=5, show_default=True, help="How many documents.")
+@encoder_option
 @as_json
-def search(retriever: Path, question: str, k: int, as_json: bool) -> None:
+def search(retriever: Path, question: str, k: int, encoder: Path | None, as_json: bool) -> None:
     """Find the documents of RETRIEVER that answer QUESTION."""
     from dataclasses import asdict
 
     from fedcar.retriever import Retriever
 
-    answer = Retriever.load(retriever).search(question, k)
+    answer = Retriever.load(retriever, encoder).search(question, k)
     if as_json:
         _print_json(asdict(answer))
     else:
@@ -200,6 +237,26 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: object, *
         click.echo(f"warning: {message}", err=True)
 
 
-def _leave(message: str, code: int) -> None:
-    click.echo(message, err=True)
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """What changes when the folder is written anew; None where there is none."""
+    try:
+        status = (folder / "manifest.json").stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def _this_command(*, resume: bool) -> str:
+    """The command line as it was typed, with or without --resume."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
+    return shlex.join(["fedcar", *arguments, *(["--resume"] if resume else [])])
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    click.echo(" ".join(message.splitlines()), err=True)
     sys.exit(code)
+
+
+def _abandon_stdout() -> None:
+    """Drop what could not be written, so that the interpreter does not try it again on its way out."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

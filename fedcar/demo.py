@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,44 +15,54 @@ from fedcar.tables import print_evaluation
 from fedcar.train import train
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from fedcar.progress import Silent
 
 COLLECTION = Path(__file__).parent / "demo_collection"
-SHOWN = ("q0901", "q0172", "q0825")  # held-out questions in the words of the sites, picked to show what training changes
+SHOWN = ("q0901", "q0172", "q0825")  # held-out questions in the words of the sites; training changes two answers
 
 
 def run_demo(out: Path, cache: Path | None, report: Silent) -> None:
     """Train on the packaged collection, evaluate held out, answer three questions before and after, save to `out`."""
     from rich.console import Console
+    from rich.padding import Padding
+    from rich.text import Text
 
     check_target(out, KIND)
     console = Console(highlight=False)
     collection = Collection.read(COLLECTION)
+    sites = {query.client for query in collection.queries.values()}
     console.print(
-        f"[bold]The demo collection[/bold]: {len(collection.documents)} service documents of a fleet of robots, "
-        f"{len(collection.judged('train'))} training questions asked at {len({query.client for query in collection.queries.values()})} sites"
+        f"[bold]The demo collection[/bold]: {len(collection.documents)} service documents of a fleet of robots,\n"
+        f"{len(collection.judged('train'))} training questions asked at {len(sites)} sites\n"
     )
     retriever = train(collection, cache=cache, report=report)
     result = evaluate(retriever, collection, cache=cache, report=report)
     before = Retriever.untrained(collection.documents, retriever.encoder, FeatureCache(cache))
     retriever.save(out)
-    console.print()
     print_evaluation(result)
     console.print("\n[bold]Three held-out questions[/bold], before training and after")
     judgements = collection.judgements["test"]
     for query_id in SHOWN:
-        console.print(f"\n  {collection.queries[query_id].text}", markup=False)
+        console.print()
+        console.print(Padding(Text(collection.queries[query_id].text), (0, 0, 0, 2)))
         with retriever.encoder.untrained():
             first = before.search(collection.queries[query_id].text, 1).hits[0]
         _show_hit(console, "before", first.title, first.id in judgements[query_id])
         hit = retriever.search(collection.queries[query_id].text, 1).hits[0]
         _show_hit(console, "after", hit.title, hit.id in judgements[query_id])
-    console.print(f"\nThe retriever is saved in [bold]{out}[/bold]. What to type next:")
-    console.print(f'  fedcar search {out} "the scrubber leaves a wet trail behind it"', markup=False)
-    console.print("  fedcar import QUESTIONS.csv --out COLLECTION     a collection from your own data", markup=False)
-    console.print("  fedcar train COLLECTION -o RETRIEVER             a retriever from your own collection", markup=False)
+    for line in (
+        f"\nThe retriever is saved in {out}. What to type next:",
+        f'  fedcar search {shlex.quote(str(out))} "the scrubber leaves a wet trail behind it"',
+        "  fedcar import QUESTIONS.csv --out COLLECTION   # a collection of your own data",
+        "  fedcar train COLLECTION -o RETRIEVER           # a retriever for it",
+    ):
+        console.print(line, markup=False, soft_wrap=True)
 
 
-def _show_hit(console: object, when: str, title: str, right: bool) -> None:
+def _show_hit(console: Console, when: str, title: str, right: bool) -> None:
+    from rich.markup import escape
+
     mark = "[green]right[/green]" if right else "[red]wrong[/red]"
-    console.print(f"    {when:<7} {mark}  {title}")  # type: ignore[attr-defined]
+    console.print(f"    {when:<7} {mark}  {escape(title)}")

@@ -7,7 +7,7 @@ import importlib.util
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,10 +25,12 @@ if TYPE_CHECKING:
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 DEFAULT_ENCODER_ON_THE_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+TOKENIZER_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+TOKENIZER_SETTINGS = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 POOLINGS = ("mean", "last", "cls")
 MAX_TOKENS = 256
 TOKENS_PER_BATCH = 4096
-POSITIONS_START_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer")
+POSITIONS_START_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "data2vec-text", "mpnet", "longformer")
 DECODERS_POOL_LAST = ("llama", "gemma", "mistral", "qwen", "phi", "gpt", "opt", "falcon", "smollm", "olmo")
 
 Progress = Callable[[int], None]
@@ -50,8 +52,12 @@ class Encoder:
         if pooling is not None and pooling not in POOLINGS:
             raise FedcarError(f'--pooling "{pooling}": not known; give one of {", ".join(POOLINGS)}')
         self.pooling = pooling or _default_pooling(folder, self.config)
+        if self.pooling == "cls" and _is_decoder(self.config):
+            message = f"--pooling cls: the first token of {name} knows nothing of the text; give last or mean"
+            warnings.warn(message, FedcarWarning, stacklevel=2)
         self.adapter: Adapter | None = None
         self.texts_cut = 0
+        self._folded: str | None = None
 
     @classmethod
     def load(cls, name: str | Path = DEFAULT_ENCODER, pooling: str | None = None, *, offline: bool = False) -> Encoder:
@@ -64,13 +70,16 @@ class Encoder:
         if not (folder / "config.json").is_file():
             raise FedcarError(f"{folder}: no config.json, so this is not a Hugging Face model folder; name one that is")
         _weight_files(folder)
+        if not _tokenizer_files(folder, TOKENIZER_VOCABULARIES):  # some tokenizer classes then make an empty vocabulary
+            raise FedcarError(f"{folder}: no tokenizer.json, so no text can be read; fetch the encoder again")
         return cls(folder, str(name), pooling, revision)
 
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over the weights, the configuration and the tokenizer files: equal encoders, equal fingerprints."""
+        tokenizer = _tokenizer_files(self.folder, (*TOKENIZER_VOCABULARIES, *TOKENIZER_SETTINGS))
         digest = hashlib.sha256()
-        for file in [*_weight_files(self.folder), *_tokenizer_files(self.folder), self.folder / "config.json"]:
+        for file in [*_weight_files(self.folder), *tokenizer, self.folder / "config.json"]:
             digest.update(f"{file.name}\0{_sha256(file)}\0".encode())
         return digest.hexdigest()
 
@@ -85,34 +94,50 @@ class Encoder:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     @cached_property
+    @torch.inference_mode(False)  # weights that are first read while encoding must serve training too
     def model(self) -> Any:  # noqa: ANN401 - any AutoModel
-        """The frozen transformer, in float32 and in evaluation mode."""
+        """The frozen transformer, in float32, in evaluation mode and without dropout."""
         from transformers import AutoModel
         from transformers.utils import logging as transformers_logging
 
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
-        try:
-            model = AutoModel.from_pretrained(
-                str(self.folder), dtype=torch.float32, use_safetensors=True, local_files_only=True
-            )
-        except Exception as error:  # the library raises many kinds; each means that the folder holds no usable model
-            raise FedcarError(f"{self.folder}: the encoder cannot be read ({_first_line(error)}); check the folder") from error
+        if self.model_config.is_encoder_decoder:
+            raise FedcarError(f"{self.folder}: the encoder has a decoder behind it; give an encoder or a decoder alone")
+        transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+        model, report = self._read(AutoModel, "encoder", **options)
+        # the library fills in missing weights with random numbers; only the pooler's are never used here
+        if missing := sorted(name for name in report["missing_keys"] if "pooler" not in name):
+            message = f"{len(missing)} weights are missing, {missing[0]} the first; fetch the encoder again"
+            raise FedcarError(f"{self.folder}: {message}")
+        _switch_off_dropout(model)
         return model.requires_grad_(False).eval().to(self.device)
 
     @cached_property
     def tokenizer(self) -> Any:  # noqa: ANN401 - any fast tokenizer
         from transformers import AutoTokenizer
 
+        return self._read(AutoTokenizer, "tokenizer")
+
+    @cached_property
+    def model_config(self) -> Any:  # noqa: ANN401 - any PreTrainedConfig
+        """The text model's configuration, with the defaults of its class filled in."""
+        from transformers import AutoConfig
+
+        return self._read(AutoConfig, "configuration").get_text_config()
+
+    def _read(self, kind: Any, what: str, **options: object) -> Any:  # noqa: ANN401 - the Auto classes share no base
         try:
-            return AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True)
-        except Exception as error:  # as above
-            raise FedcarError(f"{self.folder}: the tokenizer cannot be read ({_first_line(error)}); check the folder") from error
+            return kind.from_pretrained(str(self.folder), local_files_only=True, trust_remote_code=False, **options)
+        except Exception as error:  # the library raises many kinds; each means that the folder holds nothing usable
+            message = f"the {what} cannot be read ({_first_line(error)}); check the folder"
+            raise FedcarError(f"{self.folder}: {message}") from error
 
     @property
     def dimension(self) -> int:
         """The width d of a hidden state."""
-        return int(self.config.get("hidden_size") or self.config.get("dim") or self.model.config.hidden_size)
+        width = self.config.get("hidden_size") or self.config.get("dim")  # known without reading the weights
+        return width if isinstance(width, int) else int(self.model_config.hidden_size)
 
     @property
     def embedding_width(self) -> int:
@@ -128,31 +153,53 @@ class Encoder:
     @cached_property
     def max_tokens(self) -> int:
         """Tokens kept of a text: 256, or the encoder's limit where that is lower."""
-        limit = int(self.config.get("max_position_embeddings") or MAX_TOKENS)
-        if self.config.get("model_type") in POSITIONS_START_AFTER_PADDING:
-            limit -= int(self.config.get("pad_token_id") or 0) + 1
+        limit = int(getattr(self.model_config, "max_position_embeddings", None) or MAX_TOKENS)
+        if self.model_config.model_type == "mpnet":
+            limit -= 2  # its padding row is 1, whatever the configuration says
+        elif self.model_config.model_type.startswith(POSITIONS_START_AFTER_PADDING):
+            limit -= int(getattr(self.model_config, "pad_token_id", None) or 0) + 1
         return max(2, min(MAX_TOKENS, limit, int(self.tokenizer.model_max_length)))
 
     @cached_property
     def padding_id(self) -> int:
-        candidates = (self.config.get("pad_token_id"), self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        return next(int(candidate) for candidate in candidates if candidate is not None)
+        """A token to fill up with; any will do where the model knows none, since the mask hides it."""
+        candidates = (
+            getattr(self.model_config, "pad_token_id", None),
+            self.tokenizer.pad_token_id,
+            self.tokenizer.eos_token_id,
+        )
+        rows = range(self.model_config.vocab_size)
+        return next((int(found) for found in candidates if found is not None and found in rows), 0)
 
     # ---------------------------------------------------------------- tokens and hidden states
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids with the model's special tokens, cut at `max_tokens`; with pooling `last` they end in EOS."""
+        if not texts:
+            return []
         end = self.tokenizer.eos_token_id if self.pooling == "last" else None
-        room = self.max_tokens - (end is not None)
-        encoded = self.tokenizer(list(texts), truncation=True, max_length=room, return_attention_mask=False)
+        room = self.max_tokens - (end is not None and not self._adds_end)
+        readable = [text.encode("utf-8", "replace").decode() for text in texts]  # lone surrogates are no text
+        encoded = self.tokenizer(readable, truncation=True, max_length=room, return_attention_mask=False)
         ids: list[list[int]] = [list(map(int, row)) for row in encoded["input_ids"]]
         cut = sum(bool(encoding.overflowing) for encoding in encoded.encodings or [])
         if cut and not self.texts_cut:
-            warnings.warn(f"{cut} texts are longer than {self.max_tokens} tokens and were cut", FedcarWarning, stacklevel=2)
+            message = f"{cut} of {len(texts)} texts are longer than {self.max_tokens} tokens and were cut"
+            warnings.warn(message, FedcarWarning, stacklevel=2)
         self.texts_cut += cut
         if end is not None:
             ids = [row if row and row[-1] == end else [*row, end] for row in ids]
+        known = self.model_config.vocab_size
+        if (highest := max(map(max, filter(None, ids)), default=0)) >= known:
+            raise FedcarError(
+                f"{self.folder}: the tokenizer makes token {highest}, but the model has {known} tokens; "
+                "they do not belong together: fetch the encoder again"
+            )
         return [row or [self.padding_id] for row in ids]
+
+    @cached_property
+    def _adds_end(self) -> bool:
+        return list(self.tokenizer("")["input_ids"][-1:]) == [self.tokenizer.eos_token_id]
 
     def hidden_states(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
         """One batch of token id lists -> pooled hidden states (n, d); differentiable in the adapter."""
@@ -184,8 +231,8 @@ class Encoder:
         embedding = self.embedding
         if adapter.width != embedding.weight.shape[1]:
             raise FedcarError(
-                f"the adapter has width {adapter.width}, the embedding table of {self.name} {embedding.weight.shape[1]}; "
-                "they must be equal: use the encoder that the adapter was trained with"
+                f"the adapter has width {adapter.width}, the embedding table of {self.name} "
+                f"{embedding.weight.shape[1]}; they must be equal: use the encoder that the adapter was trained with"
             )
         self.adapter = adapter.to(self.device)
         self.model.set_input_embeddings(SoftEmbedding(embedding, self.adapter))
@@ -201,40 +248,47 @@ class Encoder:
         adapter = self.adapter
         if adapter is not None:
             self.remove_adapter()
-        yield
-        if adapter is not None:
-            self.insert(adapter)
+        try:
+            yield
+        finally:
+            if adapter is not None:
+                self.insert(adapter)
 
     @property
     def state_fingerprint(self) -> str:
-        """The fingerprint, with the adapter's values where there is one: equal for equal hidden states."""
+        """The fingerprint with the values of the adapter, inserted or folded in: equal ones, equal hidden states."""
+        base = self._folded or self.fingerprint
         if self.adapter is None:
-            return self.fingerprint
-        digest = hashlib.sha256(self.fingerprint.encode())
+            return base
+        digest = hashlib.sha256(base.encode())
         for name, tensor in self.adapter.state_dict().items():
             digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Write the adapter into the embedding table (E' = E A^T): the same hidden states from a stock model."""
+        """Write the adapter into the embedding table (E' = E A^T): the same hidden states from a stock model.
+
+        Bit for bit, but for models that scale the embeddings (Gemma), where the last digits differ.
+        """
         if self.adapter is None:
             return
+        self._folded = self.state_fingerprint
         embedding = self.embedding
         embedding.weight.copy_(self.adapter(embedding.weight))
         self.remove_adapter()
 
     def checkpoint_gradients(self) -> None:
         """Recompute activations in the backward pass: less memory, about one more forward pass a step."""
-        self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        for module in self.model.modules():  # checkpointing works in training mode only; the blocks stay deterministic
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
-            for name in ("dropout", "attention_dropout", "dropout_prob"):
-                with suppress(AttributeError):
-                    if isinstance(getattr(module, name), float):
-                        setattr(module, name, 0.0)
-        self.model.train()
+        name = "activation_checkpointing_enable"  # as transformers calls it of late
+        enable = getattr(self.model, name if hasattr(self.model, name) else "gradient_checkpointing_enable")
+        try:
+            enable({"use_reentrant": False})
+        except ValueError as error:
+            raise FedcarError(f"{self.name}: this model has no gradient checkpointing; train without it") from error
+        for module in self.model.modules():  # it works in training mode only; everything else stays as in evaluation
+            if getattr(module, "gradient_checkpointing", False):
+                module.training = True
 
 
 def pool(hidden_states: Tensor, mask: Tensor, pooling: str) -> Tensor:
@@ -248,6 +302,16 @@ def pool(hidden_states: Tensor, mask: Tensor, pooling: str) -> Tensor:
     positions = torch.arange(mask.shape[1], device=mask.device)
     index = (mask * (positions + 1)).argmax(1) if pooling == "last" else mask.argmax(1)
     return hidden_states[torch.arange(len(mask), device=mask.device), index]
+
+
+def _switch_off_dropout(model: torch.nn.Module) -> None:
+    """Frozen blocks are deterministic, in training mode too."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 def batches_by_length(lengths: Sequence[int], tokens: int = TOKENS_PER_BATCH) -> Iterator[list[int]]:
@@ -267,7 +331,7 @@ def batches_by_length(lengths: Sequence[int], tokens: int = TOKENS_PER_BATCH) ->
 
 def _find(name: str, offline: bool) -> tuple[Path, str | None]:
     """The folder that holds the model, and its revision where it comes from the hub."""
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         return Path(name).resolve(), None
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
         raise FedcarError(f"--encoder {name!r}: no such folder; give a folder that exists or a model's name on the hub")
@@ -309,14 +373,15 @@ def _weight_files(folder: Path) -> list[Path]:
     if not files:
         pickled = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
         if pickled:
-            raise FedcarError(f"{pickled[0]}: a pickle, which can run code when read; convert the weights to safetensors")
+            raise FedcarError(
+                f"{pickled[0]}: a pickle, which can run code when read; convert the weights to safetensors"
+            )
         raise FedcarError(f"{folder}: no *.safetensors file, so no weights; give a folder with the model's weights")
     return files
 
 
-def _tokenizer_files(folder: Path) -> list[Path]:
-    names = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt", "tokenizer.model")
-    return [folder / name for name in names if (folder / name).is_file()]
+def _tokenizer_files(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    return sorted(file for pattern in patterns for file in folder.glob(pattern) if file.is_file())
 
 
 def _sha256(file: Path) -> str:
@@ -342,14 +407,18 @@ def _default_pooling(folder: Path, config: dict[str, Any]) -> str:
     declared = folder / "1_Pooling" / "config.json"
     if declared.is_file():
         settings = _read_json(declared)
-        for pooling, key in (
-            ("cls", "pooling_mode_cls_token"),
-            ("last", "pooling_mode_lasttoken"),
-            ("mean", "pooling_mode_mean_tokens"),
+        for pooling, mode, flag in (  # sentence-transformers from 6 names one mode, before it there was a flag for each
+            ("cls", "cls", "pooling_mode_cls_token"),
+            ("last", "lasttoken", "pooling_mode_lasttoken"),
+            ("mean", "mean", "pooling_mode_mean_tokens"),
         ):
-            if settings.get(key):
+            if settings.get("pooling_mode") == mode or settings.get(flag):
                 return pooling
-    return "last" if str(config.get("model_type", "")).startswith(DECODERS_POOL_LAST) else "mean"
+    return "last" if _is_decoder(config) else "mean"
+
+
+def _is_decoder(config: dict[str, Any]) -> bool:
+    return str(config.get("model_type", "")).startswith(DECODERS_POOL_LAST)
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedcar.encoder import Encoder, Progress
+from fedcar.encoder import MAX_TOKENS, Encoder, Progress
 from fedcar.errors import FedcarError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-CHUNK = 4096
+CHUNK = 1024
 KEY_BYTES = 32
 
 
@@ -33,7 +33,7 @@ class FeatureCache:
 
     Two files a key: `vectors.f32` (rows of d float32) and `keys.sha256` (32 bytes a row: the text's hash, so that no
     text is stored). Rows are appended in chunks, vectors first, so that an encoding that was cut off goes on where it
-    stopped; what a crash left beyond the last whole key is written over. Hidden states of private questions are
+    stopped; what a crash left beyond the last whole row is written over. Hidden states of private questions are
     private: the folder is readable by its owner alone.
     """
 
@@ -45,14 +45,15 @@ class FeatureCache:
     ) -> NDArray[np.float32]:
         """Texts -> (n, d) float32, from disk where they are there, else encoded and kept."""
         keys = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts]
-        place = self.folder / f"{encoder.state_fingerprint[:24]}-{encoder.pooling}-{encoder.dimension}"
+        place = self.folder / f"{encoder.state_fingerprint[:24]}-{encoder.pooling}-{encoder.dimension}-{MAX_TOKENS}"
         try:
-            place.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for folder in (self.folder, place):
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             with _locked(place / "lock"):
                 rows = _read_keys(place, encoder.dimension)
                 missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in rows}
                 if progress is not None and len(keys) > len(missing):
-                    progress(sum(key not in missing for key in keys))
+                    progress(len(keys) - len(missing))
                 # longest first, so that a chunk's texts are of similar length and little is padded
                 for chunk in _chunks(sorted(missing, key=lambda key: -len(missing[key]))):
                     vectors = encoder.encode([missing[key] for key in chunk], progress)
@@ -63,9 +64,8 @@ class FeatureCache:
                 stored = np.memmap(place / "vectors.f32", np.float32, "r", shape=(len(rows), encoder.dimension))
                 return stored[[rows[key] for key in keys]]
         except OSError as error:
-            raise FedcarError(
-                f"{place}: the hidden-state cache cannot be used ({error.strerror}); free space or name another folder with --cache"
-            ) from error
+            reason = f"the hidden-state cache cannot be used ({error.strerror or error})"
+            raise FedcarError(f"{place}: {reason}; free space or name another folder with --cache") from error
 
 
 def _chunks(keys: list[bytes]) -> Iterator[list[bytes]]:
@@ -84,22 +84,25 @@ def _read_keys(place: Path, dimension: int) -> dict[bytes, int]:
 
 
 def _append(place: Path, rows: int, keys: list[bytes], vectors: NDArray[np.float32]) -> None:
-    for name, start, content in (
-        ("vectors.f32", rows * 4 * vectors.shape[1], vectors.tobytes()),
-        ("keys.sha256", rows * KEY_BYTES, b"".join(keys)),
-    ):
-        with os.fdopen(os.open(place / name, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as stream:
-            stream.truncate(start)
-            stream.seek(start)
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
+    """Write after the first `rows` rows. Keys beyond them go first, so that none outlives its vector."""
+    _write_from(place / "keys.sha256", rows * KEY_BYTES, b"")
+    _write_from(place / "vectors.f32", rows * 4 * vectors.shape[1], vectors.tobytes())
+    _write_from(place / "keys.sha256", rows * KEY_BYTES, b"".join(keys))
+
+
+def _write_from(file: Path, start: int, content: bytes) -> None:
+    with os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as stream:
+        stream.truncate(start)
+        stream.seek(start)
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
     """One process at a time; without effect where the system has no file locks (Windows)."""
-    with file.open("w") as stream:
+    with os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT, 0o600), "w") as stream:
         try:
             import fcntl
 

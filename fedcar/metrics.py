@@ -15,10 +15,15 @@ NAMES = ("success@1", "recall@10", "mrr@10", "ndcg@10")
 
 
 def top_k(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """Scores (n, documents) -> the k best columns of each row, best first; of equal scores the lower column first."""
-    k = min(k, scores.shape[1])
-    if k == scores.shape[1]:
-        return np.argsort(-scores, axis=1, kind="stable")
+    """Scores (n, documents) -> the k best columns of each row, best first; of equal scores the lower column first.
+
+    A score that is no number (NaN) counts as -inf.
+    """
+    k = max(0, min(k, scores.shape[1]))
+    if np.isnan(scores).any():
+        scores = np.where(np.isnan(scores), np.float32(-np.inf), scores)
+    if k in (0, scores.shape[1]):
+        return np.argsort(-scores, axis=1, kind="stable")[:, :k]
     # everything at or above the k-th score is a candidate, so that ties at the border are not left to chance
     border = np.partition(scores, scores.shape[1] - k, axis=1)[:, scores.shape[1] - k, None]
     result = np.empty((len(scores), k), dtype=np.int64)
@@ -28,7 +33,9 @@ def top_k(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     return result
 
 
-def per_query(ranking: Sequence[Sequence[str]], relevant: Sequence[Mapping[str, int]]) -> dict[str, NDArray[np.float64]]:
+def per_query(
+    ranking: Sequence[Sequence[str]], relevant: Sequence[Mapping[str, int]]
+) -> dict[str, NDArray[np.float64]]:
     """Ranked document ids and judgements of n queries -> each measure's n values.
 
     A document is relevant from score 1; nDCG uses the score itself as gain (linear).

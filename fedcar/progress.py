@@ -44,7 +44,7 @@ class Console(Silent):
             nonlocal said, sum_done
             sum_done += done
             now = time.monotonic()
-            if now - said > SECONDS_BETWEEN_LINES and sum_done < total:
+            if now - said > SECONDS_BETWEEN_LINES and 0 < sum_done < total:
                 rate = sum_done / (now - start)
                 self.say(f"{what}: {sum_done} of {total}, {rate:.0f}/s, {(total - sum_done) / rate:.0f} s to go")
                 said = now
@@ -59,7 +59,7 @@ def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=20),  # with the rest under 80 columns
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),

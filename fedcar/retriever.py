@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from fedcar.baselines import HYBRID_WEIGHT_WITHOUT_DEV
 from fedcar.calibration import DEFAULT_TEMPERATURE, confidences
 from fedcar.collection import Document
 from fedcar.encoder import Encoder
-from fedcar.errors import FedcarError
+from fedcar.errors import FedcarError, FedcarWarning
 from fedcar.features import FeatureCache
 from fedcar.head import Head
 from fedcar.lexical import LexicalIndex
@@ -109,6 +110,9 @@ class Retriever:
             raise FedcarError("the question is empty; ask something")
         if k < 1:
             raise FedcarError(f"k is {k}; it must be 1 or more")
+        if k > len(self.documents):
+            message = f"k is {k}, but there are only {len(self.documents)} documents; all that fit are returned"
+            warnings.warn(message, FedcarWarning, stacklevel=2)
         scores = self.scores([question], self.encoder.encode([question]))
         confidence = confidences(scores, self.temperature)[0]
         hits = tuple(
@@ -165,7 +169,7 @@ class Retriever:
             folder / "retriever.json",
             {
                 "encoder": {
-                    "name": self.encoder.name,
+                    "name": str(self.encoder.folder) if Path(self.encoder.name).is_dir() else self.encoder.name,
                     "revision": self.encoder.revision,
                     "weights_sha256": self.encoder.weight_hash,
                     "fingerprint": self.encoder.fingerprint,

@@ -40,7 +40,9 @@ def write_folder(target: Path, kind: str, write: Callable[[Path], None]) -> None
             _seal(temporary, kind)
             _put_in_place(temporary, place)
     except (OSError, SafetensorError) as error:
-        raise FedcarError(f"{target}: cannot be written ({_reason(error)}); free space or choose another folder") from error
+        raise FedcarError(
+            f"{target}: cannot be written ({_reason(error)}); free space or choose another folder"
+        ) from error
 
 
 @contextmanager
@@ -79,7 +81,7 @@ def check_replaceable(target: Path, kind: str) -> None:
         raise FedcarError(f"{target}: exists and is not a fedcar {kind}; choose another name or move it away")
     others = sorted(names - {MANIFEST, MANIFEST_HASH, *manifest["sha256"]})
     if others:
-        raise FedcarError(f"{target / others[0]}: not written by fedcar, and would be lost with the {kind} there; move it away")
+        raise FedcarError(f"{target / others[0]}: not written by fedcar, and would be lost; move it out of the {kind}")
 
 
 def check_target(target: Path, kind: str) -> None:
@@ -117,7 +119,8 @@ def check_folder(folder: Path, kind: str, way_out: str = RESTORE) -> None:
         raise FedcarError(f"{folder}: a fedcar {manifest['kind']}, not a {kind}; give another folder")
     if manifest["format_version"] > FORMAT_VERSION:
         raise FedcarError(
-            f"{folder}: written in format {manifest['format_version']}, this fedcar reads up to {FORMAT_VERSION}; update fedcar"
+            f"{folder}: written in format {manifest['format_version']}, this fedcar reads up to {FORMAT_VERSION}; "
+            "update fedcar"
         )
     for name, expected in manifest["sha256"].items():
         if _file_hash(folder / name, way_out) != expected:

@@ -1,4 +1,4 @@
-"""Results as tables for people, on stdout."""
+"""Results as tables for people, on stdout; 80 columns are enough."""
 
 from __future__ import annotations
 
@@ -8,27 +8,31 @@ if TYPE_CHECKING:
     from fedcar.retriever import Answer
 
 MEASURES = ("success@1", "recall@10", "mrr@10", "ndcg@10")
-TITLES = {"bm25": "BM25", "mips": "MIPS (encoder)", "hybrid": "hybrid search", "retriever": "fedcar"}
+TITLES = {"bm25": "BM25", "mips": "MIPS", "hybrid": "hybrid", "retriever": "fedcar"}
 TEXT_SHOWN = 160
 
 
 def print_evaluation(result: dict[str, Any]) -> None:
     """The four systems side by side, over all, seen and unseen documents."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
-    numbers = result["systems"]["retriever"]
-    parts = [part for part in ("all", "seen", "unseen") if numbers[part]]
-    if len(parts) == 2:  # everything is seen, or everything unseen: one part says it all
-        parts = ["all"]
-    table = Table(title=f"{result['collection']}, {result['split']}: {result['queries']} queries, {result['documents']} documents")
+    console = Console(highlight=False)
+    of_retriever = result["systems"]["retriever"]
+    parts = [part for part in ("seen", "unseen") if of_retriever[part]]
+    counts = ", ".join(f"{of_retriever[part]['queries']} {part}" for part in parts)
+    asked = f"{result['queries']} queries ({counts}), {result['documents']} documents"
+    console.print(f"{result['collection']}, {result['split']}: {asked}", markup=False)
+    columns = [("all", measure) for measure in MEASURES]
+    if len(parts) == 2:  # otherwise `all` says it
+        columns += [(part, MEASURES[0]) for part in parts]
+    table = Table(box=box.SIMPLE, pad_edge=False, header_style="")
     table.add_column("")
-    for part in parts:
-        for measure in MEASURES if part == "all" else MEASURES[:1]:
-            table.add_column(f"{measure}\n{part} ({numbers[part]['queries']})", justify="right")
+    for part, measure in columns:
+        table.add_column(f"{part}\n{measure}", justify="right", no_wrap=True)
     for name, system in result["systems"].items():
-        cells = [f"{system[part][measure]:.3f}" for part in parts for measure in (MEASURES if part == "all" else MEASURES[:1])]
+        cells = [f"{system[part][measure]:.3f}" for part, measure in columns]
         table.add_row(TITLES[name], *cells, style="bold" if name == "retriever" else "")
     console.print(table)
     if result["trained_on"]:
@@ -36,12 +40,14 @@ def print_evaluation(result: dict[str, Any]) -> None:
     calibration, unanswerable = result["calibration"], result["unanswerable"]
     console.print(f"expected calibration error {calibration['ece']:.3f}")
     if unanswerable:
-        console.print(f"telling {unanswerable['queries']} unanswerable queries apart: AUROC {unanswerable['auroc']:.3f}")
+        auroc = f"AUROC {unanswerable['auroc']:.3f}"
+        console.print(f"telling {unanswerable['queries']} unanswerable queries apart: {auroc}")
 
 
 def print_answer(answer: Answer) -> None:
     """The hits of one question, best first."""
     from rich.console import Console
+    from rich.padding import Padding
     from rich.text import Text
 
     console = Console(highlight=False)
@@ -50,8 +56,16 @@ def print_answer(answer: Answer) -> None:
     elif not answer.answered:
         console.print("no confident answer; the nearest documents:")
     for rank, hit in enumerate(answer.hits, 1):
+        text = one_line(hit.text)
         line = Text(f"{rank}. ")
-        line.append(hit.title or hit.id, style="bold")
-        line.append(f"  {hit.id}  confidence {hit.confidence:.2f}", style="dim")
+        line.append(one_line(hit.title or hit.id), style="bold")
+        line.append(f"  {one_line(hit.id)}  confidence {hit.confidence:.2f}", style="dim")
         console.print(line)
-        console.print(Text("   " + (hit.text if len(hit.text) <= TEXT_SHOWN else hit.text[: TEXT_SHOWN - 1] + "…")))
+        if text:
+            shown = text if len(text) <= TEXT_SHOWN else text[: TEXT_SHOWN - 1].rstrip() + "…"
+            console.print(Padding(Text(shown), (0, 0, 0, 3)))
+
+
+def one_line(text: str) -> str:
+    """The text on one line and without control characters, which could change the terminal."""
+    return " ".join("".join(character if character.isprintable() else " " for character in text).split())
