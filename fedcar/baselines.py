@@ -1,17 +1,23 @@
-"""What a user has without training: BM25, MIPS (cosine) and hybrid search."""
+"""What a user has without training: BM25, MIPS (cosine) and hybrid search, over all documents."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedcar.metrics import DEPTH, top_k
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from fedcar.retriever import Retriever
+
 HYBRID_WEIGHTS = (0.2, 0.4)
-HYBRID_WEIGHT_WITHOUT_DEV = 0.2
+MIPS = 0.0
+BM25 = None
+CHUNK = 256
 
 
 def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -20,18 +26,27 @@ def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
 
 
-def mips(hidden_states: NDArray[np.float32], embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Cosine of the untrained encoder: hidden states (n, d) and document embeddings (m, d) -> (n, m)."""
-    return unit(hidden_states) @ unit(embeddings).T
+def rankings(
+    retriever: Retriever,
+    texts: Sequence[str],
+    hidden_states: NDArray[np.float32],
+    weights: Sequence[float | None],
+) -> list[list[list[str]]]:
+    """For each weight the ten best document ids of each question by cosine + weight * BM25 / (its maximum).
 
-
-def hybrid(cosines: NDArray[np.float32], lexical: NDArray[np.float32], weight: float) -> NDArray[np.float32]:
-    """Cosine + weight * BM25 / (its maximum for the query)."""
-    return cosines + np.float32(weight) * lexical
-
-
-def choose_hybrid_weight(score: Callable[[float], float] | None) -> float:
-    """The better of .2 and .4 by `score` on dev (of equal ones the lower); .2 without dev."""
-    if score is None:
-        return HYBRID_WEIGHT_WITHOUT_DEV
-    return max(HYBRID_WEIGHTS, key=lambda weight: (score(weight), -weight))
+    Hidden states (n, d) of the untrained encoder. The weight 0 is MIPS, None is BM25 alone; empty documents are never
+    returned.
+    """
+    embeddings = retriever.head.embeddings.numpy()
+    ids, empty = [document.id for document in retriever.documents], retriever.empty
+    ranked: list[list[list[str]]] = [[] for _ in weights]
+    for start in range(0, len(texts), CHUNK):
+        cosines = unit(hidden_states[start : start + CHUNK]) @ embeddings.T
+        lexical = retriever.evidence.lexical(texts[start : start + CHUNK])
+        for place, weight in enumerate(weights):
+            scores = lexical.copy() if weight is None else cosines + np.float32(weight) * lexical
+            scores[:, empty] = -np.inf
+            found = top_k(scores, DEPTH)
+            kept = np.isfinite(np.take_along_axis(scores, found, axis=1))
+            ranked[place] += [[ids[row] for row in rows[keep]] for rows, keep in zip(found, kept, strict=True)]
+    return ranked

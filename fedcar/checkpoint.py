@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,21 +12,20 @@ from torch import Tensor
 
 from fedcar.errors import FedcarError
 from fedcar.history import History
-from fedcar.retriever import Weights
-from fedcar.selection import Choice, Score
+from fedcar.selection import Score
 from fedcar.storage import check_folder, write_folder, write_json
 
 if TYPE_CHECKING:
-    from fedcar.train import Trainer
+    from fedcar.fit import Trainer
 
 KIND = "checkpoint"
 
 
 class Best(NamedTuple):
-    """The best candidate so far: its epoch (0: before training), weights and score, and the trained tensors."""
+    """The best epoch so far (0: before training), its score on the selection questions and the trained tensors."""
 
     epoch: int
-    choice: Choice
+    score: Score
     tensors: dict[str, Tensor]
 
 
@@ -45,7 +43,7 @@ class Checkpoint:
             save_file(_optimizer_tensors(trainer.optimizer), folder / "optimizer.safetensors")
             record = {
                 "belongs_to": self.belongs_to,
-                "best": {"epoch": best.epoch, "weights": asdict(best.choice.weights), "score": list(best.choice.score)},
+                "best": {"epoch": best.epoch, "score": list(best.score)},
                 "history": history.records,
             }
             write_json(folder / "checkpoint.json", record)
@@ -70,8 +68,7 @@ class Checkpoint:
         for past in record["history"]:
             history.add(**past)
         best = record["best"]
-        choice = Choice(Weights(**best["weights"]), Score(*best["score"]))
-        return Best(best["epoch"], choice, load_file(self.folder / "best.safetensors"))
+        return Best(best["epoch"], Score(*best["score"]), load_file(self.folder / "best.safetensors"))
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

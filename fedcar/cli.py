@@ -102,9 +102,9 @@ def import_file(
 @click.option("-o", "--out", type=FOLDER, required=True, help="The retriever to make; one that is there is replaced.")
 @click.option("--encoder", default=None, help="A model on the hub or a folder.  [default: all-MiniLM-L6-v2]")
 @click.option("--pooling", type=click.Choice(["mean", "last", "cls"]), help="[default: what the model declares]")
-@click.option("--method", type=click.Choice(["auto", "head", "adapter"]), default="auto", show_default=True)
+@click.option("--method", type=click.Choice(["auto", "ridge", "head", "adapter"]), default="auto", show_default=True)
 @click.option("--adapter", default="full", show_default=True, help="full, lowrank:R or diagonal.")
-@click.option("--head", type=click.Choice(["cosine", "linear"]), default="cosine", show_default=True)
+@click.option("--head", type=click.Choice(["linear", "cosine"]), default="linear", show_default=True)
 @click.option("--pre-classifier", default=0, show_default=True, help="Width of the pre-classifier layer; 0 for none.")
 @click.option("--gradient-checkpointing", is_flag=True, help="Less memory for the adapter, about a third more time.")
 @click.option("--epochs", type=int, help="[default: by method]")
@@ -124,7 +124,7 @@ def train(
 ) -> None:
     """Train a retriever on COLLECTION and save it."""
     from fedcar.collection import Collection
-    from fedcar.encoder import DEFAULT_ENCODER
+    from fedcar.model_files import DEFAULT_ENCODER
     from fedcar.progress import Console
     from fedcar.retriever import KIND
     from fedcar.storage import check_target, remove_folder

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,6 +40,14 @@ TOKENS_PER_BATCH = 4096
 POSITIONS_START_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "data2vec-text", "mpnet", "longformer")
 
 Progress = Callable[[int], None]
+
+
+class TokenStates(NamedTuple):
+    """A text's t tokens, special ones left out: ids (t,), where each begins and ends (t, 2), states (t, d)."""
+
+    ids: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    states: NDArray[np.float16]
 
 
 class Encoder:
@@ -243,6 +251,36 @@ class Encoder:
             if progress is not None:
                 progress(len(rows))
         return result
+
+    @torch.inference_mode()
+    def token_states(self, texts: Sequence[str], progress: Progress | None = None) -> list[TokenStates]:
+        """Texts -> the last hidden states of their tokens, of unit length, float16; cut at `max_tokens` like a text.
+
+        All of it is held in memory: 2 d bytes a token. Offsets count characters.
+        """
+        if not texts:
+            return []
+        encoded = self.tokenizer(
+            [text.encode("utf-8", "replace").decode() for text in texts],
+            truncation=True,
+            max_length=self.max_tokens,
+            return_attention_mask=False,
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+        )
+        result: dict[int, TokenStates] = {}
+        for rows in batches_by_length([len(ids) for ids in encoded["input_ids"]]):
+            batch = [encoded["input_ids"][row] or [self.padding_id] for row in rows]
+            last = self._forward(batch)[0].last_hidden_state.float()
+            states = torch.nn.functional.normalize(last, dim=-1).half().cpu()
+            for place, row in enumerate(rows):
+                own = np.flatnonzero(np.asarray(encoded["special_tokens_mask"][row], dtype=np.int64) == 0)
+                ids = np.asarray(encoded["input_ids"][row], dtype=np.int64)[own]
+                offsets = np.asarray(encoded["offset_mapping"][row], dtype=np.int64).reshape(-1, 2)[own]
+                result[row] = TokenStates(ids, offsets, states[place].numpy()[own])
+            if progress is not None:
+                progress(len(rows))
+        return [result[row] for row in range(len(texts))]
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -15,16 +15,18 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-KINDS = ("cosine", "linear")
+KINDS = ("linear", "cosine")
 START_SCALE = 20.0
 
 
 class Head(nn.Module):
-    """Classifier-as-Retriever (arXiv 2509.16508, section III): score(q, d) = s cos(g(h), e_d + r_d).
+    """Classifier-as-Retriever (arXiv 2509.16508, section III).
 
     e_d (n, d) are the frozen document embeddings of unit length, r_d the learned rows, s the learned temperature and
-    g(h) = h + W2 gelu(W1 h) the optional pre-classifier layer with W2 = 0 at the start. Kind `linear` leaves the row as
-    long as training made it: s g(h) . (e_d + r_d).
+    g(h) = h + W2 gelu(W1 h) the optional pre-classifier layer with W2 = 0 at the start; h has unit length. The optional
+    query map M (d, d), 0 at the start, adds (M g(h)) . e_d: it serves documents nobody has asked about as well.
+    `cosine`: score(q, d) = s cos(g(h), e_d + r_d). `linear`: score(q, d) = s (g(h) . e_d + x . r_d), where x is g(h)
+    less the encoder's usual direction `centre` (d,), of unit length: weak decoders point nearly one way.
 
     Formal guarantees:
         untrained_head_equals_mips: before training the order of documents is that of the cosine with e_d.
@@ -32,10 +34,18 @@ class Head(nn.Module):
     """
 
     embeddings: Tensor
+    centre: Tensor
     active: Tensor
 
     def __init__(
-        self, embeddings: NDArray[np.float32], *, kind: str = "cosine", pre_classifier: int = 0, seed: int = 0
+        self,
+        embeddings: NDArray[np.float32],
+        *,
+        centre: NDArray[np.float32] | None = None,
+        kind: str = "linear",
+        pre_classifier: int = 0,
+        query_map: bool = False,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if kind not in KINDS:
@@ -45,23 +55,40 @@ class Head(nn.Module):
         documents, dimension = embeddings.shape
         self.kind = kind
         self.register_buffer("embeddings", functional.normalize(torch.tensor(embeddings), dim=1))
+        self.register_buffer("centre", torch.zeros(dimension) if centre is None else torch.tensor(centre))
         self.register_buffer("active", torch.zeros(documents, dtype=torch.bool))
         self.rows = nn.Parameter(torch.zeros(documents, dimension))
         self.log_scale = nn.Parameter(torch.tensor(math.log(START_SCALE)))
         self.pre_classifier = pre_classifier
+        self.query_map = query_map
+        if query_map:
+            self.map = nn.Parameter(torch.zeros(dimension, dimension))
         if pre_classifier:
             generator = torch.Generator().manual_seed(seed)
             self.inner = nn.Parameter(torch.randn(pre_classifier, dimension, generator=generator) / dimension**0.5)
             self.outer = nn.Parameter(torch.zeros(dimension, pre_classifier))
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Hidden states (b, d) -> scores (b, n)."""
-        scores: Tensor = self.log_scale.exp() * self.cosines(hidden_states)
-        return scores
+    def forward(self, hidden_states: Tensor, documents: Tensor | None = None) -> Tensor:
+        """Hidden states (b, d) -> scores (b, n); of the chosen rows alone with `documents` (b, c): (b, c)."""
+        query = self.query_vectors(hidden_states)
+        embeddings, rows = self.embeddings, self.rows * self.active.unsqueeze(1)
+        if self.kind == "cosine":
+            scores = _products(query, functional.normalize(embeddings + rows, dim=1), documents)
+        else:
+            usual = functional.normalize(query - self.centre, dim=1)
+            scores = _products(query, embeddings, documents)
+            if bool(self.active.any()):
+                scores = scores + _products(usual, rows, documents)
+        scores = self.log_scale.exp() * scores
+        return scores + _products(query @ self.map.T, embeddings, documents) if self.query_map else scores
 
-    def cosines(self, hidden_states: Tensor) -> Tensor:
-        """Hidden states (b, d) -> cosine with every document's vector (b, n), without the temperature."""
-        return self.query_vectors(hidden_states) @ self.document_vectors().T
+    def learned(self, hidden_states: Tensor, untrained: Tensor, documents: Tensor | None = None) -> Tensor:
+        """What training has added to the score: `forward` less s cos(h, e_d) of the untrained hidden states.
+
+        Exactly 0 before training, and for an untouched row unless an adapter or pre-classifier moved the question.
+        """
+        cosines = _products(functional.normalize(untrained, dim=1), self.embeddings, documents)
+        return self.forward(hidden_states, documents) - self.log_scale.exp() * cosines
 
     def query_vectors(self, hidden_states: Tensor) -> Tensor:
         """g(h) of unit length (b, d)."""
@@ -70,21 +97,22 @@ class Head(nn.Module):
             query = functional.normalize(query + functional.gelu(query @ self.inner.T) @ self.outer.T, dim=1)
         return query
 
-    def document_vectors(self) -> Tensor:
-        """e_d + r_d (n, d), of unit length for the kind `cosine`; a row that is not active is e_d."""
-        vectors = self.embeddings + self.rows * self.active.unsqueeze(1)
-        return functional.normalize(vectors, dim=1) if self.kind == "cosine" else vectors
+
+def _products(queries: Tensor, vectors: Tensor, documents: Tensor | None) -> Tensor:
+    """Inner products (b, n), or with the vectors of the chosen documents (b, c) alone."""
+    if documents is None:
+        return queries @ vectors.T
+    return torch.einsum("bd,bcd->bc", queries, vectors[documents])
 
 
-def softmax_loss(scores: Tensor, relevance: Tensor, active: Tensor) -> Tensor:
-    """Mean over queries of the decoupled softmax cross-entropy over the active documents.
+def candidate_losses(scores: Tensor, relevance: Tensor) -> Tensor:
+    """Decoupled softmax cross-entropy of each question over its candidates: (b, c) and (b, c) -> (b,).
 
-    Scores (b, n), relevance (b, n) (graded judgements, 0 where not relevant), active (n,). Every positive document
-    competes with the query's negatives only, never with its other positives; its part of the query's loss is its
-    share of the query's relevance.
+    Every relevant candidate competes with the question's irrelevant ones only, never with its other relevant ones; its
+    part of the question's loss is its share of the question's relevance (graded judgements).
     """
-    negatives = scores.masked_fill((relevance > 0) | ~active, -torch.inf)
+    negatives = scores.masked_fill(relevance > 0, -torch.inf)
     rest = torch.logsumexp(negatives, dim=1, keepdim=True)
     losses = functional.softplus(rest - scores)  # log(exp(score) + sum exp(negatives)) - score
-    weights = relevance / relevance.sum(1, keepdim=True)
-    return torch.where(relevance > 0, losses * weights, 0.0).sum(1).mean()
+    weights = relevance / relevance.sum(1, keepdim=True).clamp(min=1e-9)
+    return torch.where(relevance > 0, losses * weights, 0.0).sum(1)

@@ -1,10 +1,12 @@
-"""BM25 over the documents (bm25s behind it)."""
+"""BM25 over the documents, and how much of a question the best sentence of a document holds."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,73 +15,219 @@ from fedcar.errors import FedcarWarning
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+Words = Callable[[str], list[str]]
+
+K1, B = 1.5, 0.75
+MOST_COUNTED = np.iinfo(np.uint16).max
+
 
 class LexicalIndex:
-    """BM25 scores of documents for a query: bm25s defaults with English stop words.
+    """BM25 scores of documents for a query: bm25s' defaults with English stop words, or over `words` of one's own.
 
-    Held as one sparse matrix of word by document, so that it is saved as plain arrays. Robertson and Zaragoza 2009;
-    the Lucene variant, k1 = 1.5, b = .75.
+    Robertson and Zaragoza 2009; the Lucene variant, k1 = 1.5, b = .75: the scores are those of bm25s to the bit. Held
+    as counts, so that documents come and go without the others' texts, and saved as plain arrays: `counts` and
+    `indices` (the document) of the words' occurrences, `indptr` where each word's begin, `lengths` of the documents.
     """
 
     def __init__(
-        self, vocabulary: Mapping[str, int], arrays: Mapping[str, NDArray[np.generic]], documents: int
+        self, vocabulary: Mapping[str, int], arrays: Mapping[str, NDArray[Any]], words: Words | None = None
     ) -> None:
         self.vocabulary = dict(vocabulary)
         self.arrays = dict(arrays)
-        self.documents = documents
+        self.words = words
 
     @classmethod
-    def build(cls, texts: Sequence[str]) -> LexicalIndex:
-        """An index over the texts; documents without any word get the score 0."""
-        import bm25s
+    def build(cls, texts: Sequence[str], words: Words | None = None) -> LexicalIndex:
+        """An index over the texts; documents without any word get the score 0.
 
-        tokens = bm25s.tokenize(list(texts), stopwords="en", show_progress=False)
-        if not any(tokens.ids):
-            return cls({}, {}, len(texts))
-        index = bm25s.BM25()
-        index.index(tokens, show_progress=False)
-        arrays = {name: np.asarray(index.scores[name]) for name in ("data", "indices", "indptr")}
-        vocabulary = {word: row for word, row in index.vocab_dict.items() if word}
-        return cls(vocabulary, arrays, len(texts))
+        `words` takes a text apart, documents and queries alike; without it bm25s does, and leaves English stop words
+        out.
+        """
+        nothing = {"counts": np.uint16, "indices": np.int32, "lengths": np.int32}
+        arrays = {name: np.zeros(0, dtype) for name, dtype in nothing.items()}
+        return cls({}, arrays | {"indptr": np.zeros(1, np.int64)}, words).added(texts)
+
+    def added(self, texts: Sequence[str]) -> LexicalIndex:
+        """The index with these documents behind the others: what `build` makes of all of them."""
+        vocabulary, documents = dict(self.vocabulary), self.documents + len(texts)
+        numbers = [[vocabulary.setdefault(word, len(vocabulary)) for word in words] for words in self._words(texts)]
+        lengths = np.array([len(words) for words in numbers], dtype=np.int32)
+        column = np.fromiter(chain.from_iterable(numbers), dtype=np.int64, count=int(lengths.sum()))
+        document = np.repeat(np.arange(self.documents, documents), lengths)
+        pairs, counts = np.unique(column * documents + document, return_counts=True)
+        new = {"counts": np.minimum(counts, MOST_COUNTED), "indices": pairs % max(documents, 1)}
+        columns = np.concatenate([_columns(self.arrays["indptr"]), pairs // max(documents, 1)])
+        arrays = _by_column(columns, len(vocabulary), _joined(self.arrays, new))
+        arrays["lengths"] = np.concatenate([self.arrays["lengths"], lengths])
+        return LexicalIndex(vocabulary, arrays, self.words)
+
+    def without(self, rows: Sequence[int]) -> LexicalIndex:
+        """The index without these documents and the words that only they had."""
+        kept = np.ones(self.documents, dtype=bool)
+        kept[list(rows)] = False
+        here = kept[self.arrays["indices"]]
+        columns = _columns(self.arrays["indptr"])[here]
+        used = np.bincount(columns, minlength=len(self.vocabulary)) > 0
+        number, document = np.cumsum(used) - 1, np.cumsum(kept) - 1
+        vocabulary = {word: int(number[column]) for word, column in self.vocabulary.items() if used[column]}
+        left = {
+            "counts": self.arrays["counts"][here],
+            "indices": document[self.arrays["indices"][here]].astype(np.int32),
+        }
+        arrays = _by_column(number[columns], len(vocabulary), left)
+        return LexicalIndex(vocabulary, arrays | {"lengths": self.arrays["lengths"][kept]}, self.words)
+
+    @property
+    def documents(self) -> int:
+        """How many documents there are."""
+        return len(self.arrays["lengths"])
+
+    @cached_property
+    def weights(self) -> NDArray[np.float32]:
+        """The idf of each word by its number, float32: log(1 + (N - n + .5) / (n + .5)), which is above 0."""
+        return inverse_document_frequencies(np.diff(self.arrays["indptr"]), self.documents)
+
+    @cached_property
+    def _data(self) -> NDArray[np.float32]:
+        """What each occurrence adds to the score of its document."""
+        counts, lengths = self.arrays["counts"].astype(np.float64), self.arrays["lengths"]
+        average = lengths.mean() if lengths.any() else 1.0
+        saturation = K1 * ((1 - B) + B * lengths / average)
+        idf = self.weights[_columns(self.arrays["indptr"])]
+        data: NDArray[np.float32] = (idf * (counts / (saturation[self.arrays["indices"]] + counts))).astype(np.float32)
+        return data
 
     def scores(self, queries: Sequence[str]) -> NDArray[np.float32]:
         """Queries -> BM25 (n, documents), float32; a row of zeros for a query of stop words or unknown words only."""
-        return self._scores(_words(queries))
+        return self._scores(self._words(queries))
 
     def relative_scores(self, queries: Sequence[str]) -> NDArray[np.float32]:
         """BM25 divided by its maximum for the query: (n, documents) in [0, 1].
 
         Warns (FedcarWarning) once a call about queries of stop words only, which say nothing to BM25.
         """
-        words = _words(queries)
+        words = self._words(queries)
         if silent := sum(not found for found in words):
             warnings.warn(
                 f"{silent} of {len(queries)} queries have nothing but stop words; BM25 gives them 0 for every document",
                 FedcarWarning,
                 stacklevel=2,
             )
-        scores = self._scores(words)
-        maximum = scores.max(axis=1, keepdims=True, initial=0.0)
-        np.divide(scores, maximum, out=scores, where=maximum > 0)
-        return scores
+        return relative(self._scores(words))
+
+    def _words(self, texts: Sequence[str]) -> list[list[str]]:
+        return _english_words(texts) if self.words is None else [self.words(text) for text in texts]
 
     def _scores(self, queries: Sequence[Sequence[str]]) -> NDArray[np.float32]:
         result = np.zeros((len(queries), self.documents), dtype=np.float32)
-        if not self.vocabulary:
-            return result
-        data, indices, indptr = (self.arrays[name] for name in ("data", "indices", "indptr"))
-        for row, words in enumerate(queries):
-            for word in words:
-                column = self.vocabulary.get(word)
+        data, indices, indptr = self._data, self.arrays["indices"], self.arrays["indptr"]
+        for scores, words in zip(result, queries, strict=True):
+            for column in map(self.vocabulary.get, words):
                 if column is not None:
-                    part = slice(int(indptr[column]), int(indptr[column + 1]))
-                    result[row, indices[part]] += data[part]
+                    part = slice(indptr[column], indptr[column + 1])
+                    scores[indices[part]] += data[part]
         return result
 
 
-def _words(queries: Sequence[str]) -> list[list[str]]:
-    """The words of each query as bm25s sees them: lower case, without stop words."""
+class SentenceCoverage:
+    """The share of a query's words, weighted by idf, that the best sentence of each document holds.
+
+    It speaks the words of a LexicalIndex over the same documents and takes their idf; a word that no document has
+    weighs as much as the rarest. Held as the sentences of each word (`indices`, and `indptr` where each word's begin)
+    and where each document's sentences begin (`starts`).
+    """
+
+    def __init__(self, index: LexicalIndex, arrays: Mapping[str, NDArray[Any]]) -> None:
+        self.index = index
+        self.arrays = dict(arrays)
+
+    @classmethod
+    def build(cls, documents: Sequence[Sequence[str]], index: LexicalIndex) -> SentenceCoverage:
+        """Each document as its sentences; one without a sentence counts as one empty sentence."""
+        nothing: dict[str, NDArray[Any]] = {"indices": np.zeros(0, np.int32)}
+        nothing |= {name: np.zeros(1, np.int64) for name in ("indptr", "starts")}
+        return cls(index, nothing).added(documents, index)
+
+    def added(self, documents: Sequence[Sequence[str]], index: LexicalIndex) -> SentenceCoverage:
+        """With these documents behind the others; `index` has them already."""
+        whole = [sentences or [""] for sentences in documents]
+        words = index._words(list(chain.from_iterable(whole)))
+        numbers = [{index.vocabulary[word] for word in found if word in index.vocabulary} for found in words]
+        sizes = [len(found) for found in numbers]
+        first = int(self.arrays["starts"][-1])
+        column = np.fromiter(chain.from_iterable(numbers), dtype=np.int64, count=sum(sizes))
+        new = {"indices": np.repeat(np.arange(first, first + len(words)), sizes)}
+        columns = np.concatenate([_columns(self.arrays["indptr"]), column])
+        arrays = _by_column(columns, len(index.vocabulary), _joined(self.arrays, new))
+        ends = first + np.cumsum([len(sentences) for sentences in whole], dtype=np.int64)
+        return SentenceCoverage(index, arrays | {"starts": np.concatenate([self.arrays["starts"], ends])})
+
+    def without(self, rows: Sequence[int], index: LexicalIndex) -> SentenceCoverage:
+        """Without these documents; `index` is without them already."""
+        sizes = np.diff(self.arrays["starts"])
+        kept = np.ones(len(sizes), dtype=bool)
+        kept[list(rows)] = False
+        sentences = np.repeat(kept, sizes)
+        here = sentences[self.arrays["indices"]]
+        number = np.full(len(self.index.vocabulary), -1)
+        for word, column in self.index.vocabulary.items():
+            number[column] = index.vocabulary.get(word, -1)
+        left = {"indices": (np.cumsum(sentences) - 1)[self.arrays["indices"][here]].astype(np.int32)}
+        arrays = _by_column(number[_columns(self.arrays["indptr"])[here]], len(index.vocabulary), left)
+        return SentenceCoverage(index, arrays | {"starts": np.concatenate([[0], np.cumsum(sizes[kept])])})
+
+    def scores(self, queries: Sequence[str]) -> NDArray[np.float32]:
+        """Queries -> (n, documents) in [0, 1]."""
+        starts, indices, indptr = (self.arrays[name] for name in ("starts", "indices", "indptr"))
+        weights, vocabulary = self.index.weights, self.index.vocabulary
+        result = np.zeros((len(queries), len(starts) - 1), dtype=np.float32)
+        if not vocabulary:
+            return result
+        rarest = weights.max()
+        for row, words in enumerate(self.index._words(queries)):
+            distinct = dict.fromkeys(words)
+            columns = [column for column in map(vocabulary.get, distinct) if column is not None]
+            held = np.zeros(starts[-1], dtype=np.float32)
+            for column in columns:
+                held[indices[indptr[column] : indptr[column + 1]]] += weights[column]
+            total = weights[columns].sum() + rarest * (len(distinct) - len(columns))
+            if columns:
+                result[row] = np.maximum.reduceat(held, starts[:-1]) / total
+        return result
+
+
+def relative(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scores (n, documents), 0 and up, divided by the row's maximum, in place; a row of zeros stays."""
+    maximum = scores.max(axis=1, keepdims=True, initial=0.0)
+    np.divide(scores, maximum, out=scores, where=maximum > 0)
+    return scores
+
+
+def inverse_document_frequencies(found: NDArray[np.int64], documents: int) -> NDArray[np.float32]:
+    """In how many of the documents each word is found -> log(1 + (N - n + .5) / (n + .5)), float32."""
+    frequencies: NDArray[np.float32] = np.log(1 + (documents - found + 0.5) / (found + 0.5)).astype(np.float32)
+    return frequencies
+
+
+def _english_words(texts: Sequence[str]) -> list[list[str]]:
+    """The words of each text as bm25s sees them: lower case, without stop words."""
     import bm25s
 
-    words: list[list[str]] = bm25s.tokenize(list(queries), stopwords="en", show_progress=False, return_ids=False)
+    words: list[list[str]] = bm25s.tokenize(list(texts), stopwords="en", show_progress=False, return_ids=False)
     return words
+
+
+def _columns(indptr: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The word of each occurrence."""
+    return np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+
+
+def _joined(old: Mapping[str, NDArray[Any]], new: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {name: np.concatenate([old[name], array.astype(old[name].dtype)]) for name, array in new.items()}
+
+
+def _by_column(columns: NDArray[np.int64], words: int, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The arrays in the order of their words, what came first staying first, and where each word begins."""
+    order = np.argsort(columns, kind="stable")
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(columns, minlength=words))]).astype(np.int64)
+    return {name: array[order] for name, array in arrays.items()} | {"indptr": indptr}

@@ -1,4 +1,4 @@
-"""Judged questions made ready for training and selection: hidden states, BM25 scores, judgements as arrays."""
+"""Judged questions made ready: encoder states, candidates, evidence and judgements as arrays."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from fedcar.collection import Collection, Judged, normalised
 from fedcar.errors import FedcarWarning
 from fedcar.features import FeatureCache
 from fedcar.progress import Silent
-from fedcar.retriever import Retriever
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from fedcar.retriever import Retriever
 
 LEAST_SELECTION_QUESTIONS = 10
 SELECTION_SHARE = 0.1
@@ -24,31 +25,57 @@ SELECTION_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Questions:
-    """n questions: texts, hidden states of the untrained encoder (n, d), BM25 / its maximum (n, documents), judgements."""
+    """n questions and, for c candidate documents each, what speaks for them before anything is learned.
 
-    texts: list[str]
-    hidden_states: NDArray[np.float32]
-    lexical: NDArray[np.float32]
+    `states` (n,) are records of `Encoder.state_type` from the untrained encoder, `candidates` (n, c) document rows,
+    `evidence` (n, c, F) the features of `Evidence.NAMES`, `relevance` (n, c) the judgements' scores.
+    """
+
+    texts: tuple[str, ...]
+    states: NDArray[np.void]
+    candidates: NDArray[np.int64]
+    evidence: NDArray[np.float32]
+    relevance: NDArray[np.float32]
     relevant: tuple[Mapping[str, int], ...]
 
     def __len__(self) -> int:
         return len(self.texts)
 
-    def relevance(self, document_rows: Mapping[str, int], rows: Sequence[int] | None = None) -> NDArray[np.float32]:
-        """Judgements of the chosen questions as (n, documents), the score as value."""
-        chosen = range(len(self)) if rows is None else rows
-        matrix = np.zeros((len(chosen), len(document_rows)), dtype=np.float32)
-        for place, row in enumerate(chosen):
-            for document, score in self.relevant[row].items():
-                if document in document_rows:
-                    matrix[place, document_rows[document]] = score
+    @property
+    def hidden_states(self) -> NDArray[np.float32]:
+        """h of the untrained encoder (n, d)."""
+        hidden_states: NDArray[np.float32] = self.states["pooled"]
+        return hidden_states
+
+    def take(self, rows: NDArray[np.int64]) -> Questions:
+        """The chosen questions, in that order."""
+        chosen = rows.tolist()
+        texts, relevant = tuple(self.texts[row] for row in chosen), tuple(self.relevant[row] for row in chosen)
+        arrays = (self.states[rows], self.candidates[rows], self.evidence[rows], self.relevance[rows])
+        return Questions(texts, *arrays, relevant)
+
+    def targets(self, document_rows: Mapping[str, int]) -> NDArray[np.float32]:
+        """Judgements over all documents (n, documents), each question's best score made 1."""
+        matrix = np.zeros((len(self), len(document_rows)), dtype=np.float32)
+        for row, judged in enumerate(self.relevant):
+            best = max(judged.values(), default=1)
+            for document, score in judged.items():
+                if document in document_rows and score > 0:
+                    matrix[row, document_rows[document]] = score / best
         return matrix
 
 
 def prepare(retriever: Retriever, judged: Judged, cache: FeatureCache, report: Silent, what: str) -> Questions:
-    with report.track(f"encoding {what}", len(judged)) as advance:
-        hidden_states = cache.hidden_states(retriever.encoder, judged.texts, advance)
-    return Questions(judged.texts, hidden_states, retriever.lexical.relative_scores(judged.texts), judged.relevant)
+    """Encode the questions (or find them in the cache), choose their candidates and weigh the evidence."""
+    with retriever.encoder.untrained(), report.track(f"encoding {what}", len(judged)) as advance:
+        states = cache.states(retriever.encoder, judged.texts, advance)
+    with report.track(f"reading evidence for {what}", len(judged)) as advance:
+        candidates, evidence = retriever.evidence_for(judged.texts, states, advance)
+    ids = [document.id for document in retriever.documents]
+    relevance = np.zeros(candidates.shape, dtype=np.float32)
+    for row, scores in enumerate(judged.relevant):
+        relevance[row] = [scores.get(ids[column], 0) for column in candidates[row]]
+    return Questions(tuple(judged.texts), states, candidates, evidence, relevance, judged.relevant)
 
 
 def split_for_selection(collection: Collection, seed: int) -> tuple[Judged, Judged]:
@@ -59,17 +86,18 @@ def split_for_selection(collection: Collection, seed: int) -> tuple[Judged, Judg
     """
     training, dev = collection.judged("train"), collection.judged("dev")
     trained_on = collection.trained_on("dev")
-    dev = _subset(dev, [query.id not in trained_on for query in dev.queries])
+    dev = subset(dev, [query.id not in trained_on for query in dev.queries])
     if len(dev) or len(training) < LEAST_SELECTION_QUESTIONS:
         return training, dev
     texts = sorted({normalised(text) for text in training.texts})
     order = np.random.default_rng(seed).permutation(len(texts))
     chosen = {texts[row] for row in order[: max(1, round(SELECTION_SHARE * len(texts)))]}
     held_out = [normalised(text) in chosen for text in training.texts]
-    return _subset(training, [not out for out in held_out]), _subset(training, held_out)
+    return subset(training, [not out for out in held_out]), subset(training, held_out)
 
 
-def _subset(judged: Judged, keep: Sequence[bool]) -> Judged:
+def subset(judged: Judged, keep: Sequence[bool]) -> Judged:
+    """The judged queries that are kept."""
     rows = [row for row, kept in enumerate(keep) if kept]
     return Judged(tuple(judged.queries[row] for row in rows), tuple(judged.relevant[row] for row in rows))
 
@@ -79,4 +107,5 @@ def warn_of_narrow_data(collection: Collection) -> None:
     if len(collection.documents) == 1:
         warnings.warn("the collection has a single document, which answers every question", FedcarWarning, stacklevel=3)
     elif len(collection.seen_documents()) == 1:
-        warnings.warn("all training questions have the same document: there is little to learn", FedcarWarning, stacklevel=3)
+        message = "all training questions have the same document: there is little to learn"
+        warnings.warn(message, FedcarWarning, stacklevel=3)

@@ -1,46 +1,42 @@
-"""The retriever: encoder, head and documents together; search, scores, save and load."""
+"""The retriever: encoder, evidence, head and documents together; search, scores, save and load."""
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from fedcar.adapter import Adapter
-from fedcar.baselines import HYBRID_WEIGHT_WITHOUT_DEV
-from fedcar.calibration import DEFAULT_TEMPERATURE, confidences
+from fedcar.calibration import Calibration
 from fedcar.collection import Document
 from fedcar.encoder import Encoder
 from fedcar.errors import FedcarError, FedcarWarning
+from fedcar.evidence import Evidence
+from fedcar.feature_map import FeatureMap
 from fedcar.features import FeatureCache
 from fedcar.head import Head
-from fedcar.lexical import LexicalIndex
 from fedcar.metrics import top_k
 from fedcar.progress import Silent
-from fedcar.storage import check_folder, write_folder, write_json
+from fedcar.reference import reference_states
+from fedcar.ridge_rows import RidgeRows
+from fedcar.storage import check_folder, read_tensors, write_folder, write_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from fedcar.questions import Questions
+
 KIND = "retriever"
-
-
-@dataclass(frozen=True)
-class Weights:
-    """How the parts of the score are added: head * cosine + lexical * BM25 / (its maximum for the query)."""
-
-    head: float = 1.0
-    lexical: float = HYBRID_WEIGHT_WITHOUT_DEV
-
-    def mix(self, cosines: NDArray[np.float32], lexical: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.float32(self.head) * cosines + np.float32(self.lexical) * lexical
+LEARNED = len(Evidence.NAMES)
+WEIGHT_NAMES = (*Evidence.NAMES, "rows", "words", "untouched")
+CHUNK = 256
 
 
 @dataclass(frozen=True)
@@ -70,18 +66,21 @@ class Answer:
 class Retriever:
     """Everything that answers a question. Make one with `fedcar.train` or `Retriever.load`.
 
+    The score of a document is weights . (evidence, learned, untouched): the evidence of encoder and words, what
+    training has learned (`head` or `ridge`), and a constant for documents that training never touched.
+
     Formal guarantees:
-        untrained_retriever_equals_hybrid: before training the scores are those of hybrid search.
         load_rejects_a_changed_file: one changed byte in a saved retriever, or another encoder, is refused.
         no_network_at_search: loading and searching look on this machine only.
     """
 
     encoder: Encoder
-    head: Head
     documents: tuple[Document, ...]
-    lexical: LexicalIndex
-    weights: Weights = field(default_factory=Weights)
-    temperature: float = DEFAULT_TEMPERATURE
+    evidence: Evidence
+    head: Head
+    weights: NDArray[np.float32]
+    ridge: RidgeRows | None = None
+    calibration: Calibration = field(default_factory=Calibration)
     training: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -92,17 +91,21 @@ class Retriever:
         cache: FeatureCache,
         report: Silent | None = None,
         *,
-        head: str = "cosine",
+        head: str = "linear",
         pre_classifier: int = 0,
         seed: int = 0,
     ) -> Retriever:
-        """Hybrid search over the documents: each row is the document's frozen embedding."""
+        """Search over the documents by the evidence alone, with fixed weights: hybrid search and more."""
+        report = report or Silent()
         texts = [document.full_text for document in documents]
-        with (report or Silent()).track("encoding documents", len(texts)) as advance:
+        with report.track("encoding documents", len(texts)) as advance:
             embeddings = cache.hidden_states(encoder, texts, advance)
         embeddings[[not text for text in texts]] = 0.0
-        rows = Head(embeddings, kind=head, pre_classifier=pre_classifier, seed=seed)
-        return cls(encoder, rows, tuple(documents), LexicalIndex.build(texts))
+        centre = FeatureMap.of_reference(reference_states(encoder, cache)).centre
+        rows = Head(embeddings, centre=centre, kind=head, pre_classifier=pre_classifier, seed=seed)
+        evidence = Evidence.build(documents, encoder, rows.embeddings.numpy(), report)
+        weights = np.concatenate([Evidence.default_weights(documents), [1.0, 0.0, 0.0]]).astype(np.float32)
+        return cls(encoder, tuple(documents), evidence, rows, weights)
 
     def search(self, question: str, k: int = 5) -> Answer:
         """The k best documents for the question; fewer where there are fewer, never an empty document."""
@@ -111,36 +114,113 @@ class Retriever:
         if k < 1:
             raise FedcarError(f"k is {k}; it must be 1 or more")
         if k > len(self.documents):
-            message = f"k is {k}, but there are only {len(self.documents)} documents; all that fit are returned"
+            message = f"k is {k}, but there are {len(self.documents)} documents; all are returned"
             warnings.warn(message, FedcarWarning, stacklevel=2)
-        scores = self.scores([question], self.encoder.encode([question]))
-        confidence = confidences(scores, self.temperature)[0]
+        with self.encoder.untrained():
+            states = self.encoder.encode_states([question])
+        candidates, evidence = self.evidence_for([question], states)
+        scores = self.scores([question], states, candidates, evidence)
+        confidence = self.calibration.confidences(scores)[0]
         hits = tuple(
-            Hit(document.id, float(scores[0, row]), float(confidence[row]), document.title, document.text)
-            for row in top_k(scores, k)[0]
-            if np.isfinite(scores[0, row])
-            for document in [self.documents[row]]
+            Hit(document.id, float(scores[0, place]), float(confidence[place]), document.title, document.text)
+            for place in top_k(scores, k)[0]
+            if np.isfinite(scores[0, place])
+            for document in [self.documents[candidates[0, place]]]
         )
-        return Answer(question, bool(hits), hits)
+        answered = bool(hits) and self.calibration.answers(scores)[0]
+        return Answer(question, bool(answered), hits)
+
+    # ---------------------------------------------------------------- scores
+
+    def evidence_for(
+        self, texts: Sequence[str], states: NDArray[np.void], advance: Callable[[int], None] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Questions and their untrained states -> candidate rows (n, c) and their evidence (n, c, F)."""
+        candidates, evidence = [], []
+        for start in range(0, len(texts), CHUNK):
+            part, chunk = slice(start, start + CHUNK), list(texts[start : start + CHUNK])
+            found = self.candidates(chunk, states[part])
+            candidates.append(found)
+            evidence.append(self.evidence.features(chunk, states["pooled"][part], found))
+            if advance is not None:
+                advance(len(chunk))
+        if not candidates:
+            return np.empty((0, 0), dtype=np.int64), np.empty((0, 0, LEARNED), dtype=np.float32)
+        return np.concatenate(candidates), np.concatenate(evidence)
 
     @torch.inference_mode()
-    def scores(self, questions: Sequence[str], hidden_states: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Questions and their hidden states (n, d) -> scores (n, documents); -inf for an empty document."""
-        return self.mixed(self.cosines(hidden_states), self.lexical.relative_scores(questions))
+    def candidates(self, texts: Sequence[str], states: NDArray[np.void]) -> NDArray[np.int64]:
+        """The documents worth a closer look (n, c): by encoder, words and what was learned."""
+        hidden_states = torch.from_numpy(np.ascontiguousarray(states["pooled"]))
+        cosines = torch.nn.functional.normalize(hidden_states, dim=1) @ self.head.embeddings.T
+        unit_of_cosine = max(float(self.weights[0]), 1.0)
+        learned = self.learned(texts, states) @ self.weights[LEARNED:-1] / unit_of_cosine
+        return self.evidence.candidates(cosines.numpy() + learned, self.evidence.lexical(texts))
 
     @torch.inference_mode()
-    def cosines(self, hidden_states: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The head's part of the score: (n, d) -> (n, documents)."""
-        result: NDArray[np.float32] = self.head.cosines(torch.from_numpy(hidden_states)).numpy()
-        return result
-
-    def mixed(
-        self, cosines: NDArray[np.float32], lexical: NDArray[np.float32], weights: Weights | None = None
+    def learned(
+        self, texts: Sequence[str], states: NDArray[np.void], candidates: NDArray[np.int64] | None = None
     ) -> NDArray[np.float32]:
-        """The parts of the score added up; -inf for an empty document."""
-        scores = (weights or self.weights).mix(cosines, lexical)
-        scores[:, self.empty] = -np.inf
-        return scores
+        """What training has learned, by rows and by words: (n, documents, 2), or (n, c, 2) for the candidates."""
+        if self.ridge is not None:
+            scores = self.ridge.scores(texts, states)
+            return scores if candidates is None else np.take_along_axis(scores, candidates[..., None], axis=1)
+        shape = (len(texts), len(self.documents)) if candidates is None else candidates.shape
+        learned = np.zeros((*shape, 2), dtype=np.float32)
+        if self.is_trained:
+            untrained = torch.from_numpy(np.ascontiguousarray(states["pooled"]))
+            adapted = untrained if self.encoder.adapter is None else torch.from_numpy(self.encoder.encode(texts))
+            rows = None if candidates is None else torch.from_numpy(candidates)
+            learned[..., 0] = self.head.learned(adapted, untrained, rows).numpy()
+        return learned
+
+    @property
+    def is_trained(self) -> bool:
+        return self.ridge is not None or self.head.query_map or bool(self.head.active.any())
+
+    @property
+    def untouched(self) -> NDArray[np.bool_]:
+        """The documents that training never touched (documents,)."""
+        if self.ridge is None:
+            return ~self.head.active.numpy()
+        untouched = np.ones(len(self.documents), dtype=bool)
+        untouched[self.ridge.documents] = False
+        return untouched
+
+    def features(self, questions: Questions) -> NDArray[np.float32]:
+        """All that the weights mix, (n, c, F + 3)."""
+        learned = self.learned(questions.texts, questions.states, questions.candidates)
+        return self.joined(questions.evidence, learned, self.untouched[questions.candidates])
+
+    @staticmethod
+    def joined(
+        evidence: NDArray[np.float32], learned: NDArray[np.float32], untouched: NDArray[np.bool_]
+    ) -> NDArray[np.float32]:
+        """Evidence (n, c, F), learned (n, c, 2) and untouched (n, c) -> (n, c, F + 3)."""
+        return np.concatenate([evidence, learned, untouched[..., None].astype(np.float32)], axis=2)
+
+    def scores(
+        self,
+        texts: Sequence[str],
+        states: NDArray[np.void],
+        candidates: NDArray[np.int64],
+        evidence: NDArray[np.float32],
+    ) -> NDArray[np.float32]:
+        """Scores of the candidates (n, c); -inf for an empty document."""
+        learned = self.learned(texts, states, candidates)
+        mixed = self.joined(evidence, learned, self.untouched[candidates]) @ self.weights
+        return np.where(self.empty[candidates], -np.inf, mixed).astype(np.float32)
+
+    def scores_of(self, questions: Questions) -> NDArray[np.float32]:
+        """Scores of prepared questions (n, c)."""
+        return self.scores(questions.texts, questions.states, questions.candidates, questions.evidence)
+
+    def ranked(self, questions: Questions, scores: NDArray[np.float32], k: int = 10) -> list[list[str]]:
+        """Scores (n, c) -> the ids of the k best candidates of each question, without those that score -inf."""
+        return [
+            [self.documents[candidates[place]].id for place in places if np.isfinite(row[place])]
+            for candidates, row, places in zip(questions.candidates, scores, top_k(scores, k), strict=True)
+        ]
 
     @property
     def empty(self) -> NDArray[np.bool_]:
@@ -159,11 +239,13 @@ class Retriever:
         if adapter is not None:
             state = {name: tensor.detach().cpu().numpy() for name, tensor in adapter.state_dict().items()}
             save_file(state, folder / "adapter.safetensors")
-        save_file({name: np.ascontiguousarray(array) for name, array in self.lexical.arrays.items()}, folder / "lexical.safetensors")
-        write_json(folder / "vocabulary.json", self.lexical.vocabulary)
+        if self.ridge is not None:
+            save_file(self.ridge.tensors(), folder / "ridge.safetensors")
+        self.evidence.write(folder)
         with (folder / "documents.jsonl").open("w", encoding="utf-8") as stream:
             for document in self.documents:
-                record = {"_id": document.id, "title": document.title, "text": document.text, "metadata": dict(document.metadata)}
+                record = {"_id": document.id, "title": document.title, "text": document.text}
+                record["metadata"] = dict(document.metadata)  # type: ignore[assignment]
                 stream.write(json.dumps(record, ensure_ascii=False) + "\n")
         write_json(
             folder / "retriever.json",
@@ -176,9 +258,14 @@ class Retriever:
                     "pooling": self.encoder.pooling,
                 },
                 "adapter": adapter.variant if adapter is not None else None,
-                "head": {"kind": self.head.kind, "pre_classifier": self.head.pre_classifier},
-                "weights": asdict(self.weights),
-                "temperature": self.temperature,
+                "head": {
+                    "kind": self.head.kind,
+                    "pre_classifier": self.head.pre_classifier,
+                    "query_map": self.head.query_map,
+                },
+                "feature_seed": self.ridge.feature_map.seed if self.ridge is not None else None,
+                "weights": dict(zip(WEIGHT_NAMES, map(float, self.weights), strict=True)),
+                "calibration": asdict(self.calibration),
                 "training": self.training,
             },
         )
@@ -199,19 +286,26 @@ class Retriever:
                 f"{folder}: trained with an encoder of fingerprint {settings['encoder']['fingerprint'][:12]}, but "
                 f"{found.name} has {found.fingerprint[:12]}; give the original encoder's folder"
             )
-        state = load_file(folder / "head.safetensors")
+        state = read_tensors(folder / "head.safetensors")
         head = Head(state["embeddings"], **settings["head"])
         head.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
         if settings["adapter"]:
-            tensors = load_file(folder / "adapter.safetensors")
-            width = next(iter(tensors.values())).shape[0]
-            adapter = Adapter(settings["adapter"], width)
+            tensors = read_tensors(folder / "adapter.safetensors")
+            adapter = Adapter(settings["adapter"], next(iter(tensors.values())).shape[0])
             adapter.load_state_dict({name: torch.from_numpy(array) for name, array in tensors.items()})
             found.insert(adapter)
+        ridge = None
+        if settings["feature_seed"] is not None:
+            ridge = RidgeRows.from_tensors(read_tensors(folder / "ridge.safetensors"), settings["feature_seed"], len(head.rows))
         with (folder / "documents.jsonl").open(encoding="utf-8") as stream:
             records = [json.loads(line) for line in stream]
-        documents = tuple(Document(record["_id"], record["title"], record["text"], record["metadata"]) for record in records)
-        vocabulary = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
-        lexical = LexicalIndex(vocabulary, load_file(folder / "lexical.safetensors"), len(documents))
-        weights = Weights(**settings["weights"])
-        return cls(found, head, documents, lexical, weights, settings["temperature"], settings["training"])
+        return cls(
+            found,
+            tuple(Document(record["_id"], record["title"], record["text"], record["metadata"]) for record in records),
+            Evidence.read(folder, found),
+            head,
+            np.array([settings["weights"][name] for name in WEIGHT_NAMES], dtype=np.float32),
+            ridge,
+            Calibration(**settings["calibration"]),
+            settings["training"],
+        )

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from fedcar.metrics import per_query, top_k
+from fedcar.evidence import Evidence
+from fedcar.metrics import per_query
 from fedcar.questions import Questions
-from fedcar.retriever import Retriever, Weights
+from fedcar.retriever import WEIGHT_NAMES, Retriever
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-HYBRID = (Weights(1.0, 0.2), Weights(1.0, 0.4))
-UNTRAINED = (*HYBRID, Weights(1.0, 0.0), Weights(0.0, 1.0))
-TRAINED = (Weights(1.0, 0.0), Weights(1.0, 0.1), Weights(1.0, 0.2), Weights(1.0, 0.4))
+COSINE, LEXICAL = Evidence.NAMES.index("cosine"), Evidence.NAMES.index("lexical")
+UNIT_OF_COSINE = 20.0
 
 
 class Score(NamedTuple):
@@ -26,27 +26,29 @@ class Score(NamedTuple):
     reciprocal_rank: float
 
 
-class Choice(NamedTuple):
-    weights: Weights
-    score: Score
+def plain_weights(cosine: float, lexical: float) -> NDArray[np.float32]:
+    """The weights of a baseline: cosine and BM25 / its maximum alone."""
+    weights = np.zeros(len(WEIGHT_NAMES), dtype=np.float32)
+    weights[COSINE], weights[LEXICAL] = UNIT_OF_COSINE * cosine, UNIT_OF_COSINE * lexical
+    return weights
 
 
-def choose(retriever: Retriever, questions: Questions, cosines: NDArray[np.float32], among: Sequence[Weights]) -> Choice:
-    """The best mixing weights of the candidates; of equal ones the first."""
-    candidates = [Choice(weights, score(retriever, questions, cosines, weights)) for weights in among]
-    return max(candidates, key=lambda choice: choice.score)
+def baseline_weights() -> tuple[NDArray[np.float32], ...]:
+    """Hybrid with .2 and .4, MIPS, BM25."""
+    return plain_weights(1.0, 0.2), plain_weights(1.0, 0.4), plain_weights(1.0, 0.0), plain_weights(0.0, 1.0)
 
 
-def score(retriever: Retriever, questions: Questions, cosines: NDArray[np.float32], weights: Weights) -> Score:
-    """How well the retriever with these weights does on the questions, given the head's cosines (n, documents)."""
-    ranking = ranked(retriever, retriever.mixed(cosines, questions.lexical, weights))
-    values = per_query(ranking, questions.relevant)
+def score(retriever: Retriever, questions: Questions, scores: NDArray[np.float32]) -> Score:
+    """How well these scores (n, c) rank the questions' candidates."""
+    values = per_query(retriever.ranked(questions, scores), questions.relevant)
     return Score(float(values["success@1"].mean()), float(values["mrr@10"].mean()))
 
 
-def ranked(retriever: Retriever, scores: NDArray[np.float32], k: int = 10) -> list[list[str]]:
-    """Scores (n, documents) -> the ids of the k best documents of each question, without those that score -inf."""
-    return [
-        [retriever.documents[row].id for row in rows if np.isfinite(scores[question, row])]
-        for question, rows in enumerate(top_k(scores, k))
-    ]
+def best_weights(
+    retriever: Retriever, questions: Questions, among: Sequence[NDArray[np.float32]]
+) -> tuple[NDArray[np.float32], Score]:
+    """The best of several weights; of equal ones the first."""
+    features = retriever.features(questions)
+    empty = retriever.empty[questions.candidates]
+    scored = [(weights, score(retriever, questions, np.where(empty, -np.inf, features @ weights))) for weights in among]
+    return max(scored, key=lambda pair: pair[1])

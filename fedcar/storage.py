@@ -12,11 +12,14 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
 from fedcar.errors import FedcarError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -125,6 +128,17 @@ def check_folder(folder: Path, kind: str, way_out: str = RESTORE) -> None:
     for name, expected in manifest["sha256"].items():
         if _file_hash(folder / name, way_out) != expected:
             raise FedcarError(f"{folder / name}: does not match its sha256, so it was changed; {way_out}")
+
+
+def read_tensors(file: Path) -> dict[str, NDArray[Any]]:
+    """The tensors of a safetensors file; nothing else is read, a pickle least of all."""
+    from safetensors.numpy import load_file
+
+    try:
+        tensors: dict[str, NDArray[Any]] = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise FedcarError(f"{file}: not a safetensors file ({_reason(error)}); {RESTORE}") from error
+    return tensors
 
 
 def write_json(file: Path, content: object) -> None:

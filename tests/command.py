@@ -71,7 +71,8 @@ def python(code: str, *arguments: object, **options: Any) -> subprocess.Popen[st
 def tree(folder: Path) -> dict[str, bytes | None]:
     """Everything below the folder: the content of files, None for folders."""
     return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
     }
 
 

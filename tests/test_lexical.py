@@ -1,4 +1,4 @@
-"""LexicalIndex: the scores are bm25s' own, and what has no word has the score 0."""
+"""LexicalIndex and SentenceCoverage: bm25s' own scores, a plain loop's shares; what has no word has the score 0."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 from conftest import TOY_DOCUMENTS
 
 from fedcar.errors import FedcarWarning
-from fedcar.lexical import LexicalIndex
+from fedcar.lexical import LexicalIndex, SentenceCoverage, Words, relative
+from fedcar.words import bigrams, stems
 
 TEXTS = [f"{title}. {text}" for title, text, _ in TOY_DOCUMENTS.values()]
 
@@ -102,7 +103,110 @@ def test_a_single_document() -> None:
 
 def test_an_index_is_plain_arrays() -> None:
     index = LexicalIndex.build(TEXTS)
-    again = LexicalIndex(index.vocabulary, {name: array.copy() for name, array in index.arrays.items()}, len(TEXTS))
+    again = LexicalIndex(index.vocabulary, {name: array.copy() for name, array in index.arrays.items()})
     np.testing.assert_array_equal(again.scores(["clean the fan", "pump"]), index.scores(["clean the fan", "pump"]))
     assert all(isinstance(row, int) for row in index.vocabulary.values())
     assert "" not in index.vocabulary
+
+
+# -------------------------------------------------------------------- own words, documents that come and go
+
+
+@pytest.mark.parametrize("words", [stems, bigrams])
+def test_scores_over_own_words_equal_those_of_bm25s(words: Words) -> None:
+    texts, queries = corpus()
+    reference = bm25s.BM25()
+    reference.index([words(text) for text in texts], show_progress=False)
+    expected = [reference.get_scores(found) if (found := words(query)) else np.zeros(150) for query in queries]
+    found = LexicalIndex.build(texts, words).scores(queries)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+    assert found.any()
+
+
+@pytest.mark.parametrize("words", [None, stems, bigrams])
+@pytest.mark.parametrize("first", [0, 1, 7, 60, 100])
+def test_added_equals_build_of_all(words: Words | None, first: int) -> None:
+    texts, queries = corpus()
+    grown = LexicalIndex.build(texts[:first], words).added(texts[first:100]).added(texts[100:])
+    expected = LexicalIndex.build(texts, words)
+    assert grown.vocabulary == expected.vocabulary
+    np.testing.assert_array_equal(grown.scores(queries), expected.scores(queries))
+
+
+@pytest.mark.parametrize("words", [None, stems, bigrams])
+@pytest.mark.parametrize("rows", [[], [0], [149, 3, 7, 8], list(range(1, 150)), list(range(150))])
+def test_without_equals_never_having_had_them(words: Words | None, rows: list[int]) -> None:
+    texts, queries = corpus()
+    left = LexicalIndex.build(texts, words).without(rows)
+    expected = LexicalIndex.build([text for row, text in enumerate(texts) if row not in rows], words)
+    assert set(left.vocabulary) == set(expected.vocabulary)
+    assert sorted(left.vocabulary.values()) == list(range(len(left.vocabulary)))
+    np.testing.assert_allclose(left.scores(queries), expected.scores(queries), rtol=1e-6)
+
+
+def test_relative_scores_of_rows_without_any_stay_0() -> None:
+    np.testing.assert_array_equal(relative(np.array([[0.0, 0], [1, 4]], np.float32)), [[0, 0], [0.25, 1]])
+
+
+def sentences_of_corpus() -> tuple[list[list[str]], list[str]]:
+    texts, queries = corpus()
+    generator = random.Random(1)
+    documents = []
+    for text in texts:
+        words, documents_sentences = text.split(), []
+        while words:
+            size = generator.randint(1, 20)
+            documents_sentences.append(" ".join(words[:size]))
+            words = words[size:]
+        documents.append(documents_sentences)
+    return documents, queries
+
+
+def covered(documents: list[list[str]], queries: list[str]) -> np.ndarray:
+    """A plain loop."""
+    holding = [set(stems(" ".join(sentences))) for sentences in documents]
+    found = {word: sum(word in held for held in holding) for held in holding for word in held}
+
+    def idf(word: str) -> float:
+        number = found.get(word) or min(found.values())
+        return float(np.log(1 + (len(documents) - number + 0.5) / (number + 0.5)))
+
+    result = np.zeros((len(queries), len(documents)))
+    for row, query in enumerate(queries):
+        words = set(stems(query))
+        for column, sentences in enumerate(documents):
+            shares = [sum(idf(word) for word in words & set(stems(sentence))) for sentence in sentences]
+            if words and shares:
+                result[row, column] = max(shares) / sum(map(idf, words))
+    return result
+
+
+def coverage(documents: list[list[str]]) -> SentenceCoverage:
+    return SentenceCoverage.build(documents, LexicalIndex.build([" ".join(found) for found in documents], stems))
+
+
+def test_coverage_equals_a_plain_loop() -> None:
+    documents, queries = sentences_of_corpus()
+    found = coverage(documents).scores([*queries, "", "the of", "unknownword", "pump unknownword"])
+    np.testing.assert_allclose(found[:82], covered(documents, queries), atol=1e-6)
+    assert found.dtype == np.float32 and found.max() <= 1.0 + 1e-6 and not found[82:86].any()
+
+
+def test_coverage_of_documents_that_come_and_go() -> None:
+    documents, queries = sentences_of_corpus()
+    index = LexicalIndex.build([" ".join(found) for found in documents[:50]], stems)
+    larger = index.added([" ".join(found) for found in documents[50:]])
+    grown = SentenceCoverage.build(documents[:50], index).added(documents[50:], larger)
+    np.testing.assert_allclose(grown.scores(queries), covered(documents, queries), atol=1e-6)
+    rows = [0, 7, 8, 60, 149]
+    left = grown.without(rows, larger.without(rows))
+    kept = [found for row, found in enumerate(documents) if row not in rows]
+    np.testing.assert_allclose(left.scores(queries), covered(kept, queries), atol=1e-6)
+    none = left.without(range(145), left.index.without(range(145)))
+    assert none.scores(queries).shape == (82, 0)
+
+
+@pytest.mark.parametrize("documents", [[], [[]], [[""], ["the of"]]])
+def test_coverage_of_documents_without_a_word(documents: list[list[str]]) -> None:
+    assert not coverage(documents).scores(["fan", ""]).any()
+    assert coverage(documents).scores(["fan"]).shape == (1, len(documents))

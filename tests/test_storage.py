@@ -103,7 +103,8 @@ def test_an_error_leaves_the_old_one_whole(
         write_folder(tmp_path / "retriever", KIND, fail)
     if isinstance(caught.value, FedcarError):
         assert str(caught.value) == (
-            f"{tmp_path / 'retriever'}: cannot be written (No space left on device); free space or choose another folder"
+            f"{tmp_path / 'retriever'}: cannot be written (No space left on device); "
+            "free space or choose another folder"
         )
     assert tree(tmp_path) == before
     with pytest.raises((KeyboardInterrupt, FedcarError)):
@@ -187,6 +188,53 @@ def test_killed_at_any_moment_a_whole_folder_is_there(tmp_path: Path) -> None:
         assert len(os.listdir(tmp_path)) <= 2, "what killed processes left is removed by the next"
     write_folder(target, KIND, writer("end"))
     assert os.listdir(tmp_path) == ["retriever"]
+
+
+KILLED_AT_EVERY_STEP = """
+import itertools, os, signal, sys
+from pathlib import Path
+from fedcar.errors import FedcarError
+from fedcar.storage import check_folder, write_folder
+target = Path(sys.argv[1])
+def write(content):
+    def fill(folder):
+        for name in "abc":
+            (folder / name).write_text(content)
+    write_folder(target, "retriever", fill)
+def in_a_child(act):
+    child = os.fork()
+    if not child:
+        act()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+def killed_before(step):
+    steps = itertools.count()
+    def watch(event, arguments):
+        if event == "open" or event.startswith(("os.", "shutil.", "ctypes.")):
+            if next(steps) == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(watch)
+    write("new")
+for step in itertools.count():
+    write("old")
+    ended = in_a_child(lambda: killed_before(step))
+    check_folder(target, "retriever")
+    contents = {(target / name).read_text() for name in "abc"}
+    assert len(contents) == 1 and contents <= {"old", "new"}, (step, contents)
+    assert len(os.listdir(target.parent)) <= 2, os.listdir(target.parent)
+    if not ended:
+        break
+print(step)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the exchange in one step is checked where it is known to be")
+def test_killed_before_every_single_step_a_whole_folder_is_there(tmp_path: Path) -> None:
+    """Not left to chance: a process is killed before each thing it asks of the system in turn."""
+    process = python(KILLED_AT_EVERY_STEP, tmp_path / "retriever")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert int(out) > 20, "the steps were not seen"
 
 
 def test_only_leftovers_of_dead_processes_and_of_this_folder_are_removed(tmp_path: Path) -> None:
@@ -305,6 +353,9 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_a_pipe_is_written_as_it_is() -> None:
-    code = "from pathlib import Path; from fedcar.storage import whole_file as w\nwith w(Path('/dev/stdout')) as s: s.write('x')"
+    code = (
+        "from pathlib import Path\nfrom fedcar.storage import whole_file\n"
+        "with whole_file(Path('/dev/stdout')) as stream: stream.write('x')"
+    )
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("x", "")

@@ -1,0 +1,84 @@
+"""A fixed map from a question to many features, the same on every client: what the closed form is linear in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedcar.baselines import unit
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+FREQUENCIES = 1024
+FREQUENCY_SCALE = 1.5
+LAYER_WEIGHT = 0.7
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """phi(question) of shape (D,): nothing in it is fitted to a question, so sums over clients are exact.
+
+    Three parts: the centred hidden state; random Fourier features of it (Rahimi and Recht 2007; orthogonal frequencies,
+    Yu et al. 2016) and of the mean states of lower layers. `centre` (d,), `layer_centre` (k, d) and `layer_spread` are
+    the means and the distance from them of the packaged reference texts, the same everywhere.
+    """
+
+    centre: NDArray[np.float32]
+    layer_centre: NDArray[np.float32]
+    layer_spread: float = 1.0
+    seed: int = 0
+
+    @classmethod
+    def of_reference(cls, states: NDArray[np.void], seed: int = 0) -> FeatureMap:
+        """The map for an encoder, from its states on the reference texts (records of `Encoder.state_type`)."""
+        layers = _unit_layers(states)
+        centre = layers.mean(0)
+        spread = float(np.sqrt(np.square(layers - centre).sum((1, 2)).mean()))
+        return cls(unit(states["pooled"]).mean(0), centre, spread or 1.0, seed)
+
+    @property
+    def dimension(self) -> int:
+        return len(self.centre) + 4 * FREQUENCIES
+
+    def __call__(self, states: NDArray[np.void]) -> NDArray[np.float32]:
+        """States of questions, records (n,) of `Encoder.state_type` -> features (n, D), float32."""
+        hidden = centred(states["pooled"], self.centre)
+        layers = (_unit_layers(states) - self.layer_centre).reshape(len(states), -1) / np.float32(self.layer_spread)
+        parts = (
+            hidden,
+            fourier(hidden, frequencies(hidden.shape[1], self.seed)),
+            LAYER_WEIGHT * fourier(layers, frequencies(layers.shape[1], self.seed + 1)),
+        )
+        return np.concatenate(parts, axis=1, dtype=np.float32)
+
+
+def centred(hidden_states: NDArray[np.float32], centre: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Unit hidden states less their usual direction, of unit length again: weak decoders point nearly one way."""
+    return unit(unit(hidden_states) - centre)
+
+
+@lru_cache(maxsize=8)
+def frequencies(dimension: int, seed: int) -> NDArray[np.float32]:
+    """(FREQUENCIES, dimension) Gaussian frequencies, orthogonal in blocks."""
+    generator = np.random.default_rng([seed, dimension])
+    blocks: list[NDArray[np.float64]] = []
+    while sum(map(len, blocks)) < FREQUENCIES:
+        count = min(dimension, FREQUENCIES - sum(map(len, blocks)))
+        basis, _ = np.linalg.qr(generator.standard_normal((dimension, count)))
+        blocks.append(basis.T * np.sqrt(generator.chisquare(dimension, size=count))[:, None])
+    return (FREQUENCY_SCALE * np.concatenate(blocks)).astype(np.float32)
+
+
+def fourier(vectors: NDArray[np.float32], frequency: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(n, d) -> cosines and sines of the projections (n, 2 m), of unit length."""
+    angles = vectors @ frequency.T
+    return np.concatenate([np.cos(angles), np.sin(angles)], axis=1) / np.float32(np.sqrt(len(frequency)))
+
+
+def _unit_layers(states: NDArray[np.void]) -> NDArray[np.float32]:
+    layers = states["layers"].astype(np.float32)
+    return layers / np.maximum(np.linalg.norm(layers, axis=2, keepdims=True), 1e-12)

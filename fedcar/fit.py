@@ -1,0 +1,245 @@
+"""Gradient training of head and adapter: the step ladder fit -> epoch -> step -> loss."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedcar.adapter import Adapter
+from fedcar.checkpoint import Best, Checkpoint
+from fedcar.head import Head, candidate_losses
+from fedcar.history import History
+from fedcar.progress import Silent
+from fedcar.questions import Questions
+from fedcar.retriever import LEARNED, Retriever
+from fedcar.selection import score
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+BATCHES_OF_LIKE_LENGTH = 16
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What training does, all of it: equal settings on equal data give the same retriever.
+
+    `inverse_penalty` is the C of logistic regression: the penalty on the rows is s^2 |r|^2 / (2 C n) with temperature s
+    and n training questions. With `query_map` the map M is trained in place of rows, at the penalty `map_penalty` |M|^2 / n.
+    `adapter_decay` pulls the adapter to the identity (decoupled weight decay). Rates fall to
+    0 along a cosine.
+    """
+
+    method: str = "head"
+    epochs: int = 20
+    seed: int = 0
+    batch_size: int = 256
+    head_rate: float = 0.01
+    inverse_penalty: float = 30.0
+    query_map: bool = False
+    map_penalty: float = 0.1
+    head: str = "linear"
+    pre_classifier: int = 0
+    adapter: str = "full"
+    adapter_rate: float = 1e-3
+    adapter_decay: float = 0.01
+    gradient_checkpointing: bool = False
+
+
+def fit(
+    retriever: Retriever,
+    training: Questions,
+    selection: Questions,
+    settings: Settings,
+    history: History,
+    checkpoint: Checkpoint | None,
+    resume: bool,
+    report: Silent,
+) -> Retriever:
+    """Run all epochs on top of the retriever's evidence, score each on the selection questions, return the best."""
+    retriever = replace(retriever, weights=with_learned(retriever.weights), head=prepared(retriever.head, settings))
+    trainer = Trainer(retriever, training, settings)
+    best = Best(0, score(retriever, selection, trainer.offsets(selection)), trainer.trained_tensors())
+    if resume and checkpoint is not None:
+        best = checkpoint.restore(trainer, history, report) or best
+    report.say(f"{settings.method}: {len(training)} training questions, {len(retriever.documents)} documents")
+    for epoch in range(len(history) + 1, settings.epochs + 1):
+        start = time.monotonic()
+        with report.track(f"epoch {epoch} of {settings.epochs}", len(training)) as advance:
+            loss = sum(trainer.epoch(epoch, advance)) / len(training)
+        reached = score(retriever, selection, trainer.scores(selection))
+        seconds = round(time.monotonic() - start, 3)
+        history.add(epoch=epoch, loss=loss, selection=reached.success, seconds=seconds)
+        report.say(f"epoch {epoch} of {settings.epochs}: loss {loss:.4f}, selection {reached.success:.3f}, {seconds:.1f} s")
+        if reached > best.score:
+            best = Best(epoch, reached, trainer.trained_tensors())
+        if checkpoint is not None:
+            checkpoint.write(trainer, best, history)
+    trainer.load_tensors(best.tensors)
+    if not best.epoch:
+        report.say(f"{settings.method}: no epoch was better on the selection questions than before")
+        trainer.reset()
+    return retriever
+
+
+def prepared(head: Head, settings: Settings) -> Head:
+    """A head of its own for this training, with the layers that the settings ask for."""
+    if not settings.query_map:
+        return copy.deepcopy(head)
+    embeddings, centre = head.embeddings.numpy(), head.centre.numpy()
+    layers = {"kind": head.kind, "pre_classifier": head.pre_classifier, "seed": settings.seed}
+    return Head(embeddings, centre=centre, query_map=True, **layers)
+
+
+def with_learned(weights: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What the head learns is in the unit of the score: it counts once."""
+    weights = weights.copy()
+    weights[LEARNED] = 1.0
+    return weights
+
+
+class Trainer:
+    """The state of a gradient training: head, adapter and their optimiser; one method a rung of the ladder.
+
+    The loss is the softmax over a question's candidates of offset + learned: the offset is the mixture of the evidence,
+    which stays; the head learns what the evidence does not say.
+    """
+
+    def __init__(self, retriever: Retriever, training: Questions, settings: Settings) -> None:
+        self.head = retriever.head
+        self.encoder = retriever.encoder
+        self.weights = retriever.weights
+        self.empty = retriever.empty
+        self.training = training
+        self.settings = settings
+        if not settings.query_map:
+            ids = {document.id: row for row, document in enumerate(retriever.documents)}
+            self.head.active.copy_(torch.from_numpy((training.targets(ids) > 0).any(0)))
+        self.token_ids: list[list[int]] = []
+        if settings.method == "adapter":
+            self.encoder.insert(Adapter(settings.adapter, self.encoder.embedding_width, settings.seed))
+            self.token_ids = self.encoder.tokenize(training.texts)
+            if settings.gradient_checkpointing:
+                self.encoder.checkpoint_gradients()
+        self.hidden_states = torch.from_numpy(np.ascontiguousarray(training.hidden_states))
+        self.candidates = torch.from_numpy(training.candidates)
+        self.every_document = training.candidates.shape[1] == len(retriever.documents)
+        self.offset = torch.from_numpy(self.offsets(training))
+        self.relevance = torch.from_numpy(training.relevance)
+        groups = [{"params": list(self.head.parameters()), "lr": settings.head_rate, "weight_decay": 0.0}]
+        if self.encoder.adapter is not None:
+            parameters, decay = list(self.encoder.adapter.parameters()), settings.adapter_decay
+            groups.append({"params": parameters, "lr": settings.adapter_rate, "weight_decay": decay})
+        self.optimizer = torch.optim.AdamW(groups)
+        self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]  # type: ignore[arg-type]
+        self.steps_an_epoch = math.ceil(len(training) / settings.batch_size)
+
+    def epoch(self, epoch: int, advance: Callable[[int], None]) -> Iterator[float]:
+        """One pass over the training questions, seeded by seed and epoch; yields each batch's summed loss."""
+        generator = np.random.default_rng([self.settings.seed, epoch])
+        for number, rows in enumerate(self.batches(generator)):
+            self.set_rates(((epoch - 1) * self.steps_an_epoch + number) / (self.settings.epochs * self.steps_an_epoch))
+            yield self.step(rows) * len(rows)
+            advance(len(rows))
+
+    def batches(self, generator: np.random.Generator) -> list[NDArray[np.int64]]:
+        """Row numbers in batches; through the encoder, texts of like length share a batch."""
+        order, size = generator.permutation(len(self.training)), self.settings.batch_size
+        if self.token_ids:
+            lengths = np.array([len(ids) for ids in self.token_ids])
+            window = size * BATCHES_OF_LIKE_LENGTH
+            parts = [order[start : start + window] for start in range(0, len(order), window)]
+            order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in parts])
+        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        return [batches[place] for place in generator.permutation(len(batches))] if self.token_ids else batches
+
+    def set_rates(self, progress: float) -> None:
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def step(self, rows: NDArray[np.int64]) -> float:
+        """One update of everything that is trained; returns the batch's mean loss."""
+        self.optimizer.zero_grad()
+        loss = self.loss(torch.from_numpy(rows))
+        (loss + self.penalty()).backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return float(loss.detach())
+
+    def loss(self, rows: Tensor) -> Tensor:
+        """Mean loss of the questions of a batch (b,)."""
+        learned = self.learned(self.hidden(rows), self.hidden_states[rows], self.candidates[rows])
+        return candidate_losses(self.offset[rows] + learned, self.relevance[rows]).mean()
+
+    def hidden(self, rows: Tensor) -> Tensor:
+        """Hidden states (b, d): cached ones, or through the adapter."""
+        if not self.token_ids:
+            return self.hidden_states[rows]
+        return self.encoder.hidden_states([self.token_ids[row] for row in rows.tolist()]).cpu()
+
+    def learned(self, hidden_states: Tensor, untrained: Tensor, candidates: Tensor) -> Tensor:
+        """What the head adds for the candidates (b, c); one matrix product where they are all documents."""
+        if self.every_document:
+            return self.head.learned(hidden_states, untrained).gather(1, candidates)
+        return self.head.learned(hidden_states, untrained, candidates)
+
+    def penalty(self) -> Tensor:
+        """The pull of rows and query map to 0."""
+        if self.settings.query_map:
+            pull: Tensor = self.settings.map_penalty / len(self.training) * self.head.map.square().sum()
+            return pull
+        strength = 1 / (2 * self.settings.inverse_penalty * len(self.training))
+        penalty: Tensor = strength * (self.head.log_scale.exp() * self.head.rows).square().sum()
+        return penalty
+
+    # ---------------------------------------------------------------- scores, and what is trained as named tensors
+
+    def offsets(self, questions: Questions) -> NDArray[np.float32]:
+        """The evidence's part of the score (n, c), which training leaves alone; -inf for an empty document."""
+        offsets = questions.evidence @ self.weights[:LEARNED]
+        return np.where(self.empty[questions.candidates], -np.inf, offsets).astype(np.float32)
+
+    @torch.inference_mode()
+    def scores(self, questions: Questions) -> NDArray[np.float32]:
+        """Scores of the candidates (n, c) with what is trained so far."""
+        untrained = torch.from_numpy(np.ascontiguousarray(questions.hidden_states))
+        hidden = torch.from_numpy(self.encoder.encode(questions.texts)) if self.token_ids else untrained
+        scores: NDArray[np.float32] = self.offsets(questions) + self.learned(
+            hidden, untrained, torch.from_numpy(questions.candidates)
+        ).numpy()
+        return scores
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Everything trained, by name: the names of an update."""
+        parameters: dict[str, Tensor] = {f"head.{name}": tensor for name, tensor in self.head.named_parameters()}
+        if self.encoder.adapter is not None:
+            parameters |= {f"adapter.{name}": tensor for name, tensor in self.encoder.adapter.named_parameters()}
+        return parameters
+
+    def trained_tensors(self) -> dict[str, Tensor]:
+        """A copy of everything trained."""
+        return {name: tensor.detach().cpu().clone() for name, tensor in self.parameters().items()}
+
+    @torch.no_grad()
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in self.parameters().items():
+            tensor.copy_(tensors[name])
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Back to the untrained head and encoder."""
+        self.head.active.fill_(False)
+        self.head.rows.zero_()
+        if self.head.query_map:
+            self.head.map.zero_()
+        if self.head.pre_classifier:
+            self.head.outer.zero_()
+        if self.encoder.adapter is not None:
+            self.encoder.remove_adapter()

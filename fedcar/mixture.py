@@ -1,0 +1,54 @@
+"""The mixture: how much each piece of evidence counts, learned as a conditional logit over candidates."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from fedcar.head import candidate_losses
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+STRENGTH, STRENGTH_OF_ONE_QUESTION = 1e-3, 30.0
+LEAST_SPREAD = 1e-5
+ITERATIONS = 100
+
+
+def fit_mixture(
+    features: NDArray[np.float32],
+    relevance: NDArray[np.float32],
+    prior: NDArray[np.float32],
+) -> NDArray[np.float32]:
+    """Weights (F,) that maximise the likelihood of the relevant candidates, pulled to the prior.
+
+    `features` (n, c, F), `relevance` (n, c). Conditional logit (McFadden 1974) with
+    an L2 penalty on the distance to `prior` (F,), measured in standard deviations of a feature within a question, so
+    that no feature's unit matters; the fewer the questions, the stronger the pull. Questions without a relevant candidate say nothing and are left out; without any the
+    prior is returned.
+    """
+    kept = (relevance > 0).any(1) & ~(relevance > 0).all(1)
+    if not kept.any():
+        return prior
+    inputs, targets = torch.from_numpy(features[kept]), torch.from_numpy(relevance[kept])
+    spread = (inputs - inputs.mean(1, keepdim=True)).square().mean((0, 1)).sqrt()
+    speaks = spread > LEAST_SPREAD  # a feature that is the same for all candidates says nothing: its weight stays
+    spread = torch.where(speaks, spread, 1.0)
+    start = torch.from_numpy(prior) * spread
+    weights = start.clone().requires_grad_(True)
+    inputs = torch.where(speaks, inputs / spread, 0.0)
+    strength = STRENGTH + STRENGTH_OF_ONE_QUESTION / len(targets)
+    optimizer = torch.optim.LBFGS([weights], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = candidate_losses(inputs @ weights, targets).mean()
+        loss = loss + strength * (weights - start).square().sum()
+        loss.backward()
+        return float(loss.detach())
+
+    optimizer.step(closure)
+    learned: NDArray[np.float32] = (weights.detach() / spread).numpy()
+    return learned

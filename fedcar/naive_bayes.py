@@ -1,0 +1,120 @@
+"""Complement naive Bayes over words and word pairs: counts add up over clients, like the statistics of the closed form."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import sparse
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+BUCKETS = 1 << 20
+SMOOTHING = 0.1
+WORD = re.compile(r"\w+|[^\w\s]")
+
+
+def gram_counts(texts: Sequence[str]) -> sparse.csr_array:
+    """log2(1 + count) of each text's words and word pairs, hashed: (n, BUCKETS) sparse, float32."""
+    columns: list[int] = []
+    values: list[int] = []
+    starts = [0]
+    for text in texts:
+        words = WORD.findall(text.lower())
+        grams = Counter((*words, *map(" ".join, zip(words, words[1:], strict=False))))
+        columns += [zlib.crc32(gram.encode("utf-8", "replace")) % BUCKETS for gram in grams]
+        values += grams.values()
+        starts.append(len(columns))
+    counted = np.log2(1 + np.array(values, dtype=np.float32))
+    matrix = sparse.csr_array((counted, np.array(columns, np.int64), np.array(starts)), shape=(len(texts), BUCKETS))
+    matrix.sum_duplicates()
+    return matrix
+
+
+@dataclass(frozen=True)
+class NaiveBayes:
+    """`counts` (documents, BUCKETS): the grams of each document's training questions.
+
+    score(q, d) = sum_g c_g [log p(g | d) - log p(g | any document but d)] with Lidstone smoothing (complement naive
+    Bayes: Rennie et al. 2003), up to a constant of the question. A document without questions scores the mean of those
+    with questions.
+    """
+
+    counts: sparse.csr_array
+
+    @classmethod
+    def of(cls, grams: sparse.csr_array, targets: NDArray[np.float32]) -> NaiveBayes:
+        """Grams (n, BUCKETS) of training questions and their targets (n, documents)."""
+        return cls(sparse.csr_array(sparse.csr_array(targets > 0, dtype=np.float32).T @ grams))
+
+    def __add__(self, other: NaiveBayes) -> NaiveBayes:
+        return NaiveBayes(sparse.csr_array(self.counts + other.counts))
+
+    @cached_property
+    def of_gram(self) -> NDArray[np.float64]:
+        """How often each gram was asked, over all documents (BUCKETS,)."""
+        return np.asarray(self.counts.sum(axis=0), dtype=np.float64).ravel()
+
+    @cached_property
+    def of_document(self) -> NDArray[np.float64]:
+        """How many grams each document was asked with (documents,)."""
+        return np.asarray(self.counts.sum(axis=1), dtype=np.float64).ravel()
+
+    @cached_property
+    def biases(self) -> NDArray[np.float64]:
+        """What one gram that no document was asked with says of each document (documents,)."""
+        smooth = SMOOTHING * BUCKETS
+        return np.log((self.of_document.sum() - self.of_document + smooth) / (self.of_document + smooth))
+
+    @cached_property
+    def weights(self) -> sparse.csr_array:
+        """What each gram adds to that for the documents that were asked with it: (BUCKETS, documents) sparse."""
+        found = self.counts.tocoo()
+        total, inside = self.of_gram[found.col], found.data.astype(np.float64)
+        values = np.log1p(inside / SMOOTHING) + np.log((total + SMOOTHING) / (total - inside + SMOOTHING))
+        return sparse.csr_array((values.astype(np.float32), (found.col, found.row)), shape=self.counts.shape[::-1])
+
+    def scores(self, grams: sparse.csr_array) -> NDArray[np.float32]:
+        """Grams (n, BUCKETS) -> (n, documents), centred on the documents that have questions."""
+        return self._centred((grams @ self.weights).toarray() + np.outer(_sizes(grams), self.biases))
+
+    def scores_without(
+        self, grams: sparse.csr_array, targets: NDArray[np.float32], answers: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """The same for training questions as if each had not been asked of its document `answers` (n,).
+
+        Exact for that document; for the others a gram's total still holds the question.
+        """
+        raw = (grams @ self.weights).toarray() + np.outer(_sizes(grams), self.biases)
+        smooth, everything = SMOOTHING * BUCKETS, self.of_document.sum()
+        for document in np.unique(answers):
+            asked = self.counts[[document], :].toarray().ravel().astype(np.float64)
+            for row in np.flatnonzero(answers == document):
+                part = slice(grams.indptr[row], grams.indptr[row + 1])
+                places, own = grams.indices[part], grams.data[part].astype(np.float64)
+                inside, total = np.maximum(asked[places] - own, 0), np.maximum(self.of_gram[places] - own, 0)
+                left = self.of_document[document] - own.sum()
+                bias = np.log((everything - self.of_document[document] + smooth) / (left + smooth))
+                gained = np.log1p(inside / SMOOTHING)
+                gained += np.log((total + SMOOTHING) / (np.maximum(total - inside, 0) + SMOOTHING))
+                raw[row, document] = (own * gained).sum() + own.sum() * bias
+        return self._centred(raw)
+
+    def _centred(self, raw: NDArray[np.float64]) -> NDArray[np.float32]:
+        touched = self.of_document > 0
+        if not touched.any():
+            return np.zeros(raw.shape, dtype=np.float32)
+        centred = raw - raw[:, touched].mean(axis=1, keepdims=True)
+        centred[:, ~touched] = 0.0
+        return centred.astype(np.float32)
+
+
+def _sizes(grams: sparse.csr_array) -> NDArray[np.float64]:
+    return np.asarray(grams.sum(axis=1), dtype=np.float64).ravel()

@@ -1,0 +1,67 @@
+"""The rows that sums give: the closed form over fixed features of a question, and naive Bayes over its words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import sparse
+
+from fedcar.closed_form import Ridge
+from fedcar.feature_map import FeatureMap
+from fedcar.naive_bayes import BUCKETS, NaiveBayes, gram_counts
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class RidgeRows:
+    """`weights` (D, a) for the a documents with training questions, whose rows are `documents` (a,), and their words."""
+
+    feature_map: FeatureMap
+    weights: NDArray[np.float16]
+    documents: NDArray[np.int64]
+    words: NaiveBayes
+
+    @classmethod
+    def of(cls, ridge: Ridge, feature_map: FeatureMap, counts: NDArray[np.int64], words: NaiveBayes) -> RidgeRows:
+        """Only the columns of documents with questions are kept; the others are 0."""
+        documents = np.flatnonzero(counts)
+        return cls(feature_map, ridge.weights[:, documents].astype(np.float16), documents, words)
+
+    def scores(self, texts: Sequence[str], states: NDArray[np.void]) -> NDArray[np.float32]:
+        """Questions and their states -> (n, documents, 2).
+
+        The first is near 1 for documents that answered such questions and 0 for those without any; the second is naive
+        Bayes.
+        """
+        words = self.words.scores(gram_counts(texts))
+        rows = np.zeros_like(words)
+        rows[:, self.documents] = self.feature_map(states) @ self.weights.astype(np.float32)
+        return np.stack([rows, words], axis=2)
+
+    def tensors(self) -> dict[str, NDArray[np.generic]]:
+        """Everything but the seed, as plain arrays."""
+        fixed, counts = self.feature_map, self.words.counts
+        return {
+            "weights": self.weights,
+            "documents": self.documents,
+            "centre": fixed.centre,
+            "layer_centre": fixed.layer_centre,
+            "layer_spread": np.array([fixed.layer_spread], dtype=np.float64),
+            "word_counts": counts.data,
+            "word_grams": counts.indices.astype(np.int32),
+            "word_starts": counts.indptr.astype(np.int64),
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, NDArray[Any]], seed: int, number_of_documents: int) -> RidgeRows:
+        """What `tensors` gave, with the seed of the random features."""
+        spread = float(tensors["layer_spread"][0])
+        fixed = FeatureMap(tensors["centre"], tensors["layer_centre"], spread, seed)
+        parts = (tensors["word_counts"], tensors["word_grams"], tensors["word_starts"])
+        words = NaiveBayes(sparse.csr_array(parts, shape=(number_of_documents, BUCKETS)))
+        return cls(fixed, tensors["weights"], tensors["documents"], words)

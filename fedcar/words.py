@@ -1,0 +1,106 @@
+"""Words, stems and sentences of a text, by rules that need no model and no list of words but the English stop words."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+STOP_WORDS = frozenset(  # those of bm25s, so that the lexical features agree on what says nothing
+    "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this "
+    "to was will with".split()
+)
+SUFFIXES = (  # a longer one before those it ends in
+    "ational ization fulness ousness iveness ations ation ments ment ness ings ing edly ed ally ly er or al ion ive "
+    "ity e"
+).split()
+FEWEST_LETTERS = 4
+FEWEST_WORDS = 4
+MOST_WORDS = 60
+
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_LOWER = "a-zß-öø-ÿа-яёα-ω"
+_WORD = re.compile(rf"[{_UNSPACED}]+|[^\W{_UNSPACED}]{{2,}}")
+_WITHOUT_SPACES = re.compile(f"[{_UNSPACED}]")
+_COUNTED = re.compile(rf"[{_UNSPACED}]{{1,2}}|[^\s{_UNSPACED}]+")
+_SENTENCE_END = re.compile(
+    r"""(?<=[.!?…])["')\]»”]*\s+(?=["'(\[«„“¿¡]?(?:[^\W""" + _LOWER + r"""_]|-))|(?<=[。！？｡])[」』）]*\s*|\n+"""
+)
+
+
+def stems(text: str) -> list[str]:
+    """The words of a text as search knows them: lower case, two letters and more, no stop words, English endings off.
+
+    Only words in plain ASCII lose their ending: the rules are English, and whether a word is cut depends on the word
+    alone, so that question and document agree. Scripts without spaces (Chinese, Japanese, Thai, Khmer, Lao, Burmese)
+    give overlapping pairs of characters.
+    """
+    found: list[str] = []
+    for word in _WORD.findall(text.lower()):
+        if not word.isascii() and _WITHOUT_SPACES.match(word):
+            found.extend(word[place : place + 2] for place in range(max(1, len(word) - 1)))
+        elif word not in STOP_WORDS:
+            found.append(_stem(word))
+    return found
+
+
+def bigrams(text: str) -> list[str]:
+    """Every two neighbouring stems as one word."""
+    found = stems(text)
+    return [f"{first} {second}" for first, second in zip(found, found[1:], strict=False)]
+
+
+def word_count(text: str) -> int:
+    """How many words a text has; in scripts without spaces two characters count as one."""
+    return sum(1 for _ in _COUNTED.finditer(text))
+
+
+def sentences(text: str) -> list[tuple[int, int]]:
+    """Where the sentences begin and end: at least one, in order, without overlap.
+
+    A fragment of under 4 words joins its neighbour; what has over 90 words is cut every 60.
+    """
+    ends = [*(match.end() for match in _SENTENCE_END.finditer(text)), len(text)]
+    joined: list[tuple[int, int, int]] = []  # start, end, words
+    start = 0
+    for end in ends:
+        if end <= start:
+            continue
+        words = word_count(text[start:end])
+        if joined and (words < FEWEST_WORDS or joined[-1][2] < FEWEST_WORDS):
+            before, _, count = joined.pop()
+            joined.append((before, end, count + words))
+        else:
+            joined.append((start, end, words))
+        start = end
+    return [span for start, end, words in joined for span in _cut(text, start, end, words)] or [(0, len(text))]
+
+
+def _cut(text: str, start: int, end: int, words: int) -> list[tuple[int, int]]:
+    if words <= 1.5 * MOST_WORDS:
+        return [(start, end)]
+    places = [match.start() for match in _COUNTED.finditer(text, start, end)][::MOST_WORDS]
+    return list(zip(places, [*places[1:], end], strict=True))
+
+
+@lru_cache(maxsize=1 << 16)
+def _stem(word: str) -> str:
+    """A light English stemmer: plural, one suffix, doubled consonant, final y. At least four letters remain."""
+    if len(word) < FEWEST_LETTERS or not (word.isascii() and word.isalpha()):
+        return word
+    if word.endswith("ies") and len(word) > FEWEST_LETTERS:
+        word = word[:-3] + "y"
+    elif word.endswith("sses"):
+        word = word[:-2]
+    elif word.endswith("s") and not word.endswith(("ss", "us", "is")):
+        word = word[:-1]
+    for suffix in SUFFIXES:
+        if word.endswith(suffix) and len(word) - len(suffix) >= FEWEST_LETTERS:
+            word = word[: -len(suffix)]
+            break
+    if len(word) > FEWEST_LETTERS and word[-1] == word[-2] and word[-1] not in "ls":
+        word = word[:-1]
+    if len(word) > FEWEST_LETTERS and word[-1] == "y":
+        word = word[:-1] + "i"
+    return word
