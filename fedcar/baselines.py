@@ -23,7 +23,8 @@ CHUNK = 256
 def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows of unit length; a row of zeros stays one."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
+    result: NDArray[np.float32] = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
+    return result
 
 
 def rankings(

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 TEMPERATURES = np.geomspace(0.05, 20.0, 60)
 BINS = 10
+CURVE_POINTS = 10
 TARGET = 0.95
 LEAST_QUESTIONS = 50
 
@@ -33,12 +34,12 @@ class Calibration:
     def fit(
         cls, scores: NDArray[np.float32], relevant: NDArray[np.bool_], unanswerable: NDArray[np.float32] | None = None
     ) -> Calibration:
-        """Learn from the scores (n, c) of selection questions, which candidates are relevant, and the scores (m, c) of
-        selection questions that no document answers.
+        """Learn from the scores of selection questions (n, c) and which candidates are relevant.
 
-        The temperature has the highest likelihood (Guo et al. 2017). The logistic model also sees every question with
-        its relevant candidates taken away, as one that no document answers. The threshold is the lowest from which on
-        at least 95 % of the answered questions are right; None where the questions are too few to support one.
+        `unanswerable` (m, c) are the scores of selection questions that no document answers. The temperature has the
+        highest likelihood (Guo et al. 2017). The logistic model also sees every question with its relevant candidates
+        taken away, as one that no document answers. The threshold is the lowest from which on at least 95 % of the
+        answered questions are right; None where the questions are too few to support one.
         """
         if not len(scores):
             return cls()
@@ -69,12 +70,14 @@ class Calibration:
     def trust(self, scores: NDArray[np.float32]) -> NDArray[np.float64]:
         """How sure it is that the first hit is right (n,): low for a question that no document answers."""
         if self.known is None:
-            return self.confidences(scores).max(axis=1, initial=0.0)
+            confidence: NDArray[np.float64] = self.confidences(scores).max(axis=1, initial=0.0)
+            return confidence
         return probability(signals(scores, self.temperature), self.known)
 
     def answers(self, scores: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Which of the questions are answered (n,)."""
-        return self.trust(scores) >= (self.threshold or 0.0)
+        answered: NDArray[np.bool_] = self.trust(scores) >= (self.threshold or 0.0)
+        return answered
 
 
 def signals(scores: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:
@@ -107,11 +110,12 @@ def probability(inputs: NDArray[np.float64], weights: tuple[float, ...]) -> NDAr
 
 
 def softmax(scores: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:
-    """softmax(temperature * score) over the last axis; 0 where the score is -inf."""
+    """Softmax of temperature * score over the last axis; 0 where the score is -inf."""
     best = scores.max(axis=1, keepdims=True, initial=-np.inf)
     differences = np.subtract(scores, best, where=np.isfinite(best), out=np.full(scores.shape, -np.inf))
     powers = np.exp(temperature * differences.astype(np.float64))
-    return powers / np.maximum(powers.sum(axis=1, keepdims=True), 1e-300)
+    shares: NDArray[np.float64] = powers / np.maximum(powers.sum(axis=1, keepdims=True), 1e-300)
+    return shares
 
 
 def answer_threshold(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> float | None:
@@ -133,6 +137,20 @@ def expected_calibration_error(confidence: NDArray[np.float64], correct: NDArray
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
     inside = [bins == one for one in np.unique(bins)]
     return float(sum(abs(confidence[rows].mean() - correct[rows].mean()) * rows.mean() for rows in inside))
+
+
+def risk_coverage(trust: NDArray[np.float64], correct: NDArray[np.float64]) -> list[dict[str, float]]:
+    """The share of wrong answers among the most trusted tenth, two tenths, ... of the questions (El-Yaniv 2010).
+
+    Of equally trusted questions each counts as the mean of them all, so that their order does not matter.
+    """
+    if not len(trust):
+        return []
+    _, group, sizes = np.unique(-trust, return_inverse=True, return_counts=True)
+    wrong = np.bincount(group, weights=1 - correct) / sizes
+    risk = np.cumsum(wrong[np.sort(group)]) / np.arange(1, len(trust) + 1)
+    answered = [-(-len(trust) * point // CURVE_POINTS) for point in range(1, CURVE_POINTS + 1)]
+    return [{"coverage": number / len(trust), "risk": float(risk[number - 1])} for number in answered]
 
 
 def area_under_roc(positive: NDArray[np.float64], negative: NDArray[np.float64]) -> float | None:

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -40,7 +39,7 @@ class Checkpoint:
         def fill(folder: Path) -> None:
             save_file(trainer.trained_tensors(), folder / "current.safetensors")
             save_file(best.tensors, folder / "best.safetensors")
-            save_file(_optimizer_tensors(trainer.optimizer), folder / "optimizer.safetensors")
+            save_file(trainer.optimizer.tensors(), folder / "optimizer.safetensors")
             record = {
                 "belongs_to": self.belongs_to,
                 "best": {"epoch": best.epoch, "score": list(best.score)},
@@ -64,27 +63,11 @@ class Checkpoint:
                     "give what it was started with, or start again without --resume"
                 )
         trainer.load_tensors(load_file(self.folder / "current.safetensors"))
-        _load_optimizer(trainer.optimizer, load_file(self.folder / "optimizer.safetensors"))
+        trainer.optimizer.load_tensors(load_file(self.folder / "optimizer.safetensors"))
         for past in record["history"]:
             history.add(**past)
         best = record["best"]
         return Best(best["epoch"], Score(*best["score"]), load_file(self.folder / "best.safetensors"))
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state by parameter number and name, as plain tensors."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"{number}.{name}": value.detach().clone() for number, values in state.items() for name, value in values.items()
-    }
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        number, name = key.split(".", 1)
-        state.setdefault(int(number), {})[name] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _difference(what: str, before: object, now: object) -> str:

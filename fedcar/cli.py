@@ -7,13 +7,17 @@ import os
 import shlex
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from fedcar import __version__
 from fedcar.errors import FedcarError, FedcarWarning
+
+if TYPE_CHECKING:
+    from fedcar.retriever import Retriever
 
 FOLDER = click.Path(path_type=Path)
 
@@ -218,6 +222,77 @@ def search(retriever: Path, question: str, k: int, encoder: Path | None, as_json
         from fedcar.tables import print_answer
 
         print_answer(answer)
+
+
+@commands.command()
+@click.argument("retriever", type=FOLDER)
+@click.argument("file", type=FOLDER)
+@click.option("--refine", is_flag=True, help="Solve the new documents' rows on their titles and sentences.")
+@encoder_option
+@as_json
+def add(retriever: Path, file: Path, refine: bool, encoder: Path | None, as_json: bool) -> None:
+    """Add the documents of FILE (lines as in corpus.jsonl) to RETRIEVER, found at once."""
+    from fedcar.collection import read_documents
+    from fedcar.progress import Console
+
+    documents = read_documents(file)
+    left = _edit(retriever, encoder, lambda loaded: loaded.add(documents, refine, Console()))
+    if as_json:
+        _print_json({"retriever": str(retriever), "added": len(documents), "documents": left})
+    else:
+        click.echo(f"{retriever}: {len(documents)} added, {left} documents")
+
+
+@commands.command()
+@click.argument("retriever", type=FOLDER)
+@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@encoder_option
+@as_json
+def remove(retriever: Path, ids: tuple[str, ...], encoder: Path | None, as_json: bool) -> None:
+    """Remove documents from RETRIEVER for good: text, vectors, row, and the words that only they had."""
+    removed = len(set(ids))
+    left = _edit(retriever, encoder, lambda loaded: loaded.remove(ids))
+    if as_json:
+        _print_json({"retriever": str(retriever), "removed": removed, "documents": left})
+    else:
+        click.echo(f"{retriever}: {removed} removed, {left} documents")
+
+
+@commands.command()
+@click.argument("retriever", type=FOLDER)
+@click.option("--format", "export_format", type=click.Choice(["transformers", "onnx", "bundle"]), required=True)
+@click.option("--out", type=FOLDER, required=True, help="The folder to make; it must not exist or be empty.")
+@encoder_option
+@as_json
+def export(retriever: Path, export_format: str, out: Path, encoder: Path | None, as_json: bool) -> None:
+    """Write RETRIEVER as a folder that other programs read: a stock model, and the documents' vectors beside it."""
+    from fedcar.export import check_export
+    from fedcar.export import export as export_retriever
+    from fedcar.retriever import Retriever
+
+    check_export(out, export_format)
+    loaded = Retriever.load(retriever, encoder)
+    export_retriever(loaded, out, export_format)
+    if as_json:
+        documents, dimension = len(loaded.documents), loaded.encoder.dimension
+        _print_json({"folder": str(out), "format": export_format, "documents": documents, "dimension": dimension})
+    else:
+        click.echo(f"{out}: written; SentenceTransformer and AutoModel read it, README.md says what is what")
+
+
+def _edit(folder: Path, encoder: Path | None, change: Callable[[Retriever], Retriever]) -> int:
+    """Replace a saved retriever by what `change` makes of it, in one step; how many documents it then has."""
+    from fedcar.retriever import KIND, Retriever
+    from fedcar.storage import check_target
+
+    before = _identity(folder)
+    loaded = Retriever.load(folder, encoder)
+    check_target(folder, KIND)
+    changed = change(loaded)
+    if _identity(folder) != before:
+        raise FedcarError(f"{folder}: changed by somebody else meanwhile, so nothing was written; try again")
+    changed.save(folder)
+    return len(changed.documents)
 
 
 def _show_plan(what: dict[str, Any], as_json: bool) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from scipy import sparse
 
 from fedcar.errors import FedcarError
 
@@ -21,7 +22,8 @@ class Statistics:
     """All that ridge needs of n questions: gram = sum phi phi^T (D, D), cross = sum phi y^T (D, documents), counts.
 
     `counts` (documents,) are the questions of each document. Statistics of disjoint questions add; subtracting a
-    client's leaves what would have been without it.
+    client's leaves what would have been without it. Pseudo-queries count by their weight in gram and cross and not at
+    all in `counts` and `questions`: they come from the documents, so that one party adds them once.
 
     Formal guarantees: ridge_federated_equals_central; removing_a_client_equals_never_having_it (both up to rounding).
     """
@@ -35,6 +37,13 @@ class Statistics:
     def of(cls, features: NDArray[np.float32], targets: NDArray[np.float32]) -> Statistics:
         """Features phi (n, D) and targets y (n, documents), 1 at the relevant documents."""
         return cls(features.T @ features, features.T @ targets, (targets > 0).sum(0), len(features))
+
+    @classmethod
+    def of_pseudo_queries(cls, features: NDArray[np.float32], weights: sparse.csr_array) -> Statistics:
+        """Features (n, D) and weights (n, documents), sparse: each text's weight at the document it stands for."""
+        of_text = np.asarray(weights.sum(axis=1), dtype=np.float32).ravel()
+        cross = np.asarray((weights.T @ features).T, dtype=np.float32, order="C")
+        return cls(features.T @ (features * of_text[:, None]), cross, np.zeros(weights.shape[1], np.int64), 0)
 
     def __add__(self, other: Statistics) -> Statistics:
         parts = (self.gram + other.gram, self.cross + other.cross, self.counts + other.counts)
@@ -58,7 +67,7 @@ class Ridge:
     factor: NDArray[np.float32]
 
     def predict(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """phi (n, D) -> (n, documents): near 1 for documents that answered such questions."""
+        """Features phi (n, D) -> (n, documents): near 1 for documents that answered such questions."""
         return features @ self.weights
 
     def predict_without(
@@ -66,8 +75,8 @@ class Ridge:
     ) -> NDArray[np.float32]:
         """What ridge without the questions of a group would predict for them, exactly and without solving again.
 
-        `features` (n, D) and `targets` (n, documents) are training questions, `groups` (n,) their group numbers; a group
-        must be here whole. With H = Phi (gram + strength I)^-1 Phi^T over a group, the held-out residual is
+        `features` (n, D) and `targets` (n, documents) are training questions, `groups` (n,) their group numbers; a
+        group must be here whole. With H = Phi (gram + strength I)^-1 Phi^T over a group, the held-out residual is
         (I - H)^-1 times the residual (block leave-one-out; Allen 1974).
         """
         half = torch.linalg.solve_triangular(torch.from_numpy(self.factor), torch.from_numpy(features.T), upper=False)
@@ -88,6 +97,7 @@ def solve(statistics: Statistics, strength: float = STRENGTH) -> Ridge:
     matrix.diagonal().add_(strength)
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if int(failed):
-        raise FedcarError(f"the statistics of {statistics.questions} questions are not a sum of squares; one was damaged")
+        message = f"the statistics of {statistics.questions} questions are not a sum of squares"
+        raise FedcarError(f"{message}; one client's are damaged: leave it out")
     weights = torch.cholesky_solve(torch.from_numpy(statistics.cross), factor)
     return Ridge(weights.numpy(), factor.numpy())

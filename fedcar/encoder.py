@@ -285,7 +285,7 @@ class Encoder:
     @property
     def layers(self) -> tuple[int, ...]:
         """Which layers below the last are kept of a text: up to six, evenly spaced from the embeddings up."""
-        blocks = int(self.model_config.num_hidden_layers)
+        blocks = int(self.config.get("num_hidden_layers") or self.model_config.num_hidden_layers)
         return tuple(sorted({round(place) for place in np.linspace(0, blocks - 1, LAYERS_KEPT)}))
 
     @property

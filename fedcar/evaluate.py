@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedcar import baselines, metrics
-from fedcar.calibration import area_under_roc, expected_calibration_error
+from fedcar import baselines, bootstrap, metrics
+from fedcar.calibration import area_under_roc, expected_calibration_error, risk_coverage
 from fedcar.collection import SPLITS, Collection, Judged
 from fedcar.errors import FedcarError, FedcarWarning
 from fedcar.features import FeatureCache
@@ -52,7 +52,8 @@ def evaluate(
     rankings = baseline_rankings(retriever, collection, questions, features, report)
     rankings["retriever"] = retriever.ranked(questions, scores)
     seen = collection.seen_documents()
-    on_seen = np.array([any(score > 0 and one in seen for one, score in judged.items()) for judged in questions.relevant], bool)
+    answered_by = [{one for one, score in judged.items() if score > 0} for judged in questions.relevant]
+    on_seen = np.array([not seen.isdisjoint(documents) for documents in answered_by], dtype=bool)
     systems = {name: summary(rankings[name], questions, on_seen) for name in SYSTEMS}
     unanswerable = Judged(collection.unanswerable(split), ({},) * len(collection.unanswerable(split)))
     unanswered = prepare(retriever, unanswerable, features, report, "unanswerable questions")
@@ -68,6 +69,7 @@ def evaluate(
         "seconds": clock.seconds,
         "systems": systems,
         **trust(retriever, scores, rankings["retriever"], questions, unanswered),
+        "difference": difference(rankings["retriever"], rankings["hybrid"], questions, on_seen),
     }
 
 
@@ -86,7 +88,8 @@ def held_out(retriever: Retriever, collection: Collection, split: str) -> tuple[
     fresh = [query.id not in trained_on for query in judged.queries]
     kept = subset(judged, [one and other for one, other in zip(known, fresh, strict=True)])
     if not len(kept):
-        raise FedcarError(f"{collection.name}: no judged query in the split {split} to evaluate; give another with --split")
+        message = f"{collection.name}: no judged query in the split {split} to evaluate"
+        raise FedcarError(f"{message}; give another with --split")
     return kept, fresh.count(False)
 
 
@@ -110,8 +113,24 @@ def baseline_rankings(
 def summary(ranking: list[list[str]], questions: Questions, on_seen: NDArray[np.bool_]) -> dict[str, Any]:
     """One system's measures over all queries, over those on seen and over those on unseen documents."""
     values = metrics.per_query(ranking, questions.relevant)
-    parts = {"all": np.ones(len(on_seen), dtype=bool), "seen": on_seen, "unseen": ~on_seen}
-    return {name: metrics.mean(values, rows) for name, rows in parts.items()}
+    return {name: metrics.mean(values, rows) for name, rows in parts(on_seen).items()}
+
+
+def parts(on_seen: NDArray[np.bool_]) -> dict[str, NDArray[np.bool_]]:
+    """Which queries belong to all, seen and unseen."""
+    return {"all": np.ones(len(on_seen), dtype=bool), "seen": on_seen, "unseen": ~on_seen}
+
+
+def difference(
+    ranking: list[list[str]], hybrid: list[list[str]], questions: Questions, on_seen: NDArray[np.bool_]
+) -> dict[str, Any]:
+    """What the retriever is right more often than hybrid, with the 95 % bootstrap interval; None where no query is."""
+    ours, theirs = (metrics.per_query(one, questions.relevant)["success@1"] for one in (ranking, hybrid))
+    result: dict[str, Any] = {"to": "hybrid"}
+    for name, rows in parts(on_seen).items():
+        found = bootstrap.difference(ours[rows], theirs[rows])
+        result[name] = found and {"success@1": found.mean, "low": found.low, "high": found.high}
+    return result
 
 
 def trust(
@@ -121,8 +140,9 @@ def trust(
     questions: Questions,
     unanswerable: Questions,
 ) -> dict[str, Any]:
-    """How far confidence can be trusted: calibration error, coverage at the threshold, AUROC on unanswerable queries."""
+    """How far confidence can be trusted: calibration error, coverage, AUROC on unanswerable queries."""
     calibration = retriever.calibration
+    trusted = calibration.trust(scores)
     confidence = calibration.confidences(scores).max(axis=1, initial=0.0)
     correct = metrics.per_query(ranking, questions.relevant)["success@1"]
     result: dict[str, Any] = {
@@ -132,10 +152,11 @@ def trust(
             "threshold": calibration.threshold,
         },
         "unanswerable": None,
+        "risk_coverage": risk_coverage(trusted, correct),
     }
     if len(unanswerable):
         others = calibration.trust(retriever.scores_of(unanswerable))
-        result["unanswerable"] = {"queries": len(unanswerable), "auroc": area_under_roc(calibration.trust(scores), others)}
+        result["unanswerable"] = {"queries": len(unanswerable), "auroc": area_under_roc(trusted, others)}
     return result
 
 

@@ -14,6 +14,7 @@ from fedcar.encoder import Encoder
 from fedcar.errors import FedcarError
 from fedcar.late_interaction import LateInteraction, body_sentences, unit
 from fedcar.lexical import LexicalIndex, SentenceCoverage, relative
+from fedcar.metrics import top_k
 from fedcar.progress import Silent
 from fedcar.storage import RESTORE, write_json
 from fedcar.words import bigrams, stems, word_count
@@ -121,13 +122,9 @@ class Evidence:
 
     def candidates(self, cosines: NDArray[np.float32], lexical: NDArray[np.float32]) -> NDArray[np.int64]:
         """The documents worth a closer look (n, c), best hybrid score first: 100, or all where there are up to 200."""
+        documents = cosines.shape[1]
         scores = cosines + np.float32(LEXICAL_SHARE) * lexical
-        documents = scores.shape[1]
-        if documents <= ALL_ARE_CANDIDATES:
-            return np.argsort(-scores, axis=1, kind="stable")
-        best = np.sort(np.argpartition(-scores, CANDIDATES - 1, axis=1)[:, :CANDIDATES], axis=1)
-        order = np.argsort(-np.take_along_axis(scores, best, axis=1), axis=1, kind="stable")
-        return np.take_along_axis(best, order, axis=1)
+        return top_k(scores, documents if documents <= ALL_ARE_CANDIDATES else CANDIDATES)
 
     def features(
         self, questions: Sequence[str], hidden_states: NDArray[np.float32], candidates: NDArray[np.int64]

@@ -47,7 +47,8 @@ class FeatureMap:
     def __call__(self, states: NDArray[np.void]) -> NDArray[np.float32]:
         """States of questions, records (n,) of `Encoder.state_type` -> features (n, D), float32."""
         hidden = centred(states["pooled"], self.centre)
-        layers = (_unit_layers(states) - self.layer_centre).reshape(len(states), -1) / np.float32(self.layer_spread)
+        layers = (_unit_layers(states) - self.layer_centre) / np.float32(self.layer_spread)
+        layers = layers.reshape(len(states), self.layer_centre.size)
         parts = (
             hidden,
             fourier(hidden, frequencies(hidden.shape[1], self.seed)),
@@ -76,9 +77,11 @@ def frequencies(dimension: int, seed: int) -> NDArray[np.float32]:
 def fourier(vectors: NDArray[np.float32], frequency: NDArray[np.float32]) -> NDArray[np.float32]:
     """(n, d) -> cosines and sines of the projections (n, 2 m), of unit length."""
     angles = vectors @ frequency.T
-    return np.concatenate([np.cos(angles), np.sin(angles)], axis=1) / np.float32(np.sqrt(len(frequency)))
+    waves: NDArray[np.float32] = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+    return waves / np.float32(np.sqrt(len(frequency)))
 
 
 def _unit_layers(states: NDArray[np.void]) -> NDArray[np.float32]:
     layers = states["layers"].astype(np.float32)
-    return layers / np.maximum(np.linalg.norm(layers, axis=2, keepdims=True), 1e-12)
+    result: NDArray[np.float32] = layers / np.maximum(np.linalg.norm(layers, axis=2, keepdims=True), 1e-12)
+    return result

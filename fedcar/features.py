@@ -32,9 +32,9 @@ class FeatureCache:
     """Hidden states on disk, memory-mapped, keyed by encoder fingerprint, pooling, length limit and text.
 
     Two files a key: `states.bin` (a record of `Encoder.state_type` a row) and `keys.sha256` (32 bytes a row: the text's
-    hash, so that no text is stored). Rows are appended in chunks, states first, so that an encoding that was cut off goes on where it
-    stopped; what a crash left beyond the last whole row is written over. Hidden states of private questions are
-    private: the folder is readable by its owner alone.
+    hash, so that no text is stored). Rows are appended in chunks, states first, so that an encoding that was cut off
+    goes on where it stopped; what a crash left beyond the last whole row is written over. Hidden states of private
+    questions are private: the folder is readable by its owner alone.
     """
 
     def __init__(self, folder: Path | None = None) -> None:

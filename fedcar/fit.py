@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedcar.adam import Adam, Group
 from fedcar.adapter import Adapter
 from fedcar.checkpoint import Best, Checkpoint
 from fedcar.head import Head, candidate_losses
@@ -33,9 +34,8 @@ class Settings:
     """What training does, all of it: equal settings on equal data give the same retriever.
 
     `inverse_penalty` is the C of logistic regression: the penalty on the rows is s^2 |r|^2 / (2 C n) with temperature s
-    and n training questions. With `query_map` the map M is trained in place of rows, at the penalty `map_penalty` |M|^2 / n.
-    `adapter_decay` pulls the adapter to the identity (decoupled weight decay). Rates fall to
-    0 along a cosine.
+    and n training questions. With `query_map` the map M is trained in place of rows, at the penalty `map_penalty`
+    |M|^2 / n. `adapter_decay` pulls the adapter to the identity (decoupled weight decay). Rates fall along a cosine.
     """
 
     method: str = "head"
@@ -49,7 +49,7 @@ class Settings:
     head: str = "linear"
     pre_classifier: int = 0
     adapter: str = "full"
-    adapter_rate: float = 1e-3
+    adapter_rate: float = 3e-3
     adapter_decay: float = 0.01
     gradient_checkpointing: bool = False
 
@@ -67,18 +67,19 @@ def fit(
     """Run all epochs on top of the retriever's evidence, score each on the selection questions, return the best."""
     retriever = replace(retriever, weights=with_learned(retriever.weights), head=prepared(retriever.head, settings))
     trainer = Trainer(retriever, training, settings)
-    best = Best(0, score(retriever, selection, trainer.offsets(selection)), trainer.trained_tensors())
+    best = Best(0, score(selection, trainer.offsets(selection)), trainer.trained_tensors())
     if resume and checkpoint is not None:
-        best = checkpoint.restore(trainer, history, report) or best
+        best = checkpoint.restore(trainer, history) or best
     report.say(f"{settings.method}: {len(training)} training questions, {len(retriever.documents)} documents")
     for epoch in range(len(history) + 1, settings.epochs + 1):
         start = time.monotonic()
         with report.track(f"epoch {epoch} of {settings.epochs}", len(training)) as advance:
             loss = sum(trainer.epoch(epoch, advance)) / len(training)
-        reached = score(retriever, selection, trainer.scores(selection))
+        reached = score(selection, trainer.scores(selection))
         seconds = round(time.monotonic() - start, 3)
         history.add(epoch=epoch, loss=loss, selection=reached.success, seconds=seconds)
-        report.say(f"epoch {epoch} of {settings.epochs}: loss {loss:.4f}, selection {reached.success:.3f}, {seconds:.1f} s")
+        numbers = f"loss {loss:.4f}, selection {reached.success:.3f}, {seconds:.1f} s"
+        report.say(f"epoch {epoch} of {settings.epochs}: {numbers}")
         if reached > best.score:
             best = Best(epoch, reached, trainer.trained_tensors())
         if checkpoint is not None:
@@ -94,9 +95,14 @@ def prepared(head: Head, settings: Settings) -> Head:
     """A head of its own for this training, with the layers that the settings ask for."""
     if not settings.query_map:
         return copy.deepcopy(head)
-    embeddings, centre = head.embeddings.numpy(), head.centre.numpy()
-    layers = {"kind": head.kind, "pre_classifier": head.pre_classifier, "seed": settings.seed}
-    return Head(embeddings, centre=centre, query_map=True, **layers)
+    return Head(
+        head.embeddings.numpy(),
+        centre=head.centre.numpy(),
+        kind=head.kind,
+        pre_classifier=head.pre_classifier,
+        query_map=True,
+        seed=settings.seed,
+    )
 
 
 def with_learned(weights: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -132,14 +138,15 @@ class Trainer:
         self.hidden_states = torch.from_numpy(np.ascontiguousarray(training.hidden_states))
         self.candidates = torch.from_numpy(training.candidates)
         self.every_document = training.candidates.shape[1] == len(retriever.documents)
+        self.only_rows_learn = self.every_document and settings.method == "head" and self.head.has_rows_alone
         self.offset = torch.from_numpy(self.offsets(training))
-        self.relevance = torch.from_numpy(training.relevance)
-        groups = [{"params": list(self.head.parameters()), "lr": settings.head_rate, "weight_decay": 0.0}]
+        # an empty document is never returned, so a judgement that names one teaches nothing
+        self.relevance = torch.from_numpy(np.where(self.empty[training.candidates], 0.0, training.relevance))
+        groups = [Group(list(self.head.parameters()), settings.head_rate)]
         if self.encoder.adapter is not None:
-            parameters, decay = list(self.encoder.adapter.parameters()), settings.adapter_decay
-            groups.append({"params": parameters, "lr": settings.adapter_rate, "weight_decay": decay})
-        self.optimizer = torch.optim.AdamW(groups)
-        self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]  # type: ignore[arg-type]
+            groups.append(Group(list(self.encoder.adapter.parameters()), settings.adapter_rate, settings.adapter_decay))
+        self.optimizer = Adam(groups)
+        self.rates = [group.rate for group in groups]
         self.steps_an_epoch = math.ceil(len(training) / settings.batch_size)
 
     def epoch(self, epoch: int, advance: Callable[[int], None]) -> Iterator[float]:
@@ -162,8 +169,8 @@ class Trainer:
         return [batches[place] for place in generator.permutation(len(batches))] if self.token_ids else batches
 
     def set_rates(self, progress: float) -> None:
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * progress))
+        for group, rate in zip(self.optimizer.groups, self.rates, strict=True):
+            group.rate = rate * 0.5 * (1 + math.cos(math.pi * progress))
 
     def step(self, rows: NDArray[np.int64]) -> float:
         """One update of everything that is trained; returns the batch's mean loss."""
@@ -186,6 +193,8 @@ class Trainer:
 
     def learned(self, hidden_states: Tensor, untrained: Tensor, candidates: Tensor) -> Tensor:
         """What the head adds for the candidates (b, c); one matrix product where they are all documents."""
+        if self.only_rows_learn:
+            return self.head.rows_alone(hidden_states).gather(1, candidates)
         if self.every_document:
             return self.head.learned(hidden_states, untrained).gather(1, candidates)
         return self.head.learned(hidden_states, untrained, candidates)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from scipy.optimize import minimize
 
 from fedcar.head import candidate_losses
 
@@ -24,10 +25,10 @@ def fit_mixture(
 ) -> NDArray[np.float32]:
     """Weights (F,) that maximise the likelihood of the relevant candidates, pulled to the prior.
 
-    `features` (n, c, F), `relevance` (n, c). Conditional logit (McFadden 1974) with
-    an L2 penalty on the distance to `prior` (F,), measured in standard deviations of a feature within a question, so
-    that no feature's unit matters; the fewer the questions, the stronger the pull. Questions without a relevant candidate say nothing and are left out; without any the
-    prior is returned.
+    `features` (n, c, F), `relevance` (n, c). Conditional logit (McFadden 1974) with an L2 penalty on the distance to
+    `prior` (F,), measured in standard deviations of a feature within a question, so that no feature's unit matters; the
+    fewer the questions, the stronger the pull. Questions without a relevant candidate say nothing and are left out;
+    without any the prior is returned.
     """
     kept = (relevance > 0).any(1) & ~(relevance > 0).all(1)
     if not kept.any():
@@ -37,18 +38,16 @@ def fit_mixture(
     speaks = spread > LEAST_SPREAD  # a feature that is the same for all candidates says nothing: its weight stays
     spread = torch.where(speaks, spread, 1.0)
     start = torch.from_numpy(prior) * spread
-    weights = start.clone().requires_grad_(True)
     inputs = torch.where(speaks, inputs / spread, 0.0)
     strength = STRENGTH + STRENGTH_OF_ONE_QUESTION / len(targets)
-    optimizer = torch.optim.LBFGS([weights], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
 
-    def closure() -> float:
-        optimizer.zero_grad()
-        loss = candidate_losses(inputs @ weights, targets).mean()
-        loss = loss + strength * (weights - start).square().sum()
-        loss.backward()
-        return float(loss.detach())
+    def loss_and_gradient(values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        weights = torch.tensor(values, dtype=torch.float32, requires_grad=True)
+        loss = candidate_losses(inputs @ weights, targets).mean() + strength * (weights - start).square().sum()
+        (gradient,) = torch.autograd.grad(loss, weights)
+        return float(loss.detach()), gradient.double().numpy()
 
-    optimizer.step(closure)
-    learned: NDArray[np.float32] = (weights.detach() / spread).numpy()
+    options = {"maxiter": ITERATIONS}
+    found = minimize(loss_and_gradient, start.double().numpy(), jac=True, method="L-BFGS-B", options=options)
+    learned: NDArray[np.float32] = (found.x / spread.double().numpy()).astype(np.float32)
     return learned

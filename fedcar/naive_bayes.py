@@ -1,4 +1,4 @@
-"""Complement naive Bayes over words and word pairs: counts add up over clients, like the statistics of the closed form."""
+"""Complement naive Bayes over words and word pairs: counts add up over clients, as the closed form's statistics do."""
 
 from __future__ import annotations
 
@@ -67,11 +67,18 @@ class NaiveBayes:
         """How many grams each document was asked with (documents,)."""
         return np.asarray(self.counts.sum(axis=1), dtype=np.float64).ravel()
 
+    @property
+    def smoothing_mass(self) -> float:
+        """What smoothing adds to a document's grams: SMOOTHING for each gram that was ever asked."""
+        return SMOOTHING * max(1, int((self.of_gram > 0).sum()))
+
     @cached_property
     def biases(self) -> NDArray[np.float64]:
         """What one gram that no document was asked with says of each document (documents,)."""
-        smooth = SMOOTHING * BUCKETS
-        return np.log((self.of_document.sum() - self.of_document + smooth) / (self.of_document + smooth))
+        smooth = self.smoothing_mass
+        rest = self.of_document.sum() - self.of_document
+        biases: NDArray[np.float64] = np.log((rest + smooth) / (self.of_document + smooth))
+        return biases
 
     @cached_property
     def weights(self) -> sparse.csr_array:
@@ -86,34 +93,41 @@ class NaiveBayes:
         return self._centred((grams @ self.weights).toarray() + np.outer(_sizes(grams), self.biases))
 
     def scores_without(
-        self, grams: sparse.csr_array, targets: NDArray[np.float32], answers: NDArray[np.int64]
+        self, grams: sparse.csr_array, answers: NDArray[np.int64], left_out: sparse.csr_array | None = None
     ) -> NDArray[np.float32]:
-        """The same for training questions as if each had not been asked of its document `answers` (n,).
+        """The same for training questions as if each had never been asked of its document `answers` (n,), exactly.
 
-        Exact for that document; for the others a gram's total still holds the question.
+        With `left_out` (n, BUCKETS) those grams were not asked of the document, in place of the question's own alone.
         """
-        raw = (grams @ self.weights).toarray() + np.outer(_sizes(grams), self.biases)
-        smooth, everything = SMOOTHING * BUCKETS, self.of_document.sum()
-        for document in np.unique(answers):
-            asked = self.counts[[document], :].toarray().ravel().astype(np.float64)
-            for row in np.flatnonzero(answers == document):
-                part = slice(grams.indptr[row], grams.indptr[row + 1])
-                places, own = grams.indices[part], grams.data[part].astype(np.float64)
-                inside, total = np.maximum(asked[places] - own, 0), np.maximum(self.of_gram[places] - own, 0)
-                left = self.of_document[document] - own.sum()
-                bias = np.log((everything - self.of_document[document] + smooth) / (left + smooth))
-                gained = np.log1p(inside / SMOOTHING)
-                gained += np.log((total + SMOOTHING) / (np.maximum(total - inside, 0) + SMOOTHING))
-                raw[row, document] = (own * gained).sum() + own.sum() * bias
+        by_gram = sparse.csr_array(self.counts.T)
+        gone, away = grams if left_out is None else left_out, np.zeros(BUCKETS)
+        smooth, everything = self.smoothing_mass, self.of_document.sum()
+        raw = np.empty((grams.shape[0], len(self.of_document)))
+        for row, answer in enumerate(answers):
+            part = slice(grams.indptr[row], grams.indptr[row + 1])
+            places, own = grams.indices[part], grams.data[part].astype(np.float64)
+            found = by_gram[places].tocoo()
+            asked = own[found.row]
+            part = slice(gone.indptr[row], gone.indptr[row + 1])
+            away[gone.indices[part]] = gone.data[part]
+            fewer, size = away[places][found.row], away[gone.indices[part]].sum()
+            away[gone.indices[part]] = 0.0
+            inside = np.maximum(found.data - np.where(found.col == answer, fewer, 0.0), 0.0)
+            total = np.maximum(self.of_gram[places][found.row] - fewer, inside)
+            says = np.log1p(inside / SMOOTHING) + np.log((total + SMOOTHING) / (total - inside + SMOOTHING))
+            left = self.of_document.copy()
+            left[answer] = max(left[answer] - size, 0.0)
+            biases = np.log((everything - size - left + smooth) / (left + smooth))
+            raw[row] = np.bincount(found.col, asked * says, len(left)) + own.sum() * biases
         return self._centred(raw)
 
     def _centred(self, raw: NDArray[np.float64]) -> NDArray[np.float32]:
         touched = self.of_document > 0
         if not touched.any():
             return np.zeros(raw.shape, dtype=np.float32)
-        centred = raw - raw[:, touched].mean(axis=1, keepdims=True)
+        centred: NDArray[np.float32] = (raw - raw[:, touched].mean(axis=1, keepdims=True)).astype(np.float32)
         centred[:, ~touched] = 0.0
-        return centred.astype(np.float32)
+        return centred
 
 
 def _sizes(grams: sparse.csr_array) -> NDArray[np.float64]:

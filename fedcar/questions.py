@@ -43,7 +43,7 @@ class Questions:
 
     @property
     def hidden_states(self) -> NDArray[np.float32]:
-        """h of the untrained encoder (n, d)."""
+        """Hidden states h of the untrained encoder (n, d)."""
         hidden_states: NDArray[np.float32] = self.states["pooled"]
         return hidden_states
 

@@ -1,14 +1,16 @@
-"""Reference texts: packaged, public, the same for everybody. What an encoder makes of them tells its usual direction."""
+"""Reference texts: packaged, public, the same for everybody; what an encoder makes of them is its usual direction."""
 
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedcar.encoder import Encoder
+from fedcar.errors import FedcarWarning
 from fedcar.features import FeatureCache
 
 if TYPE_CHECKING:
@@ -22,5 +24,9 @@ def reference_states(encoder: Encoder, cache: FeatureCache) -> NDArray[np.void]:
     """States (n,) of the untrained encoder on the first questions of the packaged collection."""
     with QUERIES.open(encoding="utf-8") as stream:
         texts = [json.loads(line)["text"] for line, _ in zip(stream, range(TEXTS), strict=False)]
-    with encoder.untrained():
-        return cache.states(encoder, texts)
+    cut = encoder.texts_cut
+    with encoder.untrained(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FedcarWarning)  # nobody asked about these texts: that one is cut is no news
+        states = cache.states(encoder, texts)
+    encoder.texts_cut = cut
+    return states

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
+from fedcar import editing
 from fedcar.adapter import Adapter
 from fedcar.calibration import Calibration
 from fedcar.collection import Document
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 KIND = "retriever"
 LEARNED = len(Evidence.NAMES)
-WEIGHT_NAMES = (*Evidence.NAMES, "rows", "words", "untouched")
+WEIGHT_NAMES = (*Evidence.NAMES, "rows", "words")
 CHUNK = 256
 
 
@@ -66,7 +67,7 @@ class Answer:
 class Retriever:
     """Everything that answers a question. Make one with `fedcar.train` or `Retriever.load`.
 
-    The score of a document is weights . (evidence, learned, untouched): the evidence of encoder and words, what
+    The score of a document is weights . (evidence, learned): the evidence of encoder and words, and what
     training has learned (`head` or `ridge`), and a constant for documents that training never touched.
 
     Formal guarantees:
@@ -104,7 +105,7 @@ class Retriever:
         centre = FeatureMap.of_reference(reference_states(encoder, cache)).centre
         rows = Head(embeddings, centre=centre, kind=head, pre_classifier=pre_classifier, seed=seed)
         evidence = Evidence.build(documents, encoder, rows.embeddings.numpy(), report)
-        weights = np.concatenate([Evidence.default_weights(documents), [1.0, 0.0, 0.0]]).astype(np.float32)
+        weights = np.concatenate([Evidence.default_weights(documents), [1.0, 0.0]]).astype(np.float32)
         return cls(encoder, tuple(documents), evidence, rows, weights)
 
     def search(self, question: str, k: int = 5) -> Answer:
@@ -139,7 +140,7 @@ class Retriever:
         candidates, evidence = [], []
         for start in range(0, len(texts), CHUNK):
             part, chunk = slice(start, start + CHUNK), list(texts[start : start + CHUNK])
-            found = self.candidates(chunk, states[part])
+            found = np.sort(self.candidates(chunk, states[part]), axis=1)  # ties go to the first, as in the baselines
             candidates.append(found)
             evidence.append(self.evidence.features(chunk, states["pooled"][part], found))
             if advance is not None:
@@ -154,7 +155,7 @@ class Retriever:
         hidden_states = torch.from_numpy(np.ascontiguousarray(states["pooled"]))
         cosines = torch.nn.functional.normalize(hidden_states, dim=1) @ self.head.embeddings.T
         unit_of_cosine = max(float(self.weights[0]), 1.0)
-        learned = self.learned(texts, states) @ self.weights[LEARNED:-1] / unit_of_cosine
+        learned = self.learned(texts, states) @ self.weights[LEARNED:] / unit_of_cosine
         return self.evidence.candidates(cosines.numpy() + learned, self.evidence.lexical(texts))
 
     @torch.inference_mode()
@@ -178,26 +179,10 @@ class Retriever:
     def is_trained(self) -> bool:
         return self.ridge is not None or self.head.query_map or bool(self.head.active.any())
 
-    @property
-    def untouched(self) -> NDArray[np.bool_]:
-        """The documents that training never touched (documents,)."""
-        if self.ridge is None:
-            return ~self.head.active.numpy()
-        untouched = np.ones(len(self.documents), dtype=bool)
-        untouched[self.ridge.documents] = False
-        return untouched
-
     def features(self, questions: Questions) -> NDArray[np.float32]:
-        """All that the weights mix, (n, c, F + 3)."""
+        """All that the weights mix, (n, c, F + 2)."""
         learned = self.learned(questions.texts, questions.states, questions.candidates)
-        return self.joined(questions.evidence, learned, self.untouched[questions.candidates])
-
-    @staticmethod
-    def joined(
-        evidence: NDArray[np.float32], learned: NDArray[np.float32], untouched: NDArray[np.bool_]
-    ) -> NDArray[np.float32]:
-        """Evidence (n, c, F), learned (n, c, 2) and untouched (n, c) -> (n, c, F + 3)."""
-        return np.concatenate([evidence, learned, untouched[..., None].astype(np.float32)], axis=2)
+        return np.concatenate([questions.evidence, learned], axis=2)
 
     def scores(
         self,
@@ -208,7 +193,7 @@ class Retriever:
     ) -> NDArray[np.float32]:
         """Scores of the candidates (n, c); -inf for an empty document."""
         learned = self.learned(texts, states, candidates)
-        mixed = self.joined(evidence, learned, self.untouched[candidates]) @ self.weights
+        mixed = np.concatenate([evidence, learned], axis=2) @ self.weights
         return np.where(self.empty[candidates], -np.inf, mixed).astype(np.float32)
 
     def scores_of(self, questions: Questions) -> NDArray[np.float32]:
@@ -227,6 +212,16 @@ class Retriever:
         """Which documents have no text: kept, never returned."""
         return np.array([not document.full_text for document in self.documents], dtype=bool)
 
+    # ---------------------------------------------------------------- documents come and go
+
+    def add(self, documents: Sequence[Document], refine: bool = False, report: Silent | None = None) -> Retriever:
+        """A new retriever with these documents too, found without training; see `editing.with_added`."""
+        return editing.with_added(self, documents, refine, report)
+
+    def remove(self, ids: Sequence[str]) -> Retriever:
+        """A new retriever without these documents, for good; see `editing.without`."""
+        return editing.without(self, ids)
+
     # ---------------------------------------------------------------- on disk
 
     def save(self, folder: str | Path) -> None:
@@ -234,7 +229,8 @@ class Retriever:
         write_folder(Path(folder), KIND, self._write)
 
     def _write(self, folder: Path) -> None:
-        save_file({name: tensor.detach().numpy() for name, tensor in self.head.state_dict().items()}, folder / "head.safetensors")
+        state = {name: tensor.detach().numpy() for name, tensor in self.head.state_dict().items()}
+        save_file(state, folder / "head.safetensors")
         adapter = self.encoder.adapter
         if adapter is not None:
             state = {name: tensor.detach().cpu().numpy() for name, tensor in adapter.state_dict().items()}
@@ -296,7 +292,8 @@ class Retriever:
             found.insert(adapter)
         ridge = None
         if settings["feature_seed"] is not None:
-            ridge = RidgeRows.from_tensors(read_tensors(folder / "ridge.safetensors"), settings["feature_seed"], len(head.rows))
+            tensors = read_tensors(folder / "ridge.safetensors")
+            ridge = RidgeRows.from_tensors(tensors, settings["feature_seed"], len(head.rows))
         with (folder / "documents.jsonl").open(encoding="utf-8") as stream:
             records = [json.loads(line) for line in stream]
         return cls(

@@ -19,18 +19,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RidgeRows:
-    """`weights` (D, a) for the a documents with training questions, whose rows are `documents` (a,), and their words."""
+    """`weights` (D, a) for the a documents with training questions, their rows `documents` (a,), and their words."""
 
     feature_map: FeatureMap
     weights: NDArray[np.float16]
     documents: NDArray[np.int64]
     words: NaiveBayes
+    pseudo_documents: NDArray[np.int64]
 
     @classmethod
-    def of(cls, ridge: Ridge, feature_map: FeatureMap, counts: NDArray[np.int64], words: NaiveBayes) -> RidgeRows:
-        """Only the columns of documents with questions are kept; the others are 0."""
-        documents = np.flatnonzero(counts)
-        return cls(feature_map, ridge.weights[:, documents].astype(np.float16), documents, words)
+    def of(
+        cls,
+        ridge: Ridge,
+        feature_map: FeatureMap,
+        counts: NDArray[np.int64],
+        words: NaiveBayes,
+        pseudo_counts: NDArray[np.int64],
+    ) -> RidgeRows:
+        """Only the columns of documents with questions or pseudo-queries are kept; the others are 0."""
+        documents, pseudo = np.flatnonzero(counts), np.flatnonzero((pseudo_counts > 0) & (counts == 0))
+        columns = np.concatenate([documents, pseudo])
+        weights = np.ascontiguousarray(ridge.weights[:, columns], dtype=np.float16)  # or safetensors garbles it
+        return cls(feature_map, weights, documents, words, pseudo)
 
     def scores(self, texts: Sequence[str], states: NDArray[np.void]) -> NDArray[np.float32]:
         """Questions and their states -> (n, documents, 2).
@@ -40,15 +50,17 @@ class RidgeRows:
         """
         words = self.words.scores(gram_counts(texts))
         rows = np.zeros_like(words)
-        rows[:, self.documents] = self.feature_map(states) @ self.weights.astype(np.float32)
+        columns = np.concatenate([self.documents, self.pseudo_documents])
+        rows[:, columns] = self.feature_map(states) @ self.weights.astype(np.float32)
         return np.stack([rows, words], axis=2)
 
     def tensors(self) -> dict[str, NDArray[np.generic]]:
         """Everything but the seed, as plain arrays."""
         fixed, counts = self.feature_map, self.words.counts
         return {
-            "weights": self.weights,
+            "weights": np.ascontiguousarray(self.weights),  # safetensors writes memory as it lies
             "documents": self.documents,
+            "pseudo_documents": self.pseudo_documents,
             "centre": fixed.centre,
             "layer_centre": fixed.layer_centre,
             "layer_spread": np.array([fixed.layer_spread], dtype=np.float64),
@@ -64,4 +76,4 @@ class RidgeRows:
         fixed = FeatureMap(tensors["centre"], tensors["layer_centre"], spread, seed)
         parts = (tensors["word_counts"], tensors["word_grams"], tensors["word_starts"])
         words = NaiveBayes(sparse.csr_array(parts, shape=(number_of_documents, BUCKETS)))
-        return cls(fixed, tensors["weights"], tensors["documents"], words)
+        return cls(fixed, tensors["weights"], tensors["documents"], words, tensors["pseudo_documents"])

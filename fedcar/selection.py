@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from fedcar.evidence import Evidence
-from fedcar.metrics import per_query
+from fedcar.metrics import DEPTH, top_k
 from fedcar.questions import Questions
 from fedcar.retriever import WEIGHT_NAMES, Retriever
 
@@ -38,10 +38,13 @@ def baseline_weights() -> tuple[NDArray[np.float32], ...]:
     return plain_weights(1.0, 0.2), plain_weights(1.0, 0.4), plain_weights(1.0, 0.0), plain_weights(0.0, 1.0)
 
 
-def score(retriever: Retriever, questions: Questions, scores: NDArray[np.float32]) -> Score:
-    """How well these scores (n, c) rank the questions' candidates."""
-    values = per_query(retriever.ranked(questions, scores), questions.relevant)
-    return Score(float(values["success@1"].mean()), float(values["mrr@10"].mean()))
+def score(questions: Questions, scores: NDArray[np.float32]) -> Score:
+    """How well these scores (n, c) rank the questions' candidates: success@1 and MRR@10 as in `metrics`."""
+    best = top_k(scores, DEPTH)
+    relevant, reached = (np.take_along_axis(values, best, axis=1) for values in (questions.relevance, scores))
+    right = (relevant > 0) & np.isfinite(reached)
+    first = np.where(right.any(axis=1), right.argmax(axis=1) + 1.0, np.inf)
+    return Score(float((first == 1).mean()), float((1 / first).mean()))
 
 
 def best_weights(
@@ -50,5 +53,5 @@ def best_weights(
     """The best of several weights; of equal ones the first."""
     features = retriever.features(questions)
     empty = retriever.empty[questions.candidates]
-    scored = [(weights, score(retriever, questions, np.where(empty, -np.inf, features @ weights))) for weights in among]
+    scored = [(weights, score(questions, np.where(empty, -np.inf, features @ weights))) for weights in among]
     return max(scored, key=lambda pair: pair[1])

@@ -225,8 +225,14 @@ def _locked(folder: Path, *, wait: bool) -> Iterator[bool]:
 
 def _put_in_place(temporary: Path, place: Path) -> None:
     if not place.exists():
-        temporary.rename(place)
-    elif not _exchange(temporary, place):
+        try:
+            temporary.rename(place)
+            _to_disk(place.parent)
+            return
+        except OSError:
+            if not place.exists():
+                raise  # otherwise another writer was first, and what it wrote is replaced
+    if not _exchange(temporary, place):
         aside = place.with_name(f".{place.name}.before")
         shutil.rmtree(aside, ignore_errors=True)
         place.rename(aside)

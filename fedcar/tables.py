@@ -35,6 +35,8 @@ def print_evaluation(result: dict[str, Any]) -> None:
         cells = [f"{system[part][measure]:.3f}" for part, measure in columns]
         table.add_row(TITLES[name], *cells, style="bold" if name == "retriever" else "")
     console.print(table)
+    differences = {part: result["difference"][part] for part in ("all", "unseen") if len(parts) == 2 or part == "all"}
+    console.print("success@1 over hybrid (95 %): " + ", ".join(map(_difference, differences, differences.values())))
     if result["trained_on"]:
         console.print(f"{result['trained_on']} queries whose text stands in train were left out")
     calibration, unanswerable = result["calibration"], result["unanswerable"]
@@ -42,6 +44,46 @@ def print_evaluation(result: dict[str, Any]) -> None:
     if unanswerable:
         auroc = f"AUROC {unanswerable['auroc']:.3f}"
         console.print(f"telling {unanswerable['queries']} unanswerable queries apart: {auroc}")
+
+
+def print_bench(result: dict[str, Any]) -> None:
+    """Fedcar and its peers, a line each; what was left out, with the reason, goes to stderr as it happens."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    systems: dict[str, dict[str, float]] = {"fedcar": {}}
+    for row in result["rows"]:
+        systems["fedcar"][row["what"]] = row["ours"]
+        systems.setdefault(row["peer_name"], {})[row["what"]] = row["peer"]
+    console, machine = Console(highlight=False), result["machine"]
+    on = machine["collection"]
+    asked = f"{on['training_questions']} training and {on['test_questions']} test questions"
+    console.print(f"{on['name']}: {asked}, {on['documents']} documents", markup=False)
+    console.print(f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB", markup=False)
+    columns = {"success@1 all": "success\n@1", "mrr@10 all": "mrr\n@10", "ndcg@10 all": "ndcg\n@10"}
+    columns |= {f"success@1 {part}": f"success\n{part}" for part in ("seen", "unseen")}
+    columns |= {"training": "train\ns", "peak memory": "memory\nMB"}
+    shown = [what for what in columns if any(what in values for values in systems.values())]
+    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 0, 0, 1), header_style="")
+    table.add_column("")
+    for what in shown:
+        table.add_column(columns[what], justify="right", no_wrap=True)
+    for name, values in systems.items():
+        digits = {"training": 1 if values.get("training", 0) < 1000 else 0, "peak memory": 0}
+        cells = [f"{values[what]:.{digits.get(what, 3)}f}" if what in values else "" for what in shown]
+        table.add_row(name.replace(", ", "\n", 1), *cells, style="bold" if name == "fedcar" else "")
+    if result["rows"]:
+        console.print(table)
+    if result["speedup"] is not None:
+        console.print(f"smallest ratio to sentence-transformers: {result['speedup']:.3f} (above 1: fedcar is better)")
+    for name in machine["left_out"]:
+        console.print(f"{name} was left out", markup=False)
+
+
+def _difference(part: str, found: dict[str, float]) -> str:
+    numbers = [f"{found[name]:+.3f}".replace("0.", ".", 1) for name in ("success@1", "low", "high")]
+    return f"{'' if part == 'all' else f'{part} '}{numbers[0]} [{numbers[1]}, {numbers[2]}]"
 
 
 def print_answer(answer: Answer) -> None:

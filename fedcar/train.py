@@ -23,6 +23,8 @@ from fedcar.measure import Clock, peak_memory_mb
 from fedcar.mixture import fit_mixture
 from fedcar.model_files import DEFAULT_ENCODER
 from fedcar.progress import Silent
+from fedcar.pseudo_queries import PseudoQueries, check_questions_from, pseudo_queries
+from fedcar.pseudo_queries import questions_from as questions_by_model
 from fedcar.questions import Questions, prepare, split_for_selection, warn_of_narrow_data
 from fedcar.retriever import Retriever
 from fedcar.ridge import fit_ridge
@@ -56,6 +58,8 @@ def train(
     epochs: int | None = None,
     seed: int = 0,
     gradient_checkpointing: bool = False,
+    questions_from: str | None = None,
+    questions_model: str | None = None,
     cache: str | Path | None = None,
     checkpoint: str | Path | None = None,
     resume: bool = False,
@@ -66,6 +70,8 @@ def train(
     `method`: `ridge` (rows in closed form), `head` (rows by gradient steps on cached hidden states), `adapter` (adapter
     and head, through the frozen blocks), or `auto`: from cheap to dear, keeping what selection prefers. `cache` is the
     folder of the hidden states; `checkpoint` a folder written after every epoch, from which `resume` goes on.
+    `questions_from` is the address of an OpenAI-compatible server whose `questions_model` is sent the documents (no
+    question) and asked what users would ask of them: pseudo-queries for ridge.
 
     Formal guarantees:
         never_below_baselines_on_selection_data: BM25, MIPS, hybrid, the evidence alone and every epoch are candidates;
@@ -75,6 +81,7 @@ def train(
     report = report or Silent()
     clock = Clock()
     settings = choose_settings(method, adapter, head, pre_classifier, epochs, seed, gradient_checkpointing)
+    check_questions_from(questions_from, questions_model, method)
     model = encoder if isinstance(encoder, Encoder) else Encoder.load(encoder, pooling)
     features = FeatureCache(Path(cache) if cache else None)
     untrained = Retriever.untrained(
@@ -90,10 +97,17 @@ def train(
     if len(training) and len(selection):
         warn_of_narrow_data(collection)
         store = Checkpoint(Path(checkpoint), fingerprints(collection, model, settings)) if checkpoint else None
+        pseudo = pseudo_queries(collection.documents, seed)
+        if questions_from is not None:
+            documents, folder = collection.documents, features.folder
+            pseudo += questions_by_model(questions_from, documents, model=questions_model, cache=folder, report=report)
         candidates = trained_candidates(
-            untrained, training, selection, settings, method, features, history, store, resume, report
+            untrained, training, selection, pseudo, settings, method, features, history, store, resume, report
         )
     else:
+        if questions_from is not None:
+            message = "not asked: its questions join real ones, and there are too few to learn from"
+            warnings.warn(f"--questions-from: {message}", FedcarWarning, stacklevel=2)
         if len(training):
             message = "training questions without a dev split are too few to learn from and to check"
             warnings.warn(f"{len(training)} {message}; search is not trained", FedcarWarning, stacklevel=2)
@@ -115,7 +129,13 @@ def train(
 
 
 def choose_settings(
-    method: str, adapter: str, head: str, pre_classifier: int, epochs: int | None, seed: int, gradient_checkpointing: bool
+    method: str,
+    adapter: str,
+    head: str,
+    pre_classifier: int,
+    epochs: int | None,
+    seed: int,
+    gradient_checkpointing: bool,
 ) -> Settings:
     """The settings that follow from what the user chose."""
     if method not in METHODS:
@@ -139,10 +159,18 @@ def choose_settings(
 
 
 def plan(
-    collection: Collection, *, encoder: str, cache: str | Path | None = None, pooling: str | None = None, **options: object
+    collection: Collection,
+    *,
+    encoder: str,
+    cache: str | Path | None = None,
+    pooling: str | None = None,
+    questions_from: str | None = None,
+    questions_model: str | None = None,
+    **options: object,
 ) -> dict[str, object]:
     """What `train` would do with the same arguments, without doing it: counts, encoder and settings."""
     settings = choose_settings(**options)  # type: ignore[arg-type]
+    check_questions_from(questions_from, questions_model, str(options["method"]))
     model = Encoder.load(encoder, pooling)
     training, selection = split_for_selection(collection, settings.seed)
     return {
@@ -152,6 +180,7 @@ def plan(
         "encoder": f"{model.name} ({model.dimension} wide, pooling {model.pooling}, {model.fingerprint[:12]})",
         **asdict(settings),
         "method": options["method"],
+        "documents sent to": questions_from or "nobody",
     }
 
 
@@ -164,6 +193,7 @@ def trained_candidates(
     untrained: Retriever,
     training: Questions,
     selection: Questions,
+    pseudo: PseudoQueries,
     settings: Settings,
     method: str,
     cache: FeatureCache,
@@ -177,6 +207,8 @@ def trained_candidates(
     candidates = [candidate("evidence", mixed, selection, report)]
     if method in ("auto", "ridge"):
         candidates.append(candidate("ridge", fit_ridge(mixed, training, cache, settings.seed), selection, report))
+        with_pseudo = fit_ridge(mixed, training, cache, settings.seed, pseudo)
+        candidates.append(candidate("ridge+pseudo", with_pseudo, selection, report))
     if method in ("auto", "head", "adapter"):
         chosen = suited(settings, untrained)
         fitted = fit(mixed, training, selection, chosen, history, checkpoint, resume, report)
@@ -211,8 +243,9 @@ def select(untrained: Retriever, selection: Questions, candidates: Sequence[Cand
     among = (untrained.weights, *baseline_weights())
     before = Candidate("none", *best_weights_kept(untrained, selection, among))
     kept = max((before, *candidates), key=lambda one: one.score)
-    report.say(f"kept: {kept.name} ({kept.score.success:.3f} of the selection questions right, before {before.score.success:.3f})")
+    numbers = f"{kept.score.success:.3f} of the selection questions right, before {before.score.success:.3f}"
+    report.say(f"kept: {kept.name} ({numbers})")
     if kept.name != "adapter" and untrained.encoder.adapter is not None:
         untrained.encoder.remove_adapter()
-    scores = kept.retriever.scores_of(selection)
-    return replace(kept, retriever=replace(kept.retriever, calibration=Calibration.fit(scores, selection.relevance > 0)))
+    calibration = Calibration.fit(kept.retriever.scores_of(selection), selection.relevance > 0)
+    return replace(kept, retriever=replace(kept.retriever, calibration=calibration))

@@ -71,6 +71,16 @@ def offline() -> Any:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def few_frequencies() -> Any:
+    """The closed form in 256 random features: the toys need no more, and a solve takes milliseconds."""
+    from fedcar import feature_map
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(feature_map, "FREQUENCIES", 64)
+        yield
+
+
 @pytest.fixture(scope="session")
 def toy_collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BEIR folder; read it, never write into it.

@@ -94,7 +94,8 @@ def test_evaluate_json(place: Path) -> None:
     assert result.code == 0
     found = result.json
     assert list(found) == [
-        "collection", "split", "documents", "queries", "trained_on", "seconds", "systems", "calibration", "unanswerable"
+        "collection", "split", "documents", "queries", "trained_on", "seconds", "systems", "calibration",
+        "unanswerable", "risk_coverage", "difference",
     ]  # fmt: skip
     assert (found["collection"], found["split"], found["documents"], found["queries"]) == ("collection", "test", 6, 5)
     assert list(found["systems"]) == ["bm25", "mips", "hybrid", "retriever"]

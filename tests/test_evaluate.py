@@ -50,7 +50,8 @@ def retriever(request: pytest.FixtureRequest, toy_collection: Path, encoder: Pat
 def test_the_shape_is_the_contract(retriever: Retriever, toy: Collection, cache: Path) -> None:
     result = evaluate(retriever, toy, cache=cache)
     assert list(result) == [
-        "collection", "split", "documents", "queries", "trained_on", "seconds", "systems", "calibration", "unanswerable"
+        "collection", "split", "documents", "queries", "trained_on", "seconds", "systems", "calibration",
+        "unanswerable", "risk_coverage", "difference",
     ]  # fmt: skip
     assert (result["collection"], result["split"], result["documents"], result["queries"]) == ("toy", "test", 6, 12)
     assert tuple(result["systems"]) == SYSTEMS
@@ -62,6 +63,12 @@ def test_the_shape_is_the_contract(retriever: Retriever, toy: Collection, cache:
             assert all(0 <= numbers[name] <= 1 for name in MEASURES)
     assert result["calibration"].keys() == {"ece", "coverage", "threshold"}
     assert result["unanswerable"].keys() == {"queries", "auroc"} and result["unanswerable"]["queries"] == 2
+    assert len(result["risk_coverage"]) == 10 and result["risk_coverage"][-1].keys() == {"coverage", "risk"}
+    assert result["difference"].pop("to") == "hybrid" and list(result["difference"]) == ["all", "seen", "unseen"]
+    for part, found in result["difference"].items():
+        ours, theirs = (result["systems"][name][part]["success@1"] for name in ("retriever", "hybrid"))
+        assert list(found) == ["success@1", "low", "high"] and found["success@1"] == pytest.approx(ours - theirs)
+        assert found["low"] <= found["success@1"] <= found["high"]
 
 
 def test_the_numbers_are_those_of_ir_measures(
@@ -125,6 +132,7 @@ def test_where_a_part_has_no_query_its_numbers_are_null(retriever: Retriever, to
         retriever, replace(toy, queries=queries, judgements={**toy.judgements, "test": seen}), cache=cache
     )
     assert all(system["unseen"] is None and system["seen"] for system in result["systems"].values())
+    assert result["difference"]["unseen"] is None and result["difference"]["seen"]
     assert result["unanswerable"] is None
 
 

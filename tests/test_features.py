@@ -53,7 +53,8 @@ def place(cache: FeatureCache) -> Path:
 
 
 def check(cache: FeatureCache, encoder: Encoder, texts: list[str]) -> None:
-    np.testing.assert_allclose(cache.hidden_states(encoder, texts), Encoder.encode_states(encoder, texts)["pooled"], atol=1e-5)
+    expected = Encoder.encode_states(encoder, texts)["pooled"]
+    np.testing.assert_allclose(cache.hidden_states(encoder, texts), expected, atol=1e-5)
 
 
 def test_cached_equals_encoded_and_is_reused(cache: FeatureCache, encoder: Counting, encoder_folder: Path) -> None:

@@ -11,76 +11,107 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedcar.errors import FedcarError
-from fedcar.head import Head, softmax_loss
+from fedcar.head import KINDS, Head, candidate_losses
 
-KINDS = ("cosine", "linear")
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def random_head(seed: int = 0, documents: int = 7, **options: object) -> tuple[Head, np.ndarray, torch.Tensor]:
     """A head, the embeddings it was made of (n, d) and five hidden states, none of unit length."""
     generator = np.random.default_rng(seed)
     embeddings = generator.normal(size=(documents, 6)).astype(np.float32) * 3
-    return Head(embeddings, **options), embeddings, torch.tensor(generator.normal(size=(5, 6)).astype(np.float32) * 2)
+    centre = generator.normal(size=6).astype(np.float32) * 0.3
+    hidden_states = torch.tensor(generator.normal(size=(5, 6)).astype(np.float32) * 2)
+    return Head(embeddings, centre=centre, **options), embeddings, hidden_states  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("query_map", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("pre_classifier", [0, 4])
-def test_untrained_head_equals_mips(kind: str, pre_classifier: int) -> None:
-    head, embeddings, hidden_states = random_head(kind=kind, pre_classifier=pre_classifier, seed=3)
-    queries = hidden_states.numpy()
-    cosine = (queries / np.linalg.norm(queries, axis=1, keepdims=True)) @ (
-        embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-    ).T
+def test_untrained_head_equals_mips(kind: str, pre_classifier: int, query_map: bool) -> None:
+    head, embeddings, hidden_states = random_head(kind=kind, pre_classifier=pre_classifier, query_map=query_map, seed=3)
+    cosine = unit(hidden_states.numpy()) @ unit(embeddings).T
     with torch.no_grad():
-        np.testing.assert_allclose(head.cosines(hidden_states).numpy(), cosine, atol=1e-6)
-        order = head(hidden_states).argsort(dim=1, descending=True).numpy()
-    np.testing.assert_array_equal(order, (-cosine).argsort(axis=1))
+        scores = head(hidden_states)
+        np.testing.assert_allclose(scores.numpy(), 20 * cosine, atol=1e-5)
+        learned = head.learned(hidden_states, hidden_states)
+        assert learned.abs().max() <= (1e-5 if pre_classifier else 0), "exactly 0 where no layer is in between"
+    np.testing.assert_array_equal(scores.argsort(dim=1, descending=True).numpy(), (-cosine).argsort(axis=1))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_that_is_not_active_is_its_embedding_whatever_stands_in_it(kind: str) -> None:
     head, _, hidden_states = random_head(kind=kind)
     with torch.no_grad():
-        before = head.document_vectors().clone()
+        before = head(hidden_states)
         head.rows.normal_()
         head.active[[1, 4]] = True
-        after = head.document_vectors()
+        after = head(hidden_states)
     untouched = [0, 2, 3, 5, 6]
-    assert torch.equal(after[untouched], before[untouched])
-    assert not torch.isclose(after[[1, 4]], before[[1, 4]]).all()
-    head(hidden_states).sum().backward()
+    assert torch.equal(after[:, untouched], before[:, untouched])
+    assert not torch.isclose(after[:, [1, 4]], before[:, [1, 4]]).any()
+    head(hidden_states).square().sum().backward()
     assert head.rows.grad is not None
     assert head.rows.grad[untouched].abs().max() == 0 < head.rows.grad[[1, 4]].abs().min()
 
 
-def test_the_cosine_kind_forgets_lengths_and_the_linear_kind_keeps_them() -> None:
-    for kind in KINDS:
-        head, _, _ = random_head(kind=kind)
-        head.active.fill_(True)
-        with torch.no_grad():
-            head.rows.copy_(head.embeddings)  # each vector twice as long
-            lengths = head.document_vectors().norm(dim=1)
-        torch.testing.assert_close(lengths, torch.full((7,), 1.0 if kind == "cosine" else 2.0))
+def plain_score(head: Head, hidden_state: np.ndarray, document: int) -> float:
+    """The docstring's formula for one question and one document."""
+    query = hidden_state / np.linalg.norm(hidden_state)
+    embedding = head.embeddings[document].numpy()
+    row = head.rows[document].detach().numpy() * float(head.active[document])
+    scale = math.exp(float(head.log_scale.detach()))
+    if head.kind == "cosine":
+        return float(scale * query @ (embedding + row) / np.linalg.norm(embedding + row))
+    usual = query - head.centre.numpy()
+    usual /= np.linalg.norm(usual)
+    score = scale * (query @ embedding + usual @ row)
+    return float(score + (head.map.detach().numpy() @ query) @ embedding if head.query_map else score)
 
 
-def test_an_empty_document_has_a_row_of_zeros() -> None:
-    head = Head(np.array([[3.0, 4.0], [0.0, 0.0]], np.float32))
-    assert torch.equal(head.document_vectors(), torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
+@pytest.mark.parametrize(("kind", "query_map"), [("cosine", False), ("linear", False), ("linear", True)])
+def test_the_score_is_the_formula(kind: str, query_map: bool) -> None:
+    head, _, hidden_states = random_head(kind=kind, query_map=query_map)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.3)
+        head.active[[0, 2, 5]] = True
+        found = head(hidden_states).numpy()
+    expected = [[plain_score(head, state, document) for document in range(7)] for state in hidden_states.numpy()]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def plain_loss(scores: list[list[float]], relevance: list[list[float]], active: list[bool]) -> float:
+@pytest.mark.parametrize("kind", KINDS)
+def test_chosen_rows_score_as_among_all(kind: str) -> None:
+    head, _, hidden_states = random_head(kind=kind, query_map=True, pre_classifier=3)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.3)
+        head.active[[0, 2, 5]] = True
+        chosen = torch.tensor([[0, 3], [6, 1], [2, 2], [5, 4], [1, 0]])
+        everything = head(hidden_states)
+        torch.testing.assert_close(head(hidden_states, chosen), everything.gather(1, chosen))
+        learned = head.learned(hidden_states, hidden_states, chosen)
+        torch.testing.assert_close(learned, head.learned(hidden_states, hidden_states).gather(1, chosen))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_empty_document_scores_zero(kind: str) -> None:
+    head = Head(np.array([[3.0, 4.0], [0.0, 0.0]], np.float32), kind=kind)
+    assert head(torch.tensor([[1.0, 2.0]]))[0, 1] == 0
+    torch.testing.assert_close(head.embeddings, torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
+
+
+def plain_loss(scores: list[float], judged: list[float]) -> float:
     """The formula, one term at a time."""
-    losses = []
-    for query, judged in zip(scores, relevance, strict=True):
-        negatives = sum(math.exp(s) for s, r, a in zip(query, judged, active, strict=True) if a and not r)
-        losses.append(
-            sum(
-                r / sum(judged) * -math.log(math.exp(s) / (math.exp(s) + negatives))
-                for s, r in zip(query, judged, strict=True)
-                if r
-            )
-        )
-    return sum(losses) / len(losses)
+    negatives = sum(math.exp(score) for score, one in zip(scores, judged, strict=True) if not one)
+    return sum(
+        one / sum(judged) * -math.log(math.exp(score) / (math.exp(score) + negatives))
+        for score, one in zip(scores, judged, strict=True)
+        if one
+    )
 
 
 @given(st.integers(0, 10_000))
@@ -90,21 +121,28 @@ def test_the_loss_is_the_formula(seed: int) -> None:
     scores = generator.normal(size=(4, 6)) * 3
     relevance = generator.integers(0, 3, (4, 6)) * (generator.random((4, 6)) < 0.4)
     relevance[np.arange(4), generator.integers(0, 6, 4)] = 2
-    active = generator.random(6) < 0.7
-    active |= (relevance > 0).any(0)
-    found = softmax_loss(torch.tensor(scores), torch.tensor(relevance, dtype=torch.float64), torch.tensor(active))
-    assert float(found) == pytest.approx(plain_loss(scores.tolist(), relevance.tolist(), active.tolist()), rel=1e-6)
+    found = candidate_losses(torch.tensor(scores), torch.tensor(relevance, dtype=torch.float64))
+    expected = [plain_loss(one, judged) for one, judged in zip(scores.tolist(), relevance.tolist(), strict=True)]
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6)
 
 
-def test_the_loss_of_a_query_without_negatives_is_zero_and_has_a_gradient() -> None:
-    scores = torch.tensor([[5.0, -5.0]], requires_grad=True)
-    loss = softmax_loss(scores, torch.tensor([[1.0, 0.0]]), torch.tensor([True, False]))
-    loss.backward()
-    assert loss.item() == 0
-    assert scores.grad is not None and torch.isfinite(scores.grad).all()
+@pytest.mark.parametrize(
+    ("scores", "relevance"),
+    [
+        ([5.0, -5.0], [1.0, 1.0]),  # no negatives
+        ([5.0, -5.0], [0.0, 0.0]),  # no relevant candidate
+        ([5.0, -torch.inf], [1.0, 0.0]),  # the only negative is an empty document
+    ],
+)
+def test_where_nothing_competes_the_loss_is_zero(scores: list[float], relevance: list[float]) -> None:
+    inputs = torch.tensor([scores], requires_grad=True)
+    loss = candidate_losses(inputs, torch.tensor([relevance]))
+    loss.sum().backward()
+    assert loss.tolist() == [0.0]
+    assert inputs.grad is not None and torch.isfinite(inputs.grad).all()
 
 
 @pytest.mark.parametrize("options", [{"kind": "square"}, {"pre_classifier": -1}])
 def test_what_is_not_known_is_refused(options: dict[str, object]) -> None:
     with pytest.raises(FedcarError, match="--head|--pre-classifier"):
-        random_head(**options)
+        random_head(**options)  # type: ignore[arg-type]

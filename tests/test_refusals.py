@@ -203,7 +203,7 @@ ACCEPTED: list[tuple[Callable[[Place], Words], str]] = [
     (a_query_of_stop_words, "1 of 21 queries have nothing but stop words"),
     (a_single_document, "a single document"),
     (all_queries_on_one_document, "have the same document"),
-    (k_larger_than_the_collection, "k is 50, but there are only 6 documents"),
+    (k_larger_than_the_collection, "k is 50, but there are 6 documents"),
     (a_query_that_no_judgement_names, "1 of 41 queries without a judgement"),
 ]
 
@@ -462,7 +462,7 @@ def k_of_zero(place: Place) -> tuple[Words, str]:
 
 def a_split_without_queries(place: Place) -> tuple[Words, str]:
     (place.collection / "qrels" / "dev.tsv").write_text(HEADER)
-    return place.evaluate("--split", "dev"), "no judged query to evaluate in the split dev"
+    return place.evaluate("--split", "dev"), "no judged query in the split dev to evaluate"
 
 
 def no_epoch(place: Place) -> tuple[Words, str]:

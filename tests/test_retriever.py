@@ -54,7 +54,7 @@ def test_an_empty_document_is_kept_and_never_returned(retriever: Retriever) -> N
 
 
 def test_k_beyond_the_collection_returns_all_with_one_warning(retriever: Retriever) -> None:
-    with pytest.warns(FedcarWarning, match="k is 9, but there are only 8 documents") as said:
+    with pytest.warns(FedcarWarning, match="k is 9, but there are 8 documents") as said:
         retriever.search("blower", k=9)
     assert len(said) == 1
     with warnings.catch_warnings():
@@ -131,7 +131,14 @@ def test_searching_changes_nothing(retriever: Retriever) -> None:
 
 def test_one_question_and_many_score_the_same(retriever: Retriever) -> None:
     questions = ["blower", "who primes the pump, and with what water", "tube"]
-    together = retriever.scores(questions, retriever.encoder.encode(questions))
+
+    def scores(texts: list[str]) -> np.ndarray:
+        with retriever.encoder.untrained():
+            states = retriever.encoder.encode_states(texts)
+        candidates, evidence = retriever.evidence_for(texts, states)
+        found = retriever.scores(texts, states, candidates, evidence)
+        return np.take_along_axis(found, candidates.argsort(axis=1), axis=1)
+
+    together = scores(questions)
     for row, question in enumerate(questions):
-        alone = retriever.scores([question], retriever.encoder.encode([question]))
-        np.testing.assert_allclose(alone[0], together[row], atol=1e-5)
+        np.testing.assert_allclose(scores([question])[0], together[row], atol=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 import shlex
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from command import Result, fedcar, learnable, python, tree
 
-from fedcar import Collection, FedcarError, FedcarWarning, Retriever, train
+from fedcar import Collection, FedcarError, FedcarWarning, Retriever, reference, train
+from fedcar.collection import Document
 
 EPOCHS = 5
 
@@ -132,7 +135,7 @@ class Stop(BaseException):
 
 
 @pytest.mark.parametrize(
-    "options", [["--adapter", "lowrank:2"], ["--head", "linear", "--pre-classifier", "4"]], ids=str
+    "options", [["--adapter", "lowrank:2"], ["--head", "cosine", "--pre-classifier", "4"]], ids=str
 )
 @pytest.mark.parametrize("method", ["head", "adapter"])
 def test_resumed_after_every_epoch(
@@ -321,8 +324,6 @@ def test_a_dev_question_that_stands_in_train_does_not_choose(collection: Path, e
 
 
 def test_gradient_checkpointing_gives_the_same_model(collection: Path, encoder: Path, cache: Path) -> None:
-    import torch
-
     made = [
         train(
             Collection.read(collection),
@@ -370,18 +371,35 @@ def test_too_few_questions_are_not_divided(collection: Path, encoder: Path, cach
     assert retriever.training["method"] == "none"
 
 
+@pytest.mark.parametrize("method", ["ridge", "head", "adapter"])
+def test_a_judgement_that_names_an_empty_document_does_no_harm(
+    collection: Path, encoder: Path, cache: Path, method: str
+) -> None:
+    """It is never returned, so there is nothing to learn from it; all numbers stay finite."""
+    read = Collection.read(collection)
+    judgements = {**read.judgements, "train": {**read.judgements["train"], "pump-train-0": {"empty": 1}}}
+    documents = (*read.documents, Document("empty", "", " "))
+    retriever = train(
+        replace(read, documents=documents, judgements=judgements), encoder=encoder, cache=cache, method=method, epochs=2
+    )
+    assert all(math.isfinite(epoch["loss"]) for epoch in retriever.training["history"])
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in retriever.head.parameters())
+    hits = retriever.search("sucker", 6).hits
+    assert len(hits) == 6 and "empty" not in {hit.id for hit in hits} and all(math.isfinite(hit.score) for hit in hits)
+
+
 def test_the_cache_is_used_and_the_collection_left_alone(collection: Path, encoder: Path, tmp_path: Path) -> None:
     before = tree(collection.parent), tree(encoder)
     for _ in range(2):
         train(Collection.read(collection), encoder=encoder, cache=tmp_path / "cache", method="head", epochs=1)
     (place,) = (tmp_path / "cache").iterdir()
-    texts = 6 + 20 + 10
+    texts = 6 + 20 + 10 + reference.TEXTS
     assert (place / "keys.sha256").stat().st_size == 32 * texts, "each text once"
     assert (tree(collection.parent), tree(encoder)) == before
 
 
 def test_saved_and_loaded_it_searches_the_same(collection: Path, encoder: Path, cache: Path, tmp_path: Path) -> None:
-    for method in ("head", "adapter"):
+    for method in ("ridge", "head", "adapter"):
         retriever = train(Collection.read(collection), encoder=encoder, cache=cache, method=method, epochs=EPOCHS)
         retriever.save(tmp_path / method)
         loaded = Retriever.load(tmp_path / method)
