@@ -17,7 +17,7 @@ from statistics import median
 from typing import Any
 
 from fedcar.bench_peer import MODULES, Outcome, fresh_questions, limited
-from fedcar.bench_train import LeftOut, Task
+from fedcar.bench_train import BUDGET_SECONDS, LeftOut, Task
 from fedcar.collection import Collection
 from fedcar.errors import FedcarError
 from fedcar.model_files import DEFAULT_ENCODER, default_pooling, find
@@ -46,13 +46,15 @@ def bench_train(
     limit: int = 0,
     epochs: Sequence[int] = EPOCHS,
     seed: int = 0,
+    budget: int = BUDGET_SECONDS,
     report: Silent | None = None,
 ) -> dict[str, Any]:
     """Train fedcar and the peers on the collection and measure all of them on its test split; the contract's shape.
 
     `epochs` are those of sentence-transformers, each a training of its own; `limit` bounds the training questions of
-    every system, for a smoke run. Figures are medians over the runs, whose seeds follow `seed`. A peer that is not
-    installed, does not fit the collection or fails is left out: `report` says why, and so does machine["left_out"].
+    every system, for a smoke run; `budget` the seconds that SetFit may train. Figures are medians over the runs, whose
+    seeds follow `seed`. A peer that is not installed, does not fit the collection or fails is left out: `report` says
+    why, and so does machine["left_out"].
 
     Raises FedcarError for what cannot be compared, and where fedcar itself fails.
     """
@@ -63,7 +65,8 @@ def bench_train(
     if not len(asked):
         raise FedcarError(f"{folder}: no judged query in the split test that is not in train, so nothing to compare by")
     model, _ = find(str(encoder), offline=False)
-    task = Task("fedcar", str(Path(folder).resolve()), str(model), pooling or default_pooling(model), limit=limit)
+    pooling = pooling or default_pooling(model)
+    task = Task("fedcar", str(Path(folder).resolve()), str(model), pooling, limit=limit, budget=budget)
     measured: dict[str, list[Outcome]] = {}
     left_out: dict[str, str] = {}
     device: str | None = None

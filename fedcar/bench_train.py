@@ -34,13 +34,17 @@ BATCH = 64
 LEARNING_RATE = 2e-5  # with a tenth of the steps to warm up: the example in the library's manual
 SHOTS = 8
 PAIRS_A_SHOT = 20
-SETFIT_SECONDS = 900
+BUDGET_SECONDS = 900
 STEPS_TIMED = 5
 
 
 @dataclass(frozen=True)
 class Task:
-    """What one process does. `encoder` is a folder; `limit` bounds the training questions, 0 for no bound."""
+    """What one process does.
+
+    `encoder` is a folder; `limit` bounds the training questions, 0 for no bound; `budget` the seconds that SetFit may
+    take.
+    """
 
     peer: str
     collection: str
@@ -49,6 +53,7 @@ class Task:
     epochs: int = 1
     limit: int = 0
     seed: int = 0
+    budget: int = BUDGET_SECONDS
 
 
 @dataclass(frozen=True)
@@ -253,7 +258,7 @@ def of_setfit(task: Task, collection: Collection) -> Iterator[Ready]:
         args=settings,
         train_dataset=Dataset.from_dict({"text": texts, "label": labels}),
         metric=lambda predicted, right: {"right": float(np.mean(np.asarray(predicted) == np.asarray(right)))},
-        callbacks=[within_budget()],  # the metric is a function because a named one is fetched from the hub
+        callbacks=[within_budget(task.budget)],  # the metric is a function because a named one is fetched from the hub
     )
     trainer.train()
     encode = model.model_body
@@ -265,7 +270,7 @@ def of_setfit(task: Task, collection: Collection) -> Iterator[Ready]:
     yield Ready("setfit", rank)
 
 
-def within_budget() -> Any:  # noqa: ANN401 - a class of an optional library
+def within_budget(seconds: int) -> Any:  # noqa: ANN401 - a class of an optional library
     """A callback that times a few steps and gives up where all would take longer than the budget."""
     from transformers import TrainerCallback
 
@@ -277,8 +282,8 @@ def within_budget() -> Any:  # noqa: ANN401 - a class of an optional library
                 self.start = time.monotonic()
             elif state.global_step == 1 + STEPS_TIMED:
                 expected = (time.monotonic() - self.start) / STEPS_TIMED * state.max_steps
-                if expected > SETFIT_SECONDS:
-                    raise LeftOut(f"would take about {expected:.0f} s; the budget is {SETFIT_SECONDS} s")
+                if expected > seconds:
+                    raise LeftOut(f"would train for about {expected:.0f} s; the budget is {seconds} s (--budget)")
 
     return Budget()
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from fedcar import __version__
+from fedcar.cli_bench import bench
 from fedcar.errors import FedcarError, FedcarWarning
 
 if TYPE_CHECKING:
@@ -111,6 +112,8 @@ def import_file(
 @click.option("--head", type=click.Choice(["linear", "cosine"]), default="linear", show_default=True)
 @click.option("--pre-classifier", default=0, show_default=True, help="Width of the pre-classifier layer; 0 for none.")
 @click.option("--gradient-checkpointing", is_flag=True, help="Less memory for the adapter, about a third more time.")
+@click.option("--questions-from", help="An OpenAI-compatible server; the documents (no question) are sent to it.")
+@click.option("--questions-model", help="The model that the server is asked for.")
 @click.option("--epochs", type=int, help="[default: by method]")
 @click.option("--seed", default=0, show_default=True)
 @cache_option
@@ -293,6 +296,9 @@ def _edit(folder: Path, encoder: Path | None, change: Callable[[Retriever], Retr
         raise FedcarError(f"{folder}: changed by somebody else meanwhile, so nothing was written; try again")
     changed.save(folder)
     return len(changed.documents)
+
+
+commands.add_command(bench)
 
 
 def _show_plan(what: dict[str, Any], as_json: bool) -> None:

@@ -24,6 +24,7 @@ def bench() -> None:
 @click.option("--limit", default=0, help="At most so many training questions, for a quick look.  [default: all]")
 @click.option("--epochs", default="1,3", show_default=True, help="Those of sentence-transformers, each run by itself.")
 @click.option("--seed", default=0, show_default=True)
+@click.option("--budget", default=900, show_default=True, help="Seconds that SetFit may train; beyond, it is left out.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def train(
     collection: Path,
@@ -34,6 +35,7 @@ def train(
     limit: int,
     epochs: str,
     seed: int,
+    budget: int,
     as_json: bool,
 ) -> None:
     """Train fedcar and its peers on COLLECTION: quality on test, seconds and memory."""
@@ -50,6 +52,7 @@ def train(
         limit=limit,
         epochs=_numbers(epochs),
         seed=seed,
+        budget=budget,
         report=Console(),
     )
     if as_json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
@@ -213,6 +214,43 @@ def test_a_process_of_its_own(labels: Path, encoder_folder: Path) -> None:
     assert outcome.name == "bm25s" and device is None
     with pytest.raises(LeftOut, match="corpus.jsonl"):
         bench.in_its_own_process(task("bm25s", labels / "qrels", encoder_folder))
+
+
+def test_a_killed_benchmark_leaves_no_training_behind() -> None:
+    child = "import time; from fedcar import bench_peer as b; b.end_with_parent(0.1); print(flush=True); time.sleep(60)"
+    parent = (
+        "import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', sys.argv[1]], stdout=subprocess.PIPE);"
+        "child.stdout.readline(); print(child.pid)"
+    )
+    run = subprocess.run([sys.executable, "-c", parent, child], env=environment(), capture_output=True, timeout=50)
+    left = int(run.stdout)
+    until = time.monotonic() + 20
+    while is_running(left) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not is_running(left)
+
+
+def is_running(process: int) -> bool:
+    """A process whose end nobody has asked for counts as ended."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_peer_over_its_budget_gives_up_after_a_few_steps() -> None:
+    pytest.importorskip("transformers")
+    from types import SimpleNamespace as Names
+
+    def steps(budget: int) -> None:
+        callback = bench_train.within_budget(budget)
+        for step in range(1, 10):
+            time.sleep(0.01)
+            callback.on_step_end(None, Names(global_step=step, max_steps=10_000), None)
+
+    steps(10_000)
+    with pytest.raises(LeftOut, match=r"would train for about \d+ s; the budget is 5 s"):
+        steps(5)
 
 
 def test_limit_takes_the_same_questions_for_everyone(labels: Path) -> None:
