@@ -44,6 +44,7 @@ class Settings:
     batch_size: int = 256
     head_rate: float = 0.01
     inverse_penalty: float = 30.0
+    dropout: float = 0.2
     query_map: bool = False
     map_penalty: float = 0.1
     head: str = "linear"
@@ -152,6 +153,7 @@ class Trainer:
     def epoch(self, epoch: int, advance: Callable[[int], None]) -> Iterator[float]:
         """One pass over the training questions, seeded by seed and epoch; yields each batch's summed loss."""
         generator = np.random.default_rng([self.settings.seed, epoch])
+        self.dropped = torch.Generator().manual_seed(self.settings.seed * 100_003 + epoch)
         for number, rows in enumerate(self.batches(generator)):
             self.set_rates(((epoch - 1) * self.steps_an_epoch + number) / (self.settings.epochs * self.steps_an_epoch))
             yield self.step(rows) * len(rows)
@@ -182,8 +184,15 @@ class Trainer:
 
     def loss(self, rows: Tensor) -> Tensor:
         """Mean loss of the questions of a batch (b,)."""
-        learned = self.learned(self.hidden(rows), self.hidden_states[rows], self.candidates[rows])
+        learned = self.learned(self.with_dropout(self.hidden(rows)), self.hidden_states[rows], self.candidates[rows])
         return candidate_losses(self.offset[rows] + learned, self.relevance[rows]).mean()
+
+    def with_dropout(self, hidden_states: Tensor) -> Tensor:
+        """Each number of h set to 0 with the chance `dropout`: no row may lean on a few of them."""
+        if not self.settings.dropout:
+            return hidden_states
+        kept = torch.rand(hidden_states.shape, generator=self.dropped) >= self.settings.dropout
+        return hidden_states * kept
 
     def hidden(self, rows: Tensor) -> Tensor:
         """Hidden states (b, d): cached ones, or through the adapter."""

@@ -13,7 +13,7 @@ import numpy as np
 from fedcar.adapter import parse_variant
 from fedcar.calibration import Calibration
 from fedcar.checkpoint import Checkpoint
-from fedcar.collection import Collection
+from fedcar.collection import Collection, Judged
 from fedcar.encoder import Encoder
 from fedcar.errors import FedcarError, FedcarWarning
 from fedcar.features import FeatureCache
@@ -90,6 +90,9 @@ def train(
     train_split, selection_split = split_for_selection(collection, seed)
     training = prepare(untrained, train_split, features, report, "training questions")
     selection = prepare(untrained, selection_split, features, report, "selection questions")
+    nobody_answers = collection.unanswerable("dev")
+    unanswerable = Judged(nobody_answers, ({},) * len(nobody_answers))
+    unanswered = prepare(untrained, unanswerable, features, report, "unanswerable questions")
     clock.lap("encode")
     history = History()
     if not len(training) and collection.queries and len(collection.documents) == 1:
@@ -113,6 +116,7 @@ def train(
             warnings.warn(f"{len(training)} {message}; search is not trained", FedcarWarning, stacklevel=2)
         candidates = []
     kept = select(untrained, selection, candidates, report)
+    kept = replace(kept, retriever=calibrated(kept.retriever, selection, unanswered))
     clock.lap("train")
     kept.retriever.training = {
         "method": kept.name,
@@ -237,7 +241,7 @@ def best_weights_kept(
 
 
 def select(untrained: Retriever, selection: Questions, candidates: Sequence[Candidate], report: Silent) -> Candidate:
-    """The best on the selection questions, baselines included; of equal ones the cheapest. Calibrated on them."""
+    """The best on the selection questions, baselines included; of equal ones the cheapest."""
     if not len(selection):
         return Candidate("none", untrained, Score(0.0, 0.0))
     among = (untrained.weights, *baseline_weights())
@@ -247,5 +251,13 @@ def select(untrained: Retriever, selection: Questions, candidates: Sequence[Cand
     report.say(f"kept: {kept.name} ({numbers})")
     if kept.name != "adapter" and untrained.encoder.adapter is not None:
         untrained.encoder.remove_adapter()
-    calibration = Calibration.fit(kept.retriever.scores_of(selection), selection.relevance > 0)
-    return replace(kept, retriever=replace(kept.retriever, calibration=calibration))
+    return kept
+
+
+def calibrated(retriever: Retriever, selection: Questions, unanswered: Questions) -> Retriever:
+    """With confidence and answer threshold from the selection questions and those of dev that nothing answers."""
+    if not len(selection):
+        return retriever
+    others = retriever.scores_of(unanswered) if len(unanswered) else None
+    calibration = Calibration.fit(retriever.scores_of(selection), selection.relevance > 0, others)
+    return replace(retriever, calibration=calibration)
