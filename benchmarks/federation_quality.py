@@ -22,7 +22,7 @@ from fedcar.collection import Collection
 from fedcar.encoder import Encoder
 from fedcar.features import FeatureCache
 from fedcar.federation.clock import VirtualClock
-from fedcar.federation.local import central_training, matched, train_rounds, with_mixture
+from fedcar.federation.local import central_training, matched, ridge_candidates, train_rounds, with_mixture
 from fedcar.federation.run_folder import RunFolder
 from fedcar.federation.settings import RoundSettings
 from fedcar.measure import peak_memory_mb
@@ -67,38 +67,41 @@ class Bench:
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             found = central_training(
-                RunFolder(Path(folder)), self.untrained, self.training, self.selection, settings, self.success
+                RunFolder(Path(folder)),
+                self.untrained,
+                self.training,
+                self.selection,
+                method,
+                settings,
+                self.features,
+                self.success,
             )
         return found["central"]["success@1"], time.perf_counter() - start
 
     def federated(
         self, method: str, adapter: str, clients: int | None, kind: str, rounds: RoundSettings
-    ) -> tuple[float, list[dict[str, Any]]]:
-        """Success on test, and the history."""
+    ) -> tuple[float, str, list[dict[str, Any]]]:
+        """Success on test, what selection kept, and the history."""
         settings, rounds = matched(method, adapter, rounds, self.untrained, len(self.training))
         parts = partition(self.judged, kind, clients, self.seed)
         shares = {name: self.training.take(rows) for name, rows in parts.items()}
         mixed, _ = with_mixture(self.untrained, shares)
         first = candidate("evidence", mixed, self.selection, Silent())
-        with tempfile.TemporaryDirectory() as folder:
-            trained, records = train_rounds(
-                mixed,
-                shares,
-                self.selection,
-                settings,
-                rounds,
-                VirtualClock(),
-                RunFolder(Path(folder)),
-                False,
-                ignore,
-                {},
-            )
-        kept = select(
-            self.untrained, self.selection, [first, candidate("trained", trained, self.selection, Silent())], Silent()
-        )
+        with tempfile.TemporaryDirectory() as place:
+            folder = RunFolder(Path(place))
+            if method == "ridge":
+                found, records = ridge_candidates(
+                    mixed, shares, self.selection, self.features, rounds, folder, Silent()
+                )
+            else:
+                trained, records = train_rounds(
+                    mixed, shares, self.selection, settings, rounds, VirtualClock(), folder, False, ignore, {}
+                )
+                found = [candidate("trained", trained, self.selection, Silent())]
+        kept = select(self.untrained, self.selection, [first, *found], Silent())
         reached = self.success(kept.retriever)["success@1"]
         self.without_adapter()
-        return reached, records
+        return reached, kept.name, records
 
 
 def ignore(record: object) -> None:
@@ -140,7 +143,7 @@ def main() -> None:
             for text in arguments.settings or [""]:
                 options = {"rounds": arguments.epochs, "seed": arguments.seed, **parse_settings(text)}
                 start = time.perf_counter()
-                reached, records = bench.federated(
+                reached, kept, records = bench.federated(
                     arguments.method,
                     arguments.adapter,
                     None if count == "natural" else int(count),
@@ -152,8 +155,8 @@ def main() -> None:
                 difference = f"{reached - central:+.4f}" if central is not None else ""
                 traffic = sum(record["bytes_down"] + record["bytes_up"] for record in records) / len(records) / 1e6
                 print(
-                    f"{kind:<14} K={count:<4} {text or 'defaults':<40} {reached:.4f} {difference} refused {refused}, "
-                    f"{len(records)} rounds, {traffic:.2f} MB a round, {seconds:.0f} s",
+                    f"{kind:<14} K={count:<4} {text or 'defaults':<40} {reached:.4f} {difference} ({kept}), "
+                    f"refused {refused}, {len(records)} rounds, {traffic:.2f} MB a round, {seconds:.0f} s",
                     flush=True,
                 )
     print(f"peak memory {peak_memory_mb():.0f} MB")

@@ -57,7 +57,7 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--clients", type=int, help="How many clients.  [default with --partition client: the natural ones]")
 @click.option("--partition", "kind", default="iid", show_default=True, help="iid, dirichlet:ALPHA or client.")
-@click.option("--method", type=click.Choice(["head", "adapter"]), default="head", show_default=True)
+@click.option("--method", type=click.Choice(["ridge", "head", "adapter"]), default="head", show_default=True)
 @click.option("--adapter", default="full", show_default=True, help="full, lowrank:R or diagonal.")
 @click.option("--encoder", default=None, help="A model on the hub or a folder.  [default: all-MiniLM-L6-v2]")
 @click.option(

@@ -26,15 +26,24 @@ from torch import Tensor
 from fedcar import closed_form
 from fedcar.closed_form import Statistics
 from fedcar.collection import Collection
+from fedcar.encoder import Encoder
 from fedcar.errors import FedcarError
+from fedcar.features import FeatureCache
 from fedcar.federation import additive
 from fedcar.federation.additive import statistics_of, sums_of
 from fedcar.federation.client import Client
 from fedcar.federation.clock import VirtualClock
 from fedcar.federation.mixture import Evidence, federated_mixture
+from fedcar.federation.ridge_round import federated_ridge
 from fedcar.federation.settings import RoundSettings
 from fedcar.fit import Trainer
 from fedcar.mixture import fit_mixture
+from fedcar.partition import partition
+from fedcar.progress import Silent
+from fedcar.pseudo_queries import PseudoQueries
+from fedcar.questions import prepare
+from fedcar.retriever import Retriever
+from fedcar.ridge import fit_ridge
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +127,24 @@ def test_ridge_federated_equals_central(world: World, clients: int, seed: int) -
     }
     federated, central = solve(additive.total(parts)), solve(ridge_statistics(hidden_states, about))
     torch.testing.assert_close(federated, central, atol=1e-5, rtol=1e-5)
+
+
+def test_ridge_federated_equals_central_in_the_whole_retriever(
+    toy_collection: Path, options: tuple[object, ...]
+) -> None:
+    """Rows and words over three clients are those of `fit_ridge` with everything in one place."""
+    collection = learnable(Collection.read(toy_collection))
+    cache = FeatureCache(options[3])
+    untrained = Retriever.untrained(collection.documents, Encoder.load(options[1]), cache)
+    judged = collection.judged("train")
+    training = prepare(untrained, judged, cache, Silent(), "")
+    shares = {name: training.take(rows) for name, rows in partition(judged, "dirichlet:0.5", 3, 0).items()}
+    central = fit_ridge(untrained, training, cache, 0)
+    federated = federated_ridge(untrained, shares, cache, 0, PseudoQueries()).retriever
+    scores = [one.ridge.scores(training.texts, training.states) for one in (central, federated)]
+    np.testing.assert_allclose(scores[0][..., 0], scores[1][..., 0], atol=1e-3)  # kept in float16
+    np.testing.assert_allclose(scores[0][..., 1], scores[1][..., 1], atol=1e-5)
+    np.testing.assert_array_equal(central.ridge.documents, federated.ridge.documents)
 
 
 def test_removing_a_client_equals_never_having_it(world: World, tmp_path: Path) -> None:
@@ -458,20 +485,21 @@ def options(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
     return ("--encoder", tiny_model("llama"), "--cache", tmp_path_factory.mktemp("cache"))
 
 
-@pytest.mark.parametrize("method", ["head", "adapter"])
+@pytest.mark.parametrize("method", ["ridge", "head", "adapter"])
 def test_federate_prints_one_json_object(
     collection: Path, options: tuple[object, ...], tmp_path: Path, method: str
 ) -> None:
     before = tree(collection.parent)
-    ask = ("federate", collection, "-o", tmp_path / "out", "--clients", 3, "--method", method, "--rounds", 2)
+    ask = ("federate", collection, "-o", tmp_path / "out", "--clients", 3, "--method", method)
+    ask += () if method == "ridge" else ("--rounds", 2)
     result = fedcar(*ask, "--json", *options)
     assert result.code == 0, result.err
     assert list(result.json) == ["run", "rounds", "central", "federated", "bytes_per_round", "seconds", "privacy"]
     assert result.json["run"] == str(tmp_path / "out.run") and result.json["privacy"] is None
-    assert [record["round"] for record in result.json["rounds"]] == [1, 2]
+    assert [record["round"] for record in result.json["rounds"]] == ([1] if method == "ridge" else [1, 2])
     measures = {"queries", "success@1", "recall@10", "mrr@10", "ndcg@10"}
     assert set(result.json["central"]) == set(result.json["federated"]) == measures
-    assert "un-noised" in result.err and "round 2, selection" in result.err
+    assert "un-noised" in result.err and ("round 2, selection" in result.err) == (method != "ridge")
     assert tree(collection.parent) == before
     evaluation = fedcar("evaluate", tmp_path / "out", collection, "--json", *options[2:])
     assert evaluation.json["systems"]["retriever"]["all"] == result.json["federated"]

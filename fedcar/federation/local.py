@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from fedcar.federation.clock import VirtualClock
 from fedcar.federation.judge import Judge
 from fedcar.federation.mixture import Evidence, federated_mixture
 from fedcar.federation.network import LocalNetwork
+from fedcar.federation.ridge_round import federated_ridge
 from fedcar.federation.round import Enrolled, ServerState, federated_round
 from fedcar.federation.run_folder import RunFolder
 from fedcar.federation.server import FIXED
@@ -31,10 +33,12 @@ from fedcar.mixture import fit_mixture
 from fedcar.model_files import DEFAULT_ENCODER
 from fedcar.partition import partition
 from fedcar.progress import Silent
+from fedcar.pseudo_queries import PseudoQueries, pseudo_queries
 from fedcar.questions import Questions, prepare, split_for_selection
 from fedcar.retriever import Retriever
+from fedcar.ridge import fit_ridge
 from fedcar.selection import baseline_weights, best_weights
-from fedcar.train import candidate, choose_settings, select, suited
+from fedcar.train import Candidate, candidate, choose_settings, select, suited
 
 Watch = Callable[[Mapping[str, Any]], None]
 
@@ -103,26 +107,22 @@ def federate(
     def measure(retriever: Retriever) -> dict[str, float] | None:
         return measured(retriever, collection, cache)
 
-    shown = baselines(untrained, selection)
-    central = central_training(folder, untrained, training, selection, settings, measure) if compare else {}
+    shown: dict[str, float | None] = {**baselines(untrained, selection)}
+    central = {}
+    if compare:
+        central = central_training(folder, untrained, training, selection, method, settings, features, measure)
     seconds.lap("central")
     shares = {name: training.take(rows) for name, rows in parts.items()}
     mixed, mixture_rounds = with_mixture(untrained, shares)
     first = candidate("evidence", mixed, selection, report)
-    trained, records = train_rounds(
-        mixed,
-        shares,
-        selection,
-        settings,
-        rounds,
-        clock,
-        folder,
-        resume,
-        watch,
-        {**shown, "central": central.get("selection")},
-    )
+    if method == "ridge":
+        found, records = ridge_candidates(mixed, shares, selection, features, rounds, folder, report)
+    else:
+        shown["central"] = central.get("selection")
+        trained, records = train_rounds(mixed, shares, selection, settings, rounds, clock, folder, resume, watch, shown)
+        found = [candidate(settings.method, trained, selection, report)]
     seconds.lap("rounds")
-    kept = select(untrained, selection, [first, candidate(settings.method, trained, selection, report)], report)
+    kept = select(untrained, selection, [first, *found], report)
     kept.retriever.training = {
         "method": kept.name,
         "settings": asdict(settings),
@@ -262,7 +262,9 @@ def central_training(
     untrained: Retriever,
     training: Questions,
     selection: Questions,
+    method: str,
     settings: Settings,
+    features: FeatureCache,
     measure: Callable[[Retriever], dict[str, float] | None],
 ) -> dict[str, Any]:
     """The same training with all questions in one place: its measures and its selection score; done once a run."""
@@ -271,14 +273,55 @@ def central_training(
         return known
     weights = fit_mixture(untrained.features(training), training.relevance, untrained.weights)
     mixed = replace(untrained, weights=weights)
-    fitted = fit(mixed, training, selection, settings, History(), None, False, Silent())
-    candidates = [candidate("evidence", mixed, selection, Silent()), candidate("trained", fitted, selection, Silent())]
+    candidates = [candidate("evidence", mixed, selection, Silent())]
+    if method == "ridge":
+        for pseudo in (PseudoQueries(), pseudo_queries(untrained.documents, settings.seed)):
+            fitted = fit_ridge(mixed, training, features, settings.seed, pseudo)
+            candidates.append(candidate("trained", fitted, selection, Silent()))
+    else:
+        fitted = fit(mixed, training, selection, settings, History(), None, False, Silent())
+        candidates.append(candidate("trained", fitted, selection, Silent()))
     kept = select(untrained, selection, candidates, Silent())
     result = {"central": measure(kept.retriever), "selection": kept.score.success}
     if untrained.encoder.adapter is not None:
         untrained.encoder.remove_adapter()
     folder.keep_central(result)
     return result
+
+
+def ridge_candidates(
+    mixed: Retriever,
+    shares: Mapping[str, Questions],
+    selection: Questions,
+    features: FeatureCache,
+    rounds: RoundSettings,
+    folder: RunFolder,
+    report: Silent,
+) -> tuple[list[Candidate], list[dict[str, Any]]]:
+    """The one round of `ridge`, without and with pseudo-queries, and its record; nothing is kept to go on from."""
+    found, records = [], []
+    for name, pseudo in (("ridge", PseudoQueries()), ("ridge+pseudo", pseudo_queries(mixed.documents, rounds.seed))):
+        start = time.perf_counter()
+        one = federated_ridge(mixed, shares, features, rounds.seed, pseudo)
+        found.append(candidate(name, one.retriever, selection, report))
+        record = {
+            "round": 1,
+            "what": name,
+            "exchanges": one.exchanges,
+            "selection": found[-1].score.success,
+            "loss": None,
+            "clients": sorted(shares),
+            "questions": sum(map(len, shares.values())),
+            "refused": {},
+            "failed": {},
+            "bytes_down": one.bytes_down,
+            "bytes_up": one.bytes_up,
+            "client_seconds": dict(one.client_seconds),
+            "clock_seconds": round(time.perf_counter() - start, 4),
+        }
+        records.append(record)
+    folder.append(records[-1])
+    return found, records[-1:]
 
 
 def plan(

@@ -81,7 +81,7 @@ class RunFolder:
             write_json(folder / "checkpoint.json", content)
 
         write_folder(self.folder / CHECKPOINT, KIND, fill)
-        self._append(record)
+        self.append(record)
 
     def restore(self) -> tuple[ServerState, Kept, Best, list[dict[str, Any]]] | None:
         """The run where it stood; None where no round was finished. Refuses another collection, encoder or settings."""
@@ -93,7 +93,7 @@ class RunFolder:
         refuse_another(folder, content["belongs_to"], self.belongs_to)
         records = self.records()
         if not records or records[-1]["round"] < content["round"]:
-            self._append(content["record"])
+            self.append(content["record"])
             records.append(content["record"])
         failures = {client: (count, again) for client, (count, again) in content["failures"].items()}
         state = ServerState(
@@ -132,7 +132,8 @@ class RunFolder:
                 stream.truncate(len(whole))
         return [json.loads(line) for line in whole.splitlines()]
 
-    def _append(self, record: Mapping[str, Any]) -> None:
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add a record at the end of the history."""
         with (self.folder / HISTORY).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(record, ensure_ascii=False) + "\n")
             stream.flush()
