@@ -59,7 +59,7 @@ class Checkpoint:
             before = record["belongs_to"].get(what)
             if before != value:
                 raise FedcarError(
-                    f"{self.folder}: belongs to {_difference(what, before, value)}; "
+                    f"{self.folder}: belongs to {difference(what, before, value)}; "
                     "give what it was started with, or start again without --resume"
                 )
         trainer.load_tensors(load_file(self.folder / "current.safetensors"))
@@ -70,7 +70,7 @@ class Checkpoint:
         return Best(best["epoch"], Score(*best["score"]), load_file(self.folder / "best.safetensors"))
 
 
-def _difference(what: str, before: object, now: object) -> str:
+def difference(what: str, before: object, now: object) -> str:
     """In words: another collection or encoder by its fingerprint, other settings by those that differ."""
     if isinstance(before, dict) and isinstance(now, dict):
         names = [name for name in {**before, **now} if before.get(name) != now.get(name)]

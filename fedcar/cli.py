@@ -15,6 +15,7 @@ import click
 
 from fedcar import __version__
 from fedcar.cli_bench import bench
+from fedcar.cli_federate import federate
 from fedcar.errors import FedcarError, FedcarWarning
 
 if TYPE_CHECKING:
@@ -56,6 +57,9 @@ def main() -> None:
 @click.version_option(__version__, prog_name="fedcar")
 def commands() -> None:
     """Train a retriever on private questions without moving them."""
+
+
+commands.add_command(federate)
 
 
 @commands.command()

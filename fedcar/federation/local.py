@@ -1,0 +1,350 @@
+"""Federation in this process: the same clients, rounds and checks as over a network, beside a virtual clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedcar.collection import Collection
+from fedcar.encoder import Encoder
+from fedcar.errors import FedcarError
+from fedcar.evaluate import evaluate
+from fedcar.features import FeatureCache
+from fedcar.federation.client import Client, first_moments
+from fedcar.federation.clock import VirtualClock
+from fedcar.federation.judge import Judge
+from fedcar.federation.mixture import Evidence, federated_mixture
+from fedcar.federation.network import LocalNetwork
+from fedcar.federation.ridge_round import federated_ridge
+from fedcar.federation.round import Enrolled, ServerState, federated_round
+from fedcar.federation.run_folder import RunFolder
+from fedcar.federation.server import FIXED
+from fedcar.federation.settings import RoundSettings
+from fedcar.fit import Settings, Trainer, fit, prepared, with_learned
+from fedcar.history import History
+from fedcar.measure import Clock
+from fedcar.mixture import fit_mixture
+from fedcar.model_files import DEFAULT_ENCODER
+from fedcar.partition import partition
+from fedcar.progress import Silent
+from fedcar.pseudo_queries import PseudoQueries, pseudo_queries
+from fedcar.questions import Questions, prepare, split_for_selection
+from fedcar.retriever import Retriever
+from fedcar.ridge import fit_ridge
+from fedcar.selection import baseline_weights, best_weights
+from fedcar.train import Candidate, candidate, choose_settings, select, suited
+
+Watch = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Federation:
+    """What a federation came to; the fields are those of `fedcar federate --json` (design, section 4)."""
+
+    retriever: Retriever
+    run: Path
+    rounds: list[dict[str, Any]]
+    central: dict[str, float] | None
+    federated: dict[str, float] | None
+    bytes_per_round: int
+    seconds: dict[str, float]
+
+
+def federate(
+    collection: Collection,
+    *,
+    run: str | Path,
+    clients: int | None,
+    kind: str = "iid",
+    encoder: str | Path | Encoder = DEFAULT_ENCODER,
+    pooling: str | None = None,
+    method: str = "head",
+    adapter: str = "full",
+    rounds: RoundSettings | None = None,
+    clock: VirtualClock | None = None,
+    compare: bool = True,
+    cache: str | Path | None = None,
+    resume: bool = False,
+    report: Silent | None = None,
+    watch: Watch = lambda record: None,
+) -> Federation:
+    """Train one retriever over clients simulated in this process, without noise; central training for comparison.
+
+    First the mixture of the evidence (see `mixture`), then rounds of `method`. `kind` is the partition, `run` the
+    folder of history and checkpoint, `watch` gets each round's record. `rounds.rounds` 0 stands for as many as make the
+    epochs of central training.
+
+    Formal guarantees:
+        resumed_equals_uninterrupted: bitwise on the same machine, also after kill -9.
+        same_seed_same_model: the same, as long as the clock drops nobody by measured seconds.
+    """
+    report, seconds, clock = report or Silent(), Clock(), clock or VirtualClock()
+    rounds = rounds or RoundSettings()
+    check_method(method, adapter, rounds)
+    model = encoder if isinstance(encoder, Encoder) else Encoder.load(encoder, pooling)
+    features = FeatureCache(Path(cache) if cache else None)
+    train_split, selection_split = split_for_selection(collection, rounds.seed)
+    parts = partition(train_split, kind, clients, rounds.seed)
+    if not len(selection_split):
+        raise FedcarError(
+            f"{len(train_split)} training questions and no dev split: too few to choose by; bring a dev split"
+        )
+    folder = RunFolder(Path(run))
+    folder.start(resume)
+    untrained = Retriever.untrained(collection.documents, model, features, report, seed=rounds.seed)
+    training = prepare(untrained, train_split, features, report, "training questions")
+    selection = prepare(untrained, selection_split, features, report, "selection questions")
+    seconds.lap("encode")
+    settings, rounds = matched(method, adapter, rounds, untrained, len(training))
+    folder.belongs_to = belongs_to(collection, model, settings, rounds, kind, len(parts), clock)
+
+    def measure(retriever: Retriever) -> dict[str, float] | None:
+        return measured(retriever, collection, cache)
+
+    shown: dict[str, float | None] = {**baselines(untrained, selection)}
+    central = {}
+    if compare:
+        central = central_training(folder, untrained, training, selection, method, settings, features, measure)
+    seconds.lap("central")
+    shares = {name: training.take(rows) for name, rows in parts.items()}
+    mixed, mixture_rounds = with_mixture(untrained, shares)
+    first = candidate("evidence", mixed, selection, report)
+    if method == "ridge":
+        found, records = ridge_candidates(mixed, shares, selection, features, rounds, folder, report)
+    else:
+        shown["central"] = central.get("selection")
+        trained, records = train_rounds(mixed, shares, selection, settings, rounds, clock, folder, resume, watch, shown)
+        found = [candidate(settings.method, trained, selection, report)]
+    seconds.lap("rounds")
+    kept = select(untrained, selection, [first, *found], report)
+    kept.retriever.training = {
+        "method": kept.name,
+        "settings": asdict(settings),
+        "federation": {**asdict(rounds), "partition": kind, "clients": len(parts), "mixture_rounds": mixture_rounds},
+        "collection": {"name": collection.name, "fingerprint": collection.fingerprint},
+        "questions": len(training),
+        "selection_questions": len(selection),
+        "history": records,
+    }
+    federated = measure(kept.retriever)
+    seconds.lap("evaluate")
+    per_round = sum(record["bytes_down"] + record["bytes_up"] for record in records) // max(1, len(records))
+    return Federation(kept.retriever, Path(run), records, central.get("central"), federated, per_round, seconds.seconds)
+
+
+def check_method(method: str, adapter: str, rounds: RoundSettings) -> None:
+    """Refuse, before long work, a method or settings that make no sense."""
+    rounds.check()
+    choose_settings(method, adapter, "linear", 0, None, rounds.seed, False)
+    if rounds.share == "adapter" and method != "adapter":
+        raise FedcarError(
+            f"--share adapter: the method {method} has no adapter; give --method adapter or --share adapter+head"
+        )
+
+
+def matched(
+    method: str, adapter: str, rounds: RoundSettings, untrained: Retriever, questions: int
+) -> tuple[Settings, RoundSettings]:
+    """Settings of training and of the rounds with the same number of epochs in all."""
+    settings = suited(choose_settings(method, adapter, "linear", 0, None, rounds.seed, False), untrained)
+    number = rounds.rounds or max(1, round(settings.epochs / rounds.local_epochs))
+    settings = replace(settings, epochs=number * rounds.local_epochs)
+    return settings, replace(rounds, rounds=number, questions=questions, batch_size=settings.batch_size)
+
+
+def belongs_to(
+    collection: Collection,
+    model: Encoder,
+    settings: Settings,
+    rounds: RoundSettings,
+    kind: str,
+    clients: int,
+    clock: VirtualClock,
+) -> dict[str, object]:
+    """What a run belongs to; another collection, encoder or setting cannot be resumed from it."""
+    together = {"partition": kind, "clients": clients, "clock": str(clock), **asdict(rounds), **asdict(settings)}
+    return {"collection": collection.fingerprint, "encoder": model.fingerprint, "settings": together}
+
+
+def baselines(untrained: Retriever, selection: Questions) -> dict[str, float]:
+    """MIPS and hybrid on the selection questions, to stand beside each round."""
+    low, high, mips, _ = baseline_weights()
+    hybrid = best_weights(untrained, selection, (low, high))[1]
+    return {"mips": best_weights(untrained, selection, (mips,))[1].success, "hybrid": hybrid.success}
+
+
+def with_mixture(untrained: Retriever, shares: Mapping[str, Questions]) -> tuple[Retriever, int]:
+    """The untrained retriever with weights of the evidence learned over the clients, and the rounds that took."""
+    evidence = {name: Evidence.of(untrained.features(share), share.relevance) for name, share in shares.items()}
+    weights, number = federated_mixture(evidence, untrained.weights)
+    return replace(untrained, weights=weights), number
+
+
+def train_rounds(
+    mixed: Retriever,
+    shares: Mapping[str, Questions],
+    selection: Questions,
+    settings: Settings,
+    rounds: RoundSettings,
+    clock: VirtualClock,
+    folder: RunFolder,
+    resume: bool,
+    watch: Watch,
+    shown: Mapping[str, float | None],
+) -> tuple[Retriever, list[dict[str, Any]]]:
+    """Rounds of gradient training on top of the evidence: the best round's retriever and the history."""
+    retriever = replace(mixed, weights=with_learned(mixed.weights), head=prepared(mixed.head, settings))
+    members = {name: Client(name, retriever, share, settings) for name, share in shares.items()}
+    judge = Judge(retriever, selection, settings)
+    records = run_rounds(LocalNetwork(members, rounds, clock), judge, rounds, folder, resume, watch, shown)
+    return judge.finish(), records
+
+
+def run_rounds(
+    network: LocalNetwork,
+    judge: Judge,
+    settings: RoundSettings,
+    folder: RunFolder,
+    resume: bool,
+    watch: Watch,
+    shown: Mapping[str, float | None],
+) -> list[dict[str, Any]]:
+    """All rounds that are still to do, each with a checkpoint; returns the history."""
+    enrolled = {name: client.enrol() for name, client in network.clients.items()}
+    state = ServerState(0, first_tensors(judge.trainer, enrolled, settings))
+    records: list[dict[str, Any]] = []
+    before = folder.restore() if resume else None
+    if before is not None:
+        state, kept, judge.best, records = before
+        for name, client in network.clients.items():
+            client.load_kept(kept.get(name, {}), state.round)
+    judge.active = state.tensors.get(FIXED[0], judge.active)
+    for _ in range(state.round, settings.rounds):
+        state, record = federated_round(state, enrolled, settings, network, judge)
+        folder.write(state, {name: client.kept() for name, client in network.clients.items()}, judge.best, record)
+        records.append(record)
+        watch({**shown, **record})
+    return records
+
+
+def first_tensors(trainer: Trainer, enrolled: Mapping[str, Enrolled], settings: RoundSettings) -> dict[str, Tensor]:
+    """The state before the first round: what is shared of the untrained retriever, and which rows any client trains."""
+    trained = trainer.trained_tensors()
+    if settings.share == "adapter":
+        trained = {name: tensor for name, tensor in trained.items() if name.startswith("adapter.")}
+    if settings.local_optimizer == "shared":
+        trained.update(first_moments(trained))
+    if settings.share == "adapter":
+        return trained
+    active = torch.stack([one.row_questions > 0 for one in enrolled.values()]).any(0)
+    return {**trained, FIXED[0]: active & (not trainer.settings.query_map)}
+
+
+def measured(retriever: Retriever, collection: Collection, cache: str | Path | None) -> dict[str, float] | None:
+    """The retriever's measures on the test questions (on dev without them); None without either."""
+    for split in ("test", "dev"):
+        if len(collection.judged(split)):
+            result: dict[str, float] | None = evaluate(retriever, collection, split, cache=cache)["systems"][
+                "retriever"
+            ]["all"]
+            return result
+    return None
+
+
+def central_training(
+    folder: RunFolder,
+    untrained: Retriever,
+    training: Questions,
+    selection: Questions,
+    method: str,
+    settings: Settings,
+    features: FeatureCache,
+    measure: Callable[[Retriever], dict[str, float] | None],
+) -> dict[str, Any]:
+    """The same training with all questions in one place: its measures and its selection score; done once a run."""
+    known = folder.central()
+    if known is not None:
+        return known
+    weights = fit_mixture(untrained.features(training), training.relevance, untrained.weights)
+    mixed = replace(untrained, weights=weights)
+    candidates = [candidate("evidence", mixed, selection, Silent())]
+    if method == "ridge":
+        for pseudo in (PseudoQueries(), pseudo_queries(untrained.documents, settings.seed)):
+            fitted = fit_ridge(mixed, training, features, settings.seed, pseudo)
+            candidates.append(candidate("trained", fitted, selection, Silent()))
+    else:
+        fitted = fit(mixed, training, selection, settings, History(), None, False, Silent())
+        candidates.append(candidate("trained", fitted, selection, Silent()))
+    kept = select(untrained, selection, candidates, Silent())
+    result = {"central": measure(kept.retriever), "selection": kept.score.success}
+    if untrained.encoder.adapter is not None:
+        untrained.encoder.remove_adapter()
+    folder.keep_central(result)
+    return result
+
+
+def ridge_candidates(
+    mixed: Retriever,
+    shares: Mapping[str, Questions],
+    selection: Questions,
+    features: FeatureCache,
+    rounds: RoundSettings,
+    folder: RunFolder,
+    report: Silent,
+) -> tuple[list[Candidate], list[dict[str, Any]]]:
+    """The one round of `ridge`, without and with pseudo-queries, and its record; nothing is kept to go on from."""
+    found, records = [], []
+    for name, pseudo in (("ridge", PseudoQueries()), ("ridge+pseudo", pseudo_queries(mixed.documents, rounds.seed))):
+        start = time.perf_counter()
+        one = federated_ridge(mixed, shares, features, rounds.seed, pseudo)
+        found.append(candidate(name, one.retriever, selection, report))
+        record = {
+            "round": 1,
+            "what": name,
+            "exchanges": one.exchanges,
+            "selection": found[-1].score.success,
+            "loss": None,
+            "clients": sorted(shares),
+            "questions": sum(map(len, shares.values())),
+            "refused": {},
+            "failed": {},
+            "bytes_down": one.bytes_down,
+            "bytes_up": one.bytes_up,
+            "client_seconds": dict(one.client_seconds),
+            "clock_seconds": round(time.perf_counter() - start, 4),
+        }
+        records.append(record)
+    folder.append(records[-1])
+    return found, records[-1:]
+
+
+def plan(
+    collection: Collection,
+    *,
+    clients: int | None,
+    kind: str,
+    encoder: str | Path,
+    method: str,
+    adapter: str,
+    rounds: RoundSettings,
+) -> dict[str, Any]:
+    """What `federate` would do with the same arguments, without doing it."""
+    check_method(method, adapter, rounds)
+    settings = choose_settings(method, adapter, "linear", 0, None, rounds.seed, False)
+    model = Encoder.load(encoder)
+    training, selection = split_for_selection(collection, rounds.seed)
+    parts = partition(training, kind, clients, rounds.seed)
+    return {
+        "documents": len(collection.documents),
+        "training questions": {name: len(rows) for name, rows in parts.items()},
+        "selection questions": len(selection),
+        "encoder": f"{model.name} ({model.dimension} wide, pooling {model.pooling}, {model.fingerprint[:12]})",
+        "rounds": {**asdict(rounds), "questions": len(training)},
+        "local training": asdict(settings),
+    }

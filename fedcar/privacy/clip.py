@@ -1,0 +1,249 @@
+"""Exact per-example clipping in closed form: per-example norms and clipped sums, from one ordinary backward.
+
+No per-example gradient of a matrix is stored (but for chunks in clip_adapter.py), no hook is set, nothing is run
+backward a second time (Goodfellow, "Efficient Per-Example Gradient Computations", arXiv 1510.01799; Li et al., ICLR
+2022, for the Gram form of sequences). A step:
+
+1. forward to per-example losses, shape (n,): a loss whose examples do not share a softmax, a batch norm or negatives;
+2. `output_gradients(losses, [...])`: the gradients of their SUM at the soft embeddings y and at the head's inputs and
+   logits. As examples do not mix, row i of each belongs to example i alone. Ask for these and not for the parameters:
+   then the backward costs a little less than a plain one;
+3. one Part for each trained tensor group, of the functions below and in clip_adapter.py;
+4. `clip(parts, clip_norm)`: one joint norm over all parts, min(1, clip_norm / norm) for each example, the clipped sums;
+5. noise on the sums (noise.add_noise), then divide by the EXPECTED batch size (sampling rate * questions), never by the
+   actual one; terms that do not depend on questions (pull of A to the identity, of r_d to 0, pseudo-queries made from
+   documents) are added after the noise.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedcar.privacy.errors import require
+
+
+@dataclass(frozen=True)
+class Part:
+    """One group of trained tensors: each example's squared gradient norm, and the sums for given factors.
+
+    squared_norms: shape (n,). weighted_sums(factors, keep): factors (n,), keep (n,) bool or None; for every tensor the
+    sum over examples of factor * gradient, in which an example that is not kept has no part, whatever it holds.
+    """
+
+    squared_norms: Tensor
+    weighted_sums: Callable[[Tensor, Tensor | None], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """The clipped sums by tensor name (not divided by anything), and counts, which are private: never release them."""
+
+    sums: dict[str, Tensor]
+    norms: Tensor
+    examples: int
+    clipped: int
+    non_finite: int
+
+
+def clip(parts: Sequence[Part], clip_norm: float) -> Clipped:
+    """Sum over examples of gradient * min(1, clip_norm / norm), the norm taken jointly over all parts.
+
+    An example whose norm is NaN or infinite is left out of the sums and counted. No examples: sums of zeros.
+    Formal guarantees: clipped_norm_at_most_C (up to float rounding of the sum itself; the norm is rounded upwards by
+    32 units of the last place), non_finite_examples_are_zeroed_and_counted, sums_are_never_divided,
+    equals_autograd_over_examples.
+    """
+    require(
+        math.isfinite(clip_norm) and clip_norm > 0,
+        f"clip_norm is {clip_norm}, must be finite and above 0: 0 would remove every question, infinity clips none",
+    )
+    require(len(parts) > 0, "nothing is trained: give at least one part")
+    squared = torch.stack([part.squared_norms for part in parts]).sum(0)
+    # Rounded upwards, so that a norm a little above clip_norm is not let through.
+    norms = squared.sqrt() * (1 + 32 * torch.finfo(squared.dtype).eps)
+    finite = torch.isfinite(norms)
+    factors = torch.where(finite, (clip_norm / norms).clamp(max=1.0), torch.zeros_like(norms))
+    bad = int((~finite).sum())
+    keep = finite if bad else None
+    sums: dict[str, Tensor] = {}
+    for part in parts:
+        for name, total in part.weighted_sums(factors, keep).items():
+            require(name not in sums, f'two parts have a tensor "{name}"; give every trained tensor its own name')
+            sums[name] = total
+    return Clipped(sums, norms, len(norms), int((finite & (norms > clip_norm)).sum()), bad)
+
+
+def clip_update(update: Mapping[str, Tensor], clip_norm: float) -> Clipped:
+    """Clip a client's whole update as one thing: unit "client". A non-finite one becomes zeros.
+
+    Formal guarantees: clipped_norm_at_most_C.
+    """
+    names = list(update)
+    require(len(names) > 0, "the update is empty")
+    flat = torch.cat([update[name].detach().double().reshape(-1) for name in names])[None]
+
+    def weighted_sums(factors: Tensor, keep: Tensor | None) -> dict[str, Tensor]:
+        total = factors @ kept(flat, keep)
+        sums, start = {}, 0
+        for name in names:
+            sums[name] = total[start : start + update[name].numel()].reshape(update[name].shape)
+            start += update[name].numel()
+        return sums
+
+    return clip([Part(flat.square().sum(1), weighted_sums)], clip_norm)
+
+
+def output_gradients(losses: Tensor, outputs: Sequence[Tensor]) -> list[Tensor]:
+    """Return the gradients of sum(losses) at each of the outputs: row i is that of example i alone. One backward.
+
+    losses: shape (n,), not yet summed or averaged. outputs: first dimension n each, part of the graph.
+    """
+    require(
+        losses.dim() == 1,
+        f"losses has shape {tuple(losses.shape)}, must be (n,): one loss an example, without reduction",
+    )
+    for output in outputs:
+        require(
+            output.dim() >= 1 and output.shape[0] == losses.shape[0],
+            f"an output has shape {tuple(output.shape)}, its first dimension must be the {losses.shape[0]} examples",
+        )
+    if losses.shape[0] == 0:
+        return [torch.zeros_like(output) for output in outputs]
+    return list(torch.autograd.grad(losses.sum(), list(outputs)))
+
+
+def linear_head(logit_gradients: Tensor, hidden_states: Tensor, *, rows: str = "rows", bias: str | None = None) -> Part:
+    """Logits V h (+ b): dV_i = p_i h_i^T, so ||dV_i||^2 = ||p_i||^2 ||h_i||^2, and ||p_i||^2 more with a bias.
+
+    logit_gradients p: (n, documents), for a softmax loss probabilities - one-hot; hidden_states h: (n, d).
+    """
+    logit_gradients, hidden_states = wide(logit_gradients), wide(hidden_states)
+    seen = hidden_states.square().sum(1) + (1.0 if bias else 0.0)
+
+    def weighted_sums(factors: Tensor, keep: Tensor | None) -> dict[str, Tensor]:
+        weighted = kept(logit_gradients, keep) * factors[:, None]
+        sums = {rows: weighted.T @ kept(hidden_states, keep)}
+        return sums | {bias: weighted.sum(0)} if bias else sums
+
+    return Part(logit_gradients.square().sum(1) * seen, weighted_sums)
+
+
+def cosine_head(
+    logit_gradients: Tensor,
+    cosines: Tensor,
+    directions: Tensor,
+    rows: Tensor,
+    scale: float,
+    *,
+    residuals: str = "residuals",
+) -> Part:
+    """Logits s cos(g, e_d + r_d), residual rows r_d trained: ||dr_i||^2 = s^2 sum_d p_d^2 (1 - cos_d^2) / ||row_d||^2.
+
+    logit_gradients p and cosines: (n, documents); directions g / ||g||: (n, d); rows e_d + r_d: (documents, d), only
+    those that are trained; scale s. Where the temperature or mixing weights are trained too, add `coefficients`.
+    """
+    logit_gradients, cosines, directions, rows = map(wide, (logit_gradients, cosines, directions, rows))
+    lengths = rows.norm(dim=1)
+    slopes = scale / lengths
+    # p^2 (1 - cos^2) in place, as (n, documents) is the largest thing here; rounding may give a cosine above 1.
+    squares = cosines.square().neg_().add_(1).clamp_(min=0.0).mul_(logit_gradients).mul_(logit_gradients)
+
+    def weighted_sums(factors: Tensor, keep: Tensor | None) -> dict[str, Tensor]:
+        weighted = kept(logit_gradients, keep) * factors[:, None]
+        pulled = weighted.T @ kept(directions, keep)
+        along = (pulled * rows).sum(1) / lengths.square()
+        return {residuals: slopes[:, None] * (pulled - along[:, None] * rows)}
+
+    return Part(squares @ slopes.square(), weighted_sums)
+
+
+def cosine_query_gradients(
+    logit_gradients: Tensor, cosines: Tensor, queries: Tensor, rows: Tensor, scale: float
+) -> Tensor:
+    """dL_i/dg_i of the cosine head, (n, d): s / ||g|| * (sum_d p_d row_d / ||row_d|| - (sum_d p_d cos_d) g / ||g||).
+
+    What goes on into the pre-classifier layer or the encoder, where no autograd graph over the head is wanted.
+    """
+    lengths = queries.norm(dim=1, keepdim=True)
+    along = (logit_gradients * cosines).sum(1, keepdim=True)
+    pulled = logit_gradients @ torch.nn.functional.normalize(rows, dim=1)
+    gradients: Tensor = (pulled - along * queries / lengths) * (scale / lengths)
+    return gradients
+
+
+def coefficients(logit_gradients: Tensor, features: Mapping[str, Tensor]) -> Part:
+    """Scalars that weigh the logits' terms, logits = sum_k w_k * feature_k: dw_k,i = sum_d p_d feature_k,d.
+
+    features by name, (n, documents) each: the cosines for the temperature s, the lexical scores for w, the best
+    passages for u. For a parameter log s give s * cosines.
+    """
+    logit_gradients = wide(logit_gradients)
+    scalars = torch.stack([(logit_gradients * wide(feature)).sum(1) for feature in features.values()], dim=1)
+
+    def weighted_sums(factors: Tensor, keep: Tensor | None) -> dict[str, Tensor]:
+        totals = factors @ kept(scalars, keep)
+        return {name: totals[index] for index, name in enumerate(features)}
+
+    return Part(scalars.square().sum(1), weighted_sums)
+
+
+def pre_classifier(
+    query_gradients: Tensor,
+    hidden_states: Tensor,
+    inner: Tensor,
+    outer: Tensor,
+    activation: Callable[[Tensor], Tensor],
+    *,
+    names: tuple[str, str] = ("inner", "outer"),
+) -> Part:
+    """g(h) = h + W2 phi(W1 h), both matrices trained: dW2_i = dg_i u_i^T, dW1_i = (phi'(a_i) * W2^T dg_i) h_i^T.
+
+    query_gradients dg: (n, d); hidden_states h: (n, d); inner W1: (m, d); outer W2: (d, m); a = W1 h, u = phi(a).
+    activation phi works on each element by itself.
+    """
+    query_gradients, hidden_states = wide(query_gradients), wide(hidden_states)
+    with torch.enable_grad():
+        before = (hidden_states @ wide(inner).T).detach().requires_grad_()
+        after = activation(before)
+        (inner_gradients,) = torch.autograd.grad(after, before, query_gradients @ wide(outer))
+    after = after.detach()
+    norms = query_gradients.square().sum(1) * after.square().sum(1)
+    norms = norms + inner_gradients.square().sum(1) * hidden_states.square().sum(1)
+
+    def weighted_sums(factors: Tensor, keep: Tensor | None) -> dict[str, Tensor]:
+        weigh = factors[:, None]
+        return {
+            names[0]: (kept(inner_gradients, keep) * weigh).T @ kept(hidden_states, keep),
+            names[1]: (kept(query_gradients, keep) * weigh).T @ kept(after, keep),
+        }
+
+    return Part(norms, weighted_sums)
+
+
+def next_clip_norm(
+    clip_norm: float, noisy_fraction_below: float, target_quantile: float, learning_rate: float
+) -> float:
+    """C * exp(-rate * (b - quantile)): Andrew et al., "Differentially Private Learning with Adaptive Clipping", 2021.
+
+    noisy_fraction_below b: the NOISED count of units with norm <= C over the expected batch size. The count is a
+    release of its own (sensitivity 1, or 1/2 for count - n/2) and must be charged.
+    """
+    require(0 < target_quantile < 1, f"target_quantile is {target_quantile}, must be above 0 and below 1")
+    fraction = min(1.0, max(0.0, noisy_fraction_below))
+    return clip_norm * math.exp(-learning_rate * (fraction - target_quantile))
+
+
+def kept(values: Tensor, keep: Tensor | None) -> Tensor:
+    """Return the values with the examples that are not kept set to 0 (NaN * 0 would be NaN)."""
+    if keep is None:
+        return values
+    return torch.where(keep.reshape(-1, *[1] * (values.dim() - 1)), values, torch.zeros_like(values))
+
+
+def wide(values: Tensor) -> Tensor:
+    """At least float32 and without a graph: norms in half precision would overflow."""
+    values = values.detach()
+    return values if values.dtype in (torch.float32, torch.float64) else values.float()

@@ -1,0 +1,212 @@
+"""The statement: what is claimed about privacy in a run, as one JSON object and in plain words."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from fedcar.privacy import accountant
+from fedcar.privacy.errors import PrivacyError, require
+from fedcar.privacy.release import Release, merged
+
+FORMAT = 1
+NOT_COVERED = {
+    "example": (
+        "One question is not one person: someone who asked k of the questions is protected k times less.",
+        "Documents behind shared rows are known to all clients; only questions and judgements are protected.",
+        "Questions asked of the finished retriever later are outside this statement.",
+    ),
+    "client": (
+        "The server sees which clients take part, and when.",
+        "Documents behind shared rows are known to all clients; only questions and judgements are protected.",
+        "Questions asked of the finished retriever later are outside this statement.",
+    ),
+}
+PAPER_RECIPE = (
+    "the paper's recipe has no formal guarantee: it warms up without noise, adapts its threshold to un-noised "
+    "gradients and clips the batch mean"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statement:
+    """Everything that a reader needs in order to check the claim; epsilon infinite is no claim, and `reason` says why.
+
+    selection: for each choice that a run makes (best step, mixing weights, threshold, ...) where it came from:
+    "charged", "documents alone", "public dev set" or "fixed in advance".
+    """
+
+    epsilon: float
+    delta: float
+    unit: str
+    adjacency: str
+    method: str
+    releases: tuple[Release, ...]
+    clip_norm: float | None = None
+    accountant: str = accountant.NAME
+    released: tuple[str, ...] = ()
+    selection: Mapping[str, str] = field(default_factory=dict)
+    not_covered: tuple[str, ...] = ()
+    clients: int = 1
+    reason: str | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether there is a formal guarantee at all."""
+        return math.isfinite(self.epsilon)
+
+
+SOURCES = ("charged", "documents alone", "public dev set", "fixed in advance")
+
+
+def state(
+    releases: Sequence[Release],
+    delta: float,
+    *,
+    method: str,
+    clip_norm: float | None,
+    released: Sequence[str],
+    selection: Mapping[str, str] | None = None,
+    clients: int = 1,
+    no_guarantee: str | None = None,
+) -> Statement:
+    """Return the statement over these releases; `no_guarantee` is a reason why epsilon is infinite in any case.
+
+    Formal guarantees: statement_epsilon_is_the_accountants, seeded_or_missing_noise_gives_infinite_epsilon,
+    an_uncharged_private_choice_gives_infinite_epsilon.
+    """
+    epsilon = accountant.epsilon_of(releases, delta)
+    chosen = dict(selection or {})
+    uncharged = sorted(name for name, source in chosen.items() if source not in SOURCES)
+    weak = sorted({f"{release.name}: {release.noise}" for release in releases if not release.has_noise_that_counts})
+    reason = no_guarantee
+    if reason is None and weak:
+        reason = (
+            f"the noise does not count ({', '.join(weak)}): it is missing, or anyone who knows the seed can take it off"
+        )
+    if reason is None and uncharged:
+        reason = f"chosen on private questions and not charged: {', '.join(uncharged)}"
+    if reason is None and math.isinf(epsilon):
+        reason = "the noise is too small for any epsilon at this delta"
+    unit = releases[0].unit if releases else "example"
+    adjacency = releases[0].adjacency if releases else "add-or-remove-one"
+    return Statement(
+        epsilon=epsilon if reason is None else math.inf,
+        delta=delta,
+        unit=str(unit),
+        adjacency=str(adjacency),
+        method=method,
+        releases=merged(releases),
+        clip_norm=clip_norm,
+        released=tuple(released),
+        selection=chosen,
+        not_covered=NOT_COVERED[str(unit)],
+        clients=clients,
+        reason=reason,
+    )
+
+
+def join(statements: Sequence[Statement]) -> Statement:
+    """One statement over disjoint clients, each noising its own updates: the weakest one's (parallel composition).
+
+    Unit "example" only: each question is with one client. Raises PrivacyError where the statements are not of one kind.
+    """
+    require(len(statements) > 0, "no statement to join")
+    for name in ("unit", "adjacency", "method", "accountant", "delta"):
+        values = sorted({str(getattr(statement, name)) for statement in statements})
+        require(len(values) == 1, f"statements of several kinds cannot be joined: {name} is {' and '.join(values)}")
+    require(statements[0].unit == "example", 'only statements of unit "example" are joined over clients')
+    weakest = max(statements, key=lambda statement: statement.epsilon)
+    require(
+        accountant.in_parallel(statement.epsilon for statement in statements) == weakest.epsilon,
+        "epsilon is not a number",
+    )
+    return replace(weakest, clients=sum(statement.clients for statement in statements))
+
+
+def to_json(statement: Statement) -> dict[str, Any]:
+    """For `json`: the infinite epsilon is the word "infinity", which float() reads back."""
+    values = asdict(statement)
+    values["epsilon"] = statement.epsilon if statement.holds else "infinity"
+    values["releases"] = [release.to_json() for release in statement.releases]
+    values["selection"] = dict(statement.selection)
+    return {"format": FORMAT, "guarantee": statement.holds, **values}
+
+
+def from_json(text: str) -> Statement:
+    """Read what json.dumps(to_json(...)) wrote; the epsilon is computed again and must be the one that stands there."""
+    try:
+        values = json.loads(text)
+        if values.pop("format") != FORMAT:
+            raise PrivacyError(f"the statement's format must be {FORMAT}")
+        values.pop("guarantee")
+        values["releases"] = tuple(Release.from_json(release) for release in values["releases"])
+        for name in ("released", "not_covered"):
+            values[name] = tuple(values[name])
+        values["epsilon"] = float(values["epsilon"])
+        statement = Statement(**values)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise PrivacyError(f"not a privacy statement: {error}") from None
+    except json.JSONDecodeError as error:
+        raise PrivacyError(f"not a privacy statement: {error}") from None
+    if statement.holds:
+        found = accountant.epsilon_of(statement.releases, statement.delta)
+        require(
+            found <= statement.epsilon * (1 + 1e-6) + 1e-9,
+            f"the statement says epsilon {statement.epsilon:g}, its own releases give {found:g}; it was edited",
+        )
+    return statement
+
+
+def plain_words(statement: Statement) -> str:
+    """Return the statement for someone who has never heard of epsilon: a few short paragraphs."""
+    lines = [_claim(statement), "", "What was given out:"]
+    lines += [f"- {thing}" for thing in statement.released] or ["- nothing"]
+    lines += [f"- {_release_words(release)}" for release in statement.releases]
+    if statement.selection:
+        lines += ["", "Where the choices came from:"]
+        lines += [f"- {name}: {source}" for name, source in statement.selection.items()]
+    lines += ["", "What this does not cover:"]
+    lines += [f"- {sentence}" for sentence in statement.not_covered]
+    clip = "" if statement.clip_norm is None else f", clip norm {statement.clip_norm:g}"
+    lines += [
+        "",
+        f"In numbers: epsilon {_number(statement.epsilon)}, delta {statement.delta:g}, unit {statement.unit}, "
+        f"adjacency {statement.adjacency}{clip}, accountant: {statement.accountant}.",
+    ]
+    return "\n".join(lines)
+
+
+def _claim(statement: Statement) -> str:
+    if not statement.holds:
+        return f"No formal guarantee (epsilon = infinity): {statement.reason}."
+    thing = "question" if statement.unit == "example" else "client"
+    sure = 1 / (1 + math.exp(-statement.epsilon))
+    each = f" of each of the {statement.clients} clients" if statement.clients > 1 and thing == "question" else ""
+    return (
+        f"Every single {thing}{each} is protected with epsilon {_number(statement.epsilon)} "
+        f"(delta {statement.delta:g}). Someone who sees all that was given out, knows every other {thing}, and thought "
+        f"it fifty-fifty whether this one was used, can become at most {100 * sure:.1f} % sure, but for a "
+        f"chance of about {statement.delta:g}."
+    )
+
+
+def _release_words(release: Release) -> str:
+    how = {
+        "full-batch": "every question in each",
+        "poisson": f"each question in each with probability {release.sampling_rate:g}, drawn independently",
+        "fixed-order": "in a fixed order, no random sampling assumed",
+    }[str(release.sampler)]
+    if release.unit == "client":
+        how = how.replace("question", "client")
+    times = "once" if release.steps == 1 else f"{release.steps} times"
+    return (
+        f"{release.name}, {times}, {how}; noise of standard deviation {release.standard_deviation:.4g} on every "
+        f"coordinate ({release.noise_multiplier:.4g} times the most that one {release.unit} can change), "
+        f"from: {release.noise}"
+    )
+
+
+def _number(epsilon: float) -> str:
+    return "infinity" if math.isinf(epsilon) else f"{epsilon:.3g}"
