@@ -9,7 +9,7 @@ demo: .venv/core
 	$(BIN)/fedcar demo
 
 test: .venv/dev
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto
 
 test-slow: .venv/dev  ## real models and long runs; uses ../shared where it is there
 	$(BIN)/pytest -m slow
