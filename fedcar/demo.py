@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from fedcar.progress import Silent
 
 COLLECTION = Path(__file__).parent / "demo_collection"
-SHOWN = ("q0172", "q0207", "q0236")  # held-out questions in the words of the sites, picked to show what training changes
+# held-out questions in the words of the sites, picked to show what training changes
+SHOWN = ("q0172", "q0207", "q0236")
 
 
 def run_demo(out: Path, cache: Path | None, report: Silent) -> None:
