@@ -26,7 +26,7 @@ from fedcar.progress import Silent
 from fedcar.pseudo_queries import PseudoQueries, check_questions_from, pseudo_queries
 from fedcar.pseudo_queries import questions_from as questions_by_model
 from fedcar.questions import Questions, prepare, split_for_selection, warn_of_narrow_data
-from fedcar.retriever import Retriever
+from fedcar.retriever import LEARNED, Retriever
 from fedcar.ridge import fit_ridge
 from fedcar.selection import Score, baseline_weights, best_weights
 
@@ -228,9 +228,18 @@ def suited(settings: Settings, untrained: Retriever) -> Settings:
 
 
 def candidate(name: str, retriever: Retriever, selection: Questions, report: Silent) -> Candidate:
-    found = Candidate(name, *best_weights_kept(retriever, selection, (retriever.weights,)))
+    found = Candidate(name, *best_weights_kept(retriever, selection, weightings(retriever)))
     report.say(f"{name}: {found.score.success:.3f} of the selection questions right")
     return found
+
+
+def weightings(retriever: Retriever) -> tuple[NDArray[np.float32], ...]:
+    """The weights learned and, where every document has a row of its own, those without the evidence."""
+    if retriever.ridge is None or len(retriever.ridge.documents) < len(retriever.documents):
+        return (retriever.weights,)
+    alone = retriever.weights.copy()
+    alone[:LEARNED] = 0.0
+    return retriever.weights, alone
 
 
 def best_weights_kept(
