@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 from collections.abc import Callable
 from functools import cache
@@ -15,6 +16,8 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any library reads it
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# a suite started in the background ignores Ctrl-C, and so would the processes that the tests interrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FAMILIES = ("bert", "distilbert", "roberta", "mpnet", "llama", "gemma")
 VOCABULARY = 900
