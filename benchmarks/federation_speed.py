@@ -176,11 +176,7 @@ def curve(world: World, counts: list[int], repeat: int) -> None:
         enrolled = {name: client.enrol() for name, client in members.items()}
         state = first_tensors(next(iter(members.values())).trainer, enrolled, world.rounds)
         network = LocalNetwork(members, world.rounds, parse_clock(None))
-        updates = network(ServerState(0, state), sorted(members), 1).updates  # warm
-        state, _ = aggregate(
-            state, {}, check_updates(updates, state, enrolled, world.rounds).accepted, enrolled, world.rounds
-        )
-        runs = [network(ServerState(1, state), sorted(members), 1) for _ in range(repeat)]  # the same round again
+        runs = [network(ServerState(0, state), sorted(members), 1) for _ in range(repeat)]  # the same round each time
         answers = runs[-1]
         local = [min(one.updates[place].seconds for one in runs) for place in range(count)]
         server = min(server_seconds(answers.updates, state, enrolled, world.rounds) for _ in range(repeat))
@@ -188,7 +184,9 @@ def curve(world: World, counts: list[int], repeat: int) -> None:
             alone = local[0]
             continue
         cells = []
-        down = answers.bytes_down // count
+        checked = check_updates(answers.updates, state, enrolled, world.rounds)
+        state, _ = aggregate(state, {}, checked.accepted, enrolled, world.rounds)
+        _, down = network.sent_to(next(iter(members.values())), state)
         up = answers.updates[0].bytes
         for text in NETWORKS.values():
             clock = parse_clock(text)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedcar.collection import Collection
+from fedcar.collection import Collection, Judged
 from fedcar.encoder import Encoder
 from fedcar.errors import FedcarError
 from fedcar.evaluate import evaluate
@@ -38,7 +38,7 @@ from fedcar.questions import Questions, prepare, split_for_selection
 from fedcar.retriever import Retriever
 from fedcar.ridge import fit_ridge
 from fedcar.selection import baseline_weights, best_weights
-from fedcar.train import Candidate, candidate, choose_settings, select, suited
+from fedcar.train import Candidate, calibrated, candidate, choose_settings, select, suited
 
 Watch = Callable[[Mapping[str, Any]], None]
 
@@ -123,6 +123,10 @@ def federate(
         found = [candidate(settings.method, trained, selection, report)]
     seconds.lap("rounds")
     kept = select(untrained, selection, [first, *found], report)
+    nobody_answers = collection.unanswerable("dev")
+    unanswerable = Judged(nobody_answers, ({},) * len(nobody_answers))
+    unanswered = prepare(untrained, unanswerable, features, report, "unanswerable questions")
+    kept = replace(kept, retriever=calibrated(kept.retriever, selection, unanswered))
     kept.retriever.training = {
         "method": kept.name,
         "settings": asdict(settings),
