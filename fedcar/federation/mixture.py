@@ -79,14 +79,25 @@ def federated_mixture(clients: Mapping[str, Evidence], prior: NDArray[np.float32
     if not speaking:
         return prior, 0
     questions = sum(len(evidence.features) for evidence in speaking)
-    sums = torch.stack([spread_sums(evidence) for evidence in speaking]).sum(0)
-    spread = (sums[:-1] / sums[-1]).sqrt()
+    spread = torch.stack([spread_sums(evidence) for evidence in speaking]).sum(0)
+    return mixture_of_sums(spread, questions, lambda at: [loss_sums(evidence, at) for evidence in speaking], prior)
+
+
+def mixture_of_sums(
+    spread_sums: Tensor, questions: int, ask: Callable[[Tensor], list[Sums]], prior: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], int]:
+    """The weights from the clients' sums alone, and the rounds it took.
+
+    `spread_sums` (F + 1,) is added up over the clients, `questions` counts those that say something, `ask` brings
+    every client's sums at the weights (F,).
+    """
+    spread = (spread_sums[:-1] / spread_sums[-1]).sqrt()
     speaks = spread > LEAST_SPREAD
     start = torch.from_numpy(prior).double()
     pull = torch.where(speaks, spread, 0.0).square() * (STRENGTH + STRENGTH_OF_ONE_QUESTION / questions)
 
     def objective(weights: Tensor) -> Sums:
-        summed = [loss_sums(evidence, weights) for evidence in speaking]
+        summed = ask(weights)
         everything = sum(summed[1:], summed[0])
         distance = weights - start
         return Sums(

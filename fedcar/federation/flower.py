@@ -1,0 +1,358 @@
+"""Flower carries the messages: the one module that imports it (flwr 1.41).
+
+The server's side is a `Link` to a SuperLink on loopback, the device's side `Tasks` of its SuperNode. Both claim their
+tasks themselves, with the executor's secret: no code travels, no process is started for a message, and what Flower
+calls an app is an empty one.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.cli.build import build_fab_from_files
+from flwr.common.constant import SubStatus
+from flwr.common.serde import fab_to_proto, run_from_proto
+from flwr.proto import control_pb2, fleet_pb2, runtime_pb2
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.node_pb2 import Node as FlowerNode
+from flwr.supercore.constant import TaskType
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.fab import Fab
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.grid import HttpGrid
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+
+from fedcar.errors import FedcarError
+from fedcar.federation.payload import REPLIES, REQUESTS, Form, Payload, checked, joined, parts
+
+NODE_POLL = 0.5  # seconds between two questions of a SuperNode for messages; Flower's own are 3
+TASK_POLL = 0.1
+TASK_HEARTBEAT = 10.0
+ACQUIRE = frozenset({"/flwr.proto.Runtime/AcquireTask"})
+MESSAGE_TYPES = {"train": "train", "evaluate": "evaluate"}  # all others are "query"
+APP = b"""[project]
+name = "fedcar"
+version = "1"
+description = "Carries no code: both sides run the fedcar that is installed there"
+license = "Apache-2.0"
+[tool.flwr.app]
+publisher = "fedcar"
+[tool.flwr.app.components]
+serverapp = "fedcar:none"
+clientapp = "fedcar:none"
+"""
+QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+# -------------------------------------------------------------------- processes
+
+
+def environment(home: Path) -> dict[str, str]:
+    """The environment of a process of Flower: an own home, and no word to the outside."""
+    return {**os.environ, **QUIET, "FLWR_HOME": str(home)}
+
+
+def superlink_command(port: int, database: Path, secret: Path, tls: Mapping[str, Path]) -> list[str]:
+    """A SuperLink on loopback, with node authentication and nothing run on its own; `tls`: ca, certificate, key."""
+    return [
+        sys.executable, "-c", "from flwr.superlink.cli.flower_superlink import flower_superlink; flower_superlink()",
+        "--host", "127.0.0.1", "--port", str(port), "--database", str(database), "--enable-supernode-auth",
+        "--isolation", "process", "--superexec-auth-secret-file", str(secret),
+        "--disable-runtime-dependency-installation",
+        "--ssl-ca-certfile", str(tls["ca"]), "--ssl-certfile", str(tls["certificate"]), "--ssl-keyfile", str(tls["key"]),
+    ]  # fmt: skip
+
+
+def supernode_command(port: int, address: str, ca: Path, key: Path, secret: Path) -> list[str]:
+    """A SuperNode whose own interface is on loopback at `port`, connected to the server at `address`."""
+    return [
+        sys.executable, "-c", "from fedcar.federation.flower import supernode; supernode()",
+        "--host", "127.0.0.1", "--port", str(port), "--superlink", address, "--root-certificates", str(ca),
+        "--auth-supernode-private-key", str(key),
+        "--isolation", "process", "--superexec-auth-secret-file", str(secret),
+    ]  # fmt: skip
+
+
+def supernode() -> None:
+    """Flower's SuperNode, which asks for messages every NODE_POLL seconds."""
+    from flwr.supernode import start_client_internal
+    from flwr.supernode.cli.flower_supernode import flower_supernode
+
+    start_client_internal.time = SimpleNamespace(sleep=lambda seconds: time.sleep(min(seconds, NODE_POLL)))  # type: ignore[assignment]
+    flower_supernode()
+
+
+# -------------------------------------------------------------------- payloads as messages
+
+
+def records(payload: Payload) -> RecordDict:
+    """A payload as Flower's records: every tensor in parts of a few megabytes."""
+    arrays: OrderedDict[str, Array] = OrderedDict()
+    for name, tensor in payload.tensors.items():
+        dtype, shape = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
+        for number, part in enumerate(parts(tensor)):
+            arrays[f"{name}#{number}"] = Array(dtype, shape, "fedcar", part)
+    content = RecordDict({"values": ConfigRecord({"kind": payload.kind, **payload.values})})
+    if arrays:
+        content["tensors"] = ArrayRecord(arrays)
+    return content
+
+
+def payload_of(content: RecordDict, forms: Mapping[str, Form]) -> Payload:
+    """What `records` was given, checked against the allow-list; ValueError, with the reason, for anything else."""
+    if not set(content) <= {"values", "tensors"} or "values" not in content.config_records:
+        raise ValueError(f"records {sorted(map(str, content))[:5]}")
+    values: dict[str, Any] = dict(content.config_records["values"])
+    kind = str(values.pop("kind", ""))
+    pieces: dict[str, list[Array]] = {}
+    if "tensors" in content:
+        for key, array in content.array_records["tensors"].items():
+            name, _, number = key.rpartition("#")
+            if number != str(len(pieces.setdefault(name, []))):
+                raise ValueError(f"part {key[:60]!r} out of turn")
+            pieces[name].append(array)
+    checked(Payload(kind, values, dict.fromkeys(pieces)), forms)  # type: ignore[arg-type] # names before content
+    tensors = {}
+    for name in list(pieces):
+        first, *others = arrays = pieces.pop(name)
+        if any((array.dtype, array.shape) != (first.dtype, first.shape) for array in others):
+            raise ValueError(f"the parts of {name[:60]!r} do not agree")
+        dtype, shape, content_of = first.dtype, first.shape, [array.data for array in arrays]
+        del first, others, arrays
+        tensors[name] = joined(content_of, dtype, tuple(shape))
+    return Payload(kind, values, tensors)
+
+
+# -------------------------------------------------------------------- the server's side
+
+
+@dataclass(frozen=True)
+class Node:
+    """A device as the SuperLink knows it."""
+
+    id: int
+    online: bool
+    status: str
+
+
+class Link:
+    """The server's connection to its SuperLink: devices, and one session at a time."""
+
+    def __init__(self, address: str, ca: bytes, secret: bytes) -> None:
+        self.address, self.ca, self.secret = address, ca, secret
+        self.control = ControlHttpClient.from_server_address(
+            address, False, ca, [RuntimeVersionHttpInterceptor(component_name="fedcar")]
+        )
+
+    def register(self, public_key: bytes, name: str) -> int:
+        """Let a device in by its public key (PEM); its node id."""
+        request = control_pb2.RegisterNodeRequest(public_key=public_key, name=name)
+        return int(self.control.RegisterNode(request).node_id)
+
+    def nodes(self) -> dict[int, Node]:
+        found = self.control.ListNodes(control_pb2.ListNodesRequest()).nodes_info
+        return {node.node_id: Node(node.node_id, node.status == "online", node.status) for node in found}
+
+    def session(self) -> Session:
+        """A run of Flower's, whose server task is this process itself."""
+        fab = build_fab_from_files({"pyproject.toml": APP, "README.md": b"empty\n"})[0]
+        import hashlib
+
+        request = control_pb2.StartRunRequest(fab=fab_to_proto(Fab(hashlib.sha256(fab).hexdigest(), fab, {})))
+        run = self.control.StartRun(request).run_id
+        if not run:
+            raise FedcarError("the SuperLink started no run; its log in the server's folder says why")
+        with executor(self.address, False, self.ca, self.secret) as client:
+            token = claim(client, TaskType.SERVER_APP, run)
+        return Session(self, run, token)
+
+
+class Session:
+    """Sends payloads to nodes and collects what they reply, until it is closed."""
+
+    def __init__(self, link: Link, run: int, token: str) -> None:
+        self.link, self.run = link, run
+        self.grid = HttpGrid(link.address, False, link.ca, token=token)
+        self.grid._retry_invoker.max_tries = 3
+        found = self.grid._runtime_client.PullTaskInput(runtime_pb2.PullTaskInputRequest())
+        self.grid.set_run(run_from_proto(found.run))
+        self.task, self.node = found.task_id, found.context.node_id
+        self.heartbeat = Heartbeat(self.grid._runtime_client)
+
+    def send(self, node: int, payload: Payload, seconds: float) -> str:
+        """Send one payload, which is void after `seconds`; the message's id."""
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = self.run, self.node, self.task
+        kind = MESSAGE_TYPES.get(payload.kind, "query")
+        message = Message(records(checked(payload, REQUESTS)), node, kind, ttl=max(seconds, 10.0))
+        (found,) = self.grid.push_messages([message])
+        if not found:
+            raise ValueError("not connected")
+        return str(found)
+
+    def collect(self, ids: Iterable[str]) -> list[tuple[str, Payload | str]]:
+        """What has come back so far: message id and the reply, or why there is none."""
+        return [(message.metadata.reply_to_message_id, _reply(message)) for message in self.grid.pull_messages(ids)]
+
+    def close(self) -> None:
+        self.heartbeat.stop()
+        with suppress(httpx.HTTPError):
+            request = runtime_pb2.PushTaskOutputRequest(sub_status=SubStatus.COMPLETED, details="")
+            self.grid._runtime_client.PushTaskOutput(request)
+        with suppress(httpx.HTTPError):
+            self.link.control.StopRun(control_pb2.StopRunRequest(run_id=self.run))
+        self.grid.close()
+
+
+def _reply(message: Message) -> Payload | str:
+    if message.has_error():
+        return f"no answer (Flower's error {message.error.code})"
+    try:
+        return payload_of(message.content, REPLIES)
+    except (ValueError, TypeError, KeyError) as error:
+        return f"sent rubbish: {str(error).splitlines()[0]}"[:200]
+
+
+# -------------------------------------------------------------------- the device's side
+
+
+def knock(address: str, ca: bytes, key: EllipticCurvePrivateKey, node: int, *, make_room: bool = True) -> None:
+    """Ask the server whether it knows this device, and make room for its SuperNode where a former one was killed.
+
+    FedcarError, with the way out, where the key is unknown, the clocks differ or nobody answers.
+    """
+    public = public_key_to_bytes(key.public_key())
+    interceptors = [RuntimeVersionHttpInterceptor(component_name="fedcar"), NodeAuthHttpInterceptor(key, key.public_key())]
+    with FleetHttpClient.from_server_address(address, False, ca, interceptors) as client:
+        try:
+            if make_room:
+                beat = SendNodeHeartbeatRequest(node=FlowerNode(node_id=node), heartbeat_interval=30)
+                client.SendNodeHeartbeat(beat)
+                client.DeactivateNode(fleet_pb2.DeactivateNodeRequest(node_id=node))
+            else:
+                client.PullMessages(fleet_pb2.PullMessagesRequest(node=FlowerNode()))
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code in (502, 503, 504):
+                raise FedcarError(f"{address}: the server is starting; try again in a few seconds") from error
+            with suppress(httpx.HTTPError):
+                client.ActivateNode(fleet_pb2.ActivateNodeRequest(public_key=public, heartbeat_interval=30))
+                raise FedcarError(f"{address}: knows this key as another device; ask for a new join file") from error
+            raise FedcarError(
+                f"{address}: does not know this device's key (or the clocks differ by minutes); have its .pub file "
+                "enrolled there"
+            ) from error
+        except httpx.HTTPError as error:
+            raise FedcarError(f"{address}: does not answer ({error}); is fedcar serve running there?") from error
+
+
+Answer = Callable[[Payload], Payload]
+
+
+def work(address: str, secret: bytes, answer: Answer, stopped: threading.Event) -> None:
+    """Answer the messages that a SuperNode at `address` receives, one at a time, until stopped.
+
+    `answer` gives a payload to every request and does not raise; nothing else is ever sent.
+    """
+    with executor(address, True, None, secret) as client:
+        while not stopped.wait(TASK_POLL):
+            try:
+                found = client.AcquireTask(
+                    runtime_pb2.AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP.value])
+                )
+                if found.HasField("task") and found.token:
+                    _work_once(address, found.token, answer)
+            except httpx.HTTPError:  # the SuperNode is not there yet, or is coming back
+                stopped.wait(1.0)
+
+
+def _work_once(address: str, token: str, answer: Answer) -> None:
+    with _client(address, True, None, [RuntimeTokenHttpInterceptor(token)]) as client:
+        heartbeat = Heartbeat(client)
+        try:
+            message, context, _, _ = pull_task_input(client)
+            try:
+                request = payload_of(message.content, REQUESTS)
+            except (ValueError, TypeError, KeyError):
+                request = Payload("unknown")
+            reply = Message(records(checked(answer(request), REPLIES)), reply_to=message)
+            del message, request
+            push_message(client, reply, context)
+            push_task_output(client, context, SubStatus.COMPLETED, "")
+        finally:
+            heartbeat.stop()
+
+
+class Heartbeat:
+    """Tells every TASK_HEARTBEAT seconds that a claimed task is alive."""
+
+    def __init__(self, client: RuntimeHttpClient) -> None:
+        self.client, self.stopped = client, threading.Event()
+        self._beat()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _beat(self) -> None:
+        with suppress(httpx.HTTPError):
+            self.client.SendTaskHeartbeat(runtime_pb2.SendTaskHeartbeatRequest())
+
+    def _run(self) -> None:
+        while not self.stopped.wait(TASK_HEARTBEAT):
+            self._beat()
+
+    def stop(self) -> None:
+        self.stopped.set()
+        self.thread.join()
+
+
+def claim(client: RuntimeHttpClient, kind: TaskType, run: int, seconds: float = 20.0) -> str:
+    """The token of the run's task; what is left over of other runs is claimed on the way and dies out."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = client.AcquireTask(runtime_pb2.AcquireTaskRequest(supported_task_types=[kind.value]))
+        if found.HasField("task") and found.token and found.task.run_id == run:
+            return str(found.token)
+        time.sleep(TASK_POLL)
+    raise FedcarError("the SuperLink gave out no task; restart fedcar serve")
+
+
+@contextmanager
+def executor(address: str, insecure: bool, ca: bytes | None, secret: bytes) -> Iterator[RuntimeHttpClient]:
+    """A client that may claim tasks, by the executor's secret."""
+    with _client(address, insecure, ca, [SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=ACQUIRE)]) as client:
+        yield client
+
+
+@contextmanager
+def _client(address: str, insecure: bool, ca: bytes | None, more: list[Any]) -> Iterator[RuntimeHttpClient]:
+    interceptors = [RuntimeVersionHttpInterceptor(component_name="fedcar"), *more]
+    client = RuntimeHttpClient.from_server_address(address, insecure, ca, interceptors)
+    try:
+        yield client
+    finally:
+        client.close()
