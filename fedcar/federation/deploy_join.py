@@ -122,7 +122,7 @@ def join(
     from fedcar.federation.device import Device, documents_fingerprint
 
     def knock() -> None:
-        flower.knock(file.address, file.ca.encode(), keys.read_private(key), file.id)
+        flower.knows(file.address, file.ca.encode(), keys.read_private(key), file.id, make_room=True)
 
     knock()
     loaded = Collection.read(collection)

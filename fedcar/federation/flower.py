@@ -26,8 +26,8 @@ from flwr.cli.build import build_fab_from_files
 from flwr.common.constant import SubStatus
 from flwr.common.serde import fab_to_proto, run_from_proto
 from flwr.proto import control_pb2, fleet_pb2, runtime_pb2
-from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.node_pb2 import Node as FlowerNode
+from flwr.proto.run_pb2 import GetRunRequest
 from flwr.supercore.constant import TaskType
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
@@ -242,33 +242,28 @@ def _reply(message: Message) -> Payload | str:
 # -------------------------------------------------------------------- the device's side
 
 
-def knock(address: str, ca: bytes, key: EllipticCurvePrivateKey, node: int, *, make_room: bool = True) -> None:
-    """Ask the server whether it knows this device, and make room for its SuperNode where a former one was killed.
+def knows(address: str, ca: bytes, key: EllipticCurvePrivateKey, node: int, *, make_room: bool = False) -> None:
+    """Ask the server whether it knows this device's key; FedcarError, with the way out, if not.
 
-    FedcarError, with the way out, where the key is unknown, the clocks differ or nobody answers.
+    `make_room` takes a former SuperNode of this device for gone, where it was killed a moment ago.
     """
-    public = public_key_to_bytes(key.public_key())
     interceptors = [RuntimeVersionHttpInterceptor(component_name="fedcar"), NodeAuthHttpInterceptor(key, key.public_key())]
     with FleetHttpClient.from_server_address(address, False, ca, interceptors) as client:
         try:
-            if make_room:
-                beat = SendNodeHeartbeatRequest(node=FlowerNode(node_id=node), heartbeat_interval=30)
-                client.SendNodeHeartbeat(beat)
-                client.DeactivateNode(fleet_pb2.DeactivateNodeRequest(node_id=node))
-            else:
-                client.PullMessages(fleet_pb2.PullMessagesRequest(node=FlowerNode()))
+            client.GetRun(GetRunRequest(node=FlowerNode(node_id=node), run_id=0))  # no such run: only the key matters
         except httpx.HTTPStatusError as error:
             if error.response.status_code in (502, 503, 504):
                 raise FedcarError(f"{address}: the server is starting; try again in a few seconds") from error
-            with suppress(httpx.HTTPError):
-                client.ActivateNode(fleet_pb2.ActivateNodeRequest(public_key=public, heartbeat_interval=30))
-                raise FedcarError(f"{address}: knows this key as another device; ask for a new join file") from error
-            raise FedcarError(
-                f"{address}: does not know this device's key (or the clocks differ by minutes); have its .pub file "
-                "enrolled there"
-            ) from error
+            if error.response.status_code == httpx.codes.UNAUTHORIZED:
+                raise FedcarError(
+                    f"{address}: does not know this device's key (or the clocks differ by minutes); have its .pub "
+                    "file enrolled there"
+                ) from error
         except httpx.HTTPError as error:
             raise FedcarError(f"{address}: does not answer ({error}); is fedcar serve running there?") from error
+        if make_room:
+            with suppress(httpx.HTTPError):
+                client.DeactivateNode(fleet_pb2.DeactivateNodeRequest(node_id=node))
 
 
 Answer = Callable[[Payload], Payload]
