@@ -181,6 +181,7 @@ def run(
             method, adapter, asdict(settings), over_selection, str(cache.resolve()) if cache else None
         )
         with deploy_run.one_run(place):
+            deploy_run.check_serving(place)
             folder = deploy_run.new_run(place, kept)
         _go(place, folder, resume=False, detach=detach, as_json=as_json)
 

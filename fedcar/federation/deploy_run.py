@@ -168,6 +168,12 @@ def one_run(place: ServerFolder) -> Iterator[None]:
         yield
 
 
+def check_serving(place: ServerFolder) -> None:
+    """Refuse a run without a server."""
+    if not place.serving():
+        raise FedcarError(f"{place.folder}: no fedcar serve runs there; start it first")
+
+
 def start(
     place: ServerFolder, run: Path, *, resume: bool, report: Silent, watch: Callable[[Mapping[str, Any]], None]
 ) -> dict[str, Any]:
@@ -180,8 +186,7 @@ def start(
     from fedcar.retriever import Retriever
 
     options, served = RunOptions.read(run), place.settings()
-    if not place.serving():
-        raise FedcarError(f"{place.folder}: no fedcar serve runs there; start it first")
+    check_serving(place)
     nodes = {name: int(node["node"]) for name, node in place.nodes().items()}
     if not nodes:
         raise FedcarError(f"{place.folder}: no device is enrolled; fedcar keygen there, then fedcar enroll here")

@@ -259,7 +259,7 @@ def knows(address: str, ca: bytes, key: EllipticCurvePrivateKey, node: int, *, m
                     f"{address}: does not know this device's key (or the clocks differ by minutes); have its .pub "
                     "file enrolled there"
                 ) from error
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, ValueError) as error:
             raise FedcarError(f"{address}: does not answer ({error}); is fedcar serve running there?") from error
         if make_room:
             with suppress(httpx.HTTPError):
