@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 POLL = 0.1
+RECONNECT = 120.0  # seconds in which a server that died must be back
 DEADLINE = 600.0  # seconds, where none is given: a device that never answers costs that much once, not the run
 
 
@@ -109,7 +110,7 @@ class RemoteNetwork:
         """Send each device its payload; what came back before the deadline, or from `enough` devices."""
         start, replies = time.monotonic(), Replies()
         try:
-            self.carrier = self.carrier or self.connect()
+            self.carrier = self.carrier or self._connected()
             waiting = self._send(payloads, replies)
             while waiting and time.monotonic() - start < self.deadline and len(replies.payloads) < (enough or 1 << 62):
                 for message, reply in self.carrier.collect(list(waiting)):
@@ -118,14 +119,23 @@ class RemoteNetwork:
                     time.sleep(POLL)
             late = "not needed, others were faster" if time.monotonic() - start < self.deadline else "no answer"
             replies.failed |= {name: f"{late} ({self.deadline:g} s)" for name in waiting.values()}
-        except OSError as error:
-            self._broke(payloads, replies, error)
         except Exception as error:
-            if type(error).__module__.split(".")[0] not in ("httpx", "httpcore", "flwr"):
+            if not _of_the_network(error):
                 raise
             self._broke(payloads, replies, error)
         replies.seconds = time.monotonic() - start
         return replies
+
+    def _connected(self) -> Carrier:
+        """A new carrier; waits while the server is being restarted."""
+        end = time.monotonic() + RECONNECT
+        while True:
+            try:
+                return self.connect()
+            except Exception as error:
+                if not _of_the_network(error) or time.monotonic() > end:
+                    raise
+                time.sleep(1.0)
 
     def _send(self, payloads: Mapping[str, Payload], replies: Replies) -> dict[str, str]:
         waiting = {}
@@ -265,6 +275,10 @@ class RemoteNetwork:
         zeros = {name: torch.zeros_like(tensor) for name, tensor in trained.items()}
         wire, _ = encode(trained, zeros)
         return {**wire, **{name: tensors[name] for name in FIXED if name in tensors}}
+
+
+def _of_the_network(error: Exception) -> bool:
+    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("httpx", "httpcore", "flwr")
 
 
 class _Left(Exception):  # noqa: N818 - no error: a device has left
