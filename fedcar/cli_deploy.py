@@ -32,7 +32,9 @@ def extra() -> Iterator[None]:
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in ("flwr", "cryptography", "uvicorn", "starlette", "httpx"):
             raise
-        raise FedcarError(f'{error.name} is missing: the real federation needs pip install "fedcar[federation]"') from error
+        raise FedcarError(
+            f'{error.name} is missing: the real federation needs pip install "fedcar[federation]"'
+        ) from error
 
 
 @click.command()
@@ -40,7 +42,9 @@ def extra() -> Iterator[None]:
 @click.option("--host", required=True, help="The name or address by which devices reach this server.")
 @click.option("--port", type=int, default=9443, show_default=True)
 @click.option("--bind", help="The address to listen on.  [default: --host]")
-@click.option("--collection", type=FOLDER, help="Its documents, and dev questions to choose by.  [needed the first time]")
+@click.option(
+    "--collection", type=FOLDER, help="Its documents, and dev questions to choose by.  [needed the first time]"
+)
 @click.option("--encoder", default=None, help="A model on the hub or a folder.  [default: all-MiniLM-L6-v2]")
 @click.option("--pooling", type=click.Choice(["mean", "last", "cls"]), help="[default: what the model declares]")
 @click.option("--certificate", type=FOLDER, help="Your own certificate for --host.  [default: one that fedcar makes]")
@@ -76,7 +80,9 @@ def serve(
         )
         given = (certificate, certificate_key, certificate_authority)
         if any(given) and not all(given):
-            raise FedcarError("--certificate, --certificate-key and --certificate-authority go together; give all three")
+            raise FedcarError(
+                "--certificate, --certificate-key and --certificate-authority go together; give all three"
+            )
         front = deploy.front_certificate(place, host, given if all(given) else None)  # type: ignore[arg-type] # all are
         with terminated(lambda: None):
             deploy.serve(place, settings, front, Console().say)
@@ -160,9 +166,13 @@ def run(
 ) -> None:
     """Train one retriever over the devices that are online."""
     if epsilon is not None:
-        raise FedcarError(f"--epsilon {epsilon:g}: noise is not built into run yet; --no-privacy runs un-noised on purpose")
+        raise FedcarError(
+            f"--epsilon {epsilon:g}: noise is not built into run yet; --no-privacy runs un-noised on purpose"
+        )
     if not no_privacy:
-        raise FedcarError("run: give --epsilon, the privacy budget, or --no-privacy to send updates un-noised on purpose")
+        raise FedcarError(
+            "run: give --epsilon, the privacy budget, or --no-privacy to send updates un-noised on purpose"
+        )
     with extra():
         from dataclasses import asdict
 
@@ -271,7 +281,12 @@ def status(data_dir: Path, as_json: bool) -> None:
 @click.option("--encoder", default=None, help="Where the encoder lies here.")
 @as_json
 def doctor(
-    data_dir: Path | None, file: Path | None, key: Path | None, collection: Path | None, encoder: str | None, as_json: bool
+    data_dir: Path | None,
+    file: Path | None,
+    key: Path | None,
+    collection: Path | None,
+    encoder: str | None,
+    as_json: bool,
 ) -> None:
     """Check clock, certificates, ports, versions, disk, memory, encoder and collection, and say what to do."""
     if (data_dir is None) == (file is None):
@@ -285,7 +300,9 @@ def doctor(
             assert file is not None
             findings = deploy_doctor.device(file, key, collection, encoder)
     if as_json:
-        click.echo(json.dumps({"healthy": all(one.fine for one in findings), "checks": [one.__dict__ for one in findings]}))
+        click.echo(
+            json.dumps({"healthy": all(one.fine for one in findings), "checks": [one.__dict__ for one in findings]})
+        )
     else:
         for one in findings:
             click.echo(f"{'fine ' if one.fine else 'WRONG'} {one.what}: {one.says}")

@@ -279,7 +279,9 @@ def test_the_servers_certificate_is_checked_by_the_device(joined: Path, collecti
     assert "not of the server that enrolled this device" in join(joined, collection)
 
 
-def test_a_servers_certificate_that_ran_out_is_named(joined: Path, collection: Path, place: deploy.ServerFolder) -> None:
+def test_a_servers_certificate_that_ran_out_is_named(
+    joined: Path, collection: Path, place: deploy.ServerFolder
+) -> None:
     keys.make_certificate(place.folder, "stale", ["127.0.0.1"], days=-1)
     port = free_port()
     nobody = f"127.0.0.1:{free_port()}"

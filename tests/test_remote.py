@@ -310,8 +310,9 @@ def test_another_collection_encoder_or_version_is_named(
         documents=collection.documents[:-1],
         judgements={"train": collection.judgements["train"]},
     )
+    states = FeatureCache(cache)
     others = {
-        "has another collection (its documents differ)": Device(fewer, tmp_path, Encoder.load(encoder), FeatureCache(cache)),
+        "has another collection (its documents differ)": Device(fewer, tmp_path, Encoder.load(encoder), states),
         "has another encoder": Device(collection, tmp_path, Encoder.load(tiny_model("bert")), FeatureCache(cache)),
     }
     for line, device in others.items():

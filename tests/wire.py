@@ -72,9 +72,9 @@ def over_wire(folder: Path, encoder: Path, cache: Path, **options: Any) -> Itera
             number: Device(share, folder / name, Encoder.load(encoder), FeatureCache(cache))
             for number, (name, share) in enumerate(sorted(shares.items()), 1)
         }
-        spoil = options.pop("spoil", {})
-        over.wire = Wire(devices, {number: spoil[name] for number, name in enumerate(sorted(shares), 1) if name in spoil})  # type: ignore[attr-defined]
         nodes = {name: number for number, name in enumerate(sorted(shares), 1)}
+        spoil = {nodes[name]: how for name, how in options.pop("spoil", {}).items()}
+        over.wire = Wire(devices, spoil)  # type: ignore[attr-defined]
         documents = documents_fingerprint(next(iter(shares.values())))
         network = RemoteNetwork(over.wire.open, nodes, untrained, documents, folder.name, **options)  # type: ignore[attr-defined]
         over.network = network  # type: ignore[attr-defined]

@@ -46,52 +46,16 @@ def found(what: str, check: Callable[[], str]) -> Finding:
 def server(folder: Path) -> list[Finding]:
     """The checks of a server's folder."""
     place = ServerFolder(folder)
-
-    def certificates() -> str:
-        place.settings()
-        left = {name: keys.days_left(folder / name) for name in ("ca.pem", "link.pem", "front.pem") if (folder / name).exists()}
-        for name, days in left.items():
-            if days < keys.LEFT_TO_RENEW:
-                raise FedcarError(f"{folder / name}: {days:.0f} days left; a restart of fedcar serve renews it")
-        return ", ".join(f"{name} {days:.0f} days" for name, days in left.items())
-
-    def port() -> str:
-        settings = place.settings()
-        if place.serving():
-            return f"{settings.bind} port {settings.port}, serving"
-        check_port(settings.bind, settings.port, "--port")
-        return f"{settings.bind} port {settings.port} is free; fedcar serve does not run"
-
-    def link() -> str:
-        if not place.serving():
-            raise FedcarError(f"{folder}: fedcar serve does not run; start it")
-        try:
-            nodes = place.link().nodes()
-        except Exception as error:
-            raise FedcarError(f"the SuperLink does not answer; {folder / 'superlink.log'} says why") from error
-        return f"{sum(node.online for node in nodes.values())} of {len(place.nodes())} devices online"
-
-    def secret() -> str:
-        mode = place.secret.stat().st_mode & 0o077
-        if mode:
-            raise FedcarError(f"{place.secret}: others can read it; chmod 600 {place.secret}")
-        return "readable by its owner alone"
-
-    def collection() -> str:
-        from fedcar.collection import Collection
-        from fedcar.federation.device import documents_fingerprint
-
-        settings = place.settings()
-        loaded = Collection.read(settings.collection)
-        if documents_fingerprint(loaded) != settings.documents:
-            raise FedcarError(f"{settings.collection}: changed since devices were enrolled; restore it")
-        if not len(loaded.judged("dev")):
-            raise FedcarError(f"{settings.collection}: no dev split, by which the server chooses; add qrels/dev.tsv")
-        return f"{len(loaded.documents)} documents, {len(loaded.judged('dev'))} questions to choose by"
-
-    checks = (("versions", _versions), ("certificates", certificates), ("secret", secret), ("port", port))
-    more = (("devices", link), ("collection", collection), ("disk", lambda: _disk(folder)), ("memory", _memory))
-    return [found(what, check) for what, check in (*checks, *more)]
+    return [
+        found("versions", _versions),
+        found("certificates", lambda: _certificates(place)),
+        found("secret", lambda: _secret(place)),
+        found("port", lambda: _port(place)),
+        found("devices", lambda: _devices(place)),
+        found("collection", lambda: _servers_collection(place)),
+        found("disk", lambda: _disk(folder)),
+        found("memory", _memory),
+    ]
 
 
 def device(file: Path, key: Path | None, collection: Path | None, encoder: str | None) -> list[Finding]:
@@ -101,48 +65,115 @@ def device(file: Path, key: Path | None, collection: Path | None, encoder: str |
     except FedcarError as error:
         return [Finding("join file", False, str(error))]
     own = key or file.with_name(f"{join.node}.key")
+    return [
+        found("versions", _versions),
+        found("join file", lambda: _join_file(join, own)),
+        found("certificate", lambda: _servers_certificate(join)),
+        found("clock", lambda: _clock(join)),
+        found("enrolment", lambda: _enrolment(join, own)),
+        found("collection", lambda: _devices_collection(join, collection)),
+        found("encoder", lambda: _encoder(join, encoder)),
+        found("disk", lambda: _disk(file.resolve().parent)),
+        found("memory", _memory),
+    ]
 
-    def join_file() -> str:
-        check_join(join, own)
-        return f"for {join.node}, fedcar {join.fedcar}, server {join.address}"
 
-    def certificate() -> str:
-        days = check_server(join)
+# -------------------------------------------------------------------- on the server
+
+
+def _certificates(place: ServerFolder) -> str:
+    place.settings()
+    files = [file for name in ("ca", "link", "front") if (file := place.folder / f"{name}.pem").exists()]
+    left = {file: keys.days_left(file) for file in files}
+    for file, days in left.items():
         if days < keys.LEFT_TO_RENEW:
-            raise FedcarError(f"{join.address}: its certificate has {days:.0f} days left; restart fedcar serve there")
-        return f"{join.address} reached, {days:.0f} days left"
+            raise FedcarError(f"{file}: {days:.0f} days left; a restart of fedcar serve renews it")
+    return ", ".join(f"{file.name} {days:.0f} days" for file, days in left.items())
 
-    def enrolled() -> str:
-        from fedcar.federation.flower import knows
 
-        knows(join.address, join.ca.encode(), keys.read_private(own), join.id)
-        return "the server knows this device's key"
+def _secret(place: ServerFolder) -> str:
+    if place.secret.stat().st_mode & 0o077:
+        raise FedcarError(f"{place.secret}: others can read it; chmod 600 {place.secret}")
+    return "readable by its owner alone"
 
-    def documents() -> str:
-        from fedcar.collection import Collection
-        from fedcar.federation.device import documents_fingerprint
 
-        if collection is None:
-            return "not checked; give --collection"
-        loaded = Collection.read(collection)
-        if documents_fingerprint(loaded) != join.documents:
-            raise FedcarError(f"{collection}: its documents differ from the server's; copy the server's corpus.jsonl")
-        if not len(loaded.judged("train")):
-            raise FedcarError(f"{collection}: no training question; add qrels/train.tsv")
-        return f"{len(loaded.documents)} documents as on the server, {len(loaded.judged('train'))} training questions"
+def _port(place: ServerFolder) -> str:
+    settings = place.settings()
+    if place.serving():
+        return f"{settings.bind} port {settings.port}, serving"
+    check_port(settings.bind, settings.port, "--port")
+    return f"{settings.bind} port {settings.port} is free; fedcar serve does not run"
 
-    def model() -> str:
-        from fedcar.encoder import Encoder
 
-        loaded = Encoder.load(encoder or join.encoder, join.pooling)
-        if loaded.fingerprint != join.encoder_fingerprint:
-            raise FedcarError(f"{loaded.name}: another encoder than the server's; give the same with --encoder")
-        return f"{loaded.name} as on the server ({loaded.fingerprint[:12]})"
+def _devices(place: ServerFolder) -> str:
+    if not place.serving():
+        raise FedcarError(f"{place.folder}: fedcar serve does not run; start it")
+    try:
+        nodes = place.link().nodes()
+    except Exception as error:
+        raise FedcarError(f"the SuperLink does not answer; {place.folder / 'superlink.log'} says why") from error
+    return f"{sum(node.online for node in nodes.values())} of {len(place.nodes())} devices online"
 
-    checks = (("versions", _versions), ("join file", join_file), ("certificate", certificate))
-    more = (("clock", lambda: _clock(join)), ("enrolment", enrolled), ("collection", documents), ("encoder", model))
-    rest = (("disk", lambda: _disk(file.resolve().parent)), ("memory", _memory))
-    return [found(what, check) for what, check in (*checks, *more, *rest)]
+
+def _servers_collection(place: ServerFolder) -> str:
+    from fedcar.collection import Collection
+    from fedcar.federation.device import documents_fingerprint
+
+    settings = place.settings()
+    loaded = Collection.read(settings.collection)
+    if documents_fingerprint(loaded) != settings.documents:
+        raise FedcarError(f"{settings.collection}: changed since devices were enrolled; restore it")
+    if not len(loaded.judged("dev")):
+        raise FedcarError(f"{settings.collection}: no dev split, by which the server chooses; add qrels/dev.tsv")
+    return f"{len(loaded.documents)} documents, {len(loaded.judged('dev'))} questions to choose by"
+
+
+# -------------------------------------------------------------------- on a device
+
+
+def _join_file(join: JoinFile, key: Path) -> str:
+    check_join(join, key)
+    return f"for {join.node}, fedcar {join.fedcar}, server {join.address}"
+
+
+def _servers_certificate(join: JoinFile) -> str:
+    days = check_server(join)
+    if days < keys.LEFT_TO_RENEW:
+        raise FedcarError(f"{join.address}: its certificate has {days:.0f} days left; restart fedcar serve there")
+    return f"{join.address} reached, {days:.0f} days left"
+
+
+def _enrolment(join: JoinFile, key: Path) -> str:
+    from fedcar.federation.flower import knows
+
+    knows(join.address, join.ca.encode(), keys.read_private(key), join.id)
+    return "the server knows this device's key"
+
+
+def _devices_collection(join: JoinFile, collection: Path | None) -> str:
+    from fedcar.collection import Collection
+    from fedcar.federation.device import documents_fingerprint
+
+    if collection is None:
+        return "not checked; give --collection"
+    loaded = Collection.read(collection)
+    if documents_fingerprint(loaded) != join.documents:
+        raise FedcarError(f"{collection}: its documents differ from the server's; copy the server's corpus.jsonl")
+    if not len(loaded.judged("train")):
+        raise FedcarError(f"{collection}: no training question; add qrels/train.tsv")
+    return f"{len(loaded.documents)} documents as on the server, {len(loaded.judged('train'))} training questions"
+
+
+def _encoder(join: JoinFile, encoder: str | None) -> str:
+    from fedcar.encoder import Encoder
+
+    loaded = Encoder.load(encoder or join.encoder, join.pooling)
+    if loaded.fingerprint != join.encoder_fingerprint:
+        raise FedcarError(f"{loaded.name}: another encoder than the server's; give the same with --encoder")
+    return f"{loaded.name} as on the server ({loaded.fingerprint[:12]})"
+
+
+# -------------------------------------------------------------------- on both
 
 
 def _versions() -> str:
@@ -166,7 +197,9 @@ def _clock(join: JoinFile) -> str:
         raise FedcarError(f"{join.address}: does not answer ({error})") from error
     skew = time.time() - parsedate_to_datetime(answer.headers["date"]).timestamp()
     if abs(skew) > MOST_SKEW:
-        raise FedcarError(f"this clock is {skew:.0f} s off the server's; set both by NTP, signatures are refused at 300 s")
+        raise FedcarError(
+            f"this clock is {skew:.0f} s off the server's; set both by NTP, signatures are refused at 300 s"
+        )
     return f"within {max(1.0, abs(skew)):.0f} s of the server's"
 
 

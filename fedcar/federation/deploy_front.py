@@ -23,7 +23,16 @@ if TYPE_CHECKING:
 PATH = re.compile(r"/v1/fleet/[a-z-]{1,40}")
 LARGEST_REQUEST = 64 << 20  # bytes; Flower's objects have 5 MB
 SECONDS = 60.0
-HOP_BY_HOP = {"host", "connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade", "proxy-authorization"}
+HOP_BY_HOP = {
+    "host",
+    "connection",
+    "keep-alive",
+    "transfer-encoding",
+    "te",
+    "trailer",
+    "upgrade",
+    "proxy-authorization",
+}
 
 
 def application(link: str, ca: bytes) -> Starlette:

@@ -38,9 +38,7 @@ def keygen(folder: Path, name: str) -> tuple[Path, Path]:
             raise FedcarError(f"{file}: is there already; a new key would be another device, so move it away first")
     key = ec.generate_private_key(ec.SECP384R1())
     folder.mkdir(parents=True, exist_ok=True)
-    write_private(
-        private, key.private_bytes(PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption())
-    )
+    write_private(private, key.private_bytes(PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()))
     line = key.public_key().public_bytes(OPENSSH, serialization.PublicFormat.OpenSSH)
     public.write_bytes(line + f" {name}\n".encode())
     return private, public

@@ -74,8 +74,8 @@ def train_over(
     """Enrol the devices, learn the mixture, run the rounds, keep the best candidate as RUN/retriever."""
     from fedcar.collection import Judged
     from fedcar.features import FeatureCache
-    from fedcar.federation.local import baselines, matched, train_rounds
     from fedcar.federation.clock import VirtualClock
+    from fedcar.federation.local import baselines, matched, train_rounds
     from fedcar.federation.run_folder import RunFolder
     from fedcar.questions import prepare
     from fedcar.train import calibrated, candidate, select

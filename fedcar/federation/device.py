@@ -33,7 +33,7 @@ from fedcar.federation.server import FIXED
 from fedcar.federation.settings import RoundSettings
 from fedcar.fit import Settings, prepared, with_learned
 from fedcar.progress import Silent
-from fedcar.questions import Questions, prepare
+from fedcar.questions import prepare
 from fedcar.retriever import Retriever
 
 BEFORE, NOW = "before/", "now/"
@@ -202,7 +202,9 @@ class Device:
 
 def known(tensors: Mapping[str, Tensor], rounds: RoundSettings) -> dict[str, Tensor]:
     """What a device is known to have of a state before it comes: zeros, so that rows nobody has trained need not."""
-    shared = {name: tensor for name, tensor in tensors.items() if rounds.share != "adapter" or name.startswith("adapter.")}
+    shared = {
+        name: tensor for name, tensor in tensors.items() if rounds.share != "adapter" or name.startswith("adapter.")
+    }
     if rounds.local_optimizer == "shared":
         shared.update(first_moments(shared))
     return {name: torch.zeros_like(tensor) for name, tensor in shared.items()}

@@ -7,6 +7,7 @@ calls an app is an empty one.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import threading
@@ -36,7 +37,6 @@ from flwr.supercore.interceptors import (
     RuntimeVersionHttpInterceptor,
     SuperExecAuthHttpInterceptor,
 )
-from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
@@ -86,7 +86,8 @@ def superlink_command(port: int, database: Path, secret: Path, tls: Mapping[str,
         "--host", "127.0.0.1", "--port", str(port), "--database", str(database), "--enable-supernode-auth",
         "--isolation", "process", "--superexec-auth-secret-file", str(secret),
         "--disable-runtime-dependency-installation",
-        "--ssl-ca-certfile", str(tls["ca"]), "--ssl-certfile", str(tls["certificate"]), "--ssl-keyfile", str(tls["key"]),
+        "--ssl-ca-certfile", str(tls["ca"]), "--ssl-certfile", str(tls["certificate"]),
+        "--ssl-keyfile", str(tls["key"]),
     ]  # fmt: skip
 
 
@@ -105,7 +106,8 @@ def supernode() -> None:
     from flwr.supernode import start_client_internal
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
-    start_client_internal.time = SimpleNamespace(sleep=lambda seconds: time.sleep(min(seconds, NODE_POLL)))  # type: ignore[assignment]
+    patient = SimpleNamespace(sleep=lambda seconds: time.sleep(min(seconds, NODE_POLL)))
+    vars(start_client_internal)["time"] = patient
     flower_supernode()
 
 
@@ -183,8 +185,6 @@ class Link:
     def session(self) -> Session:
         """A run of Flower's, whose server task is this process itself."""
         fab = build_fab_from_files({"pyproject.toml": APP, "README.md": b"empty\n"})[0]
-        import hashlib
-
         request = control_pb2.StartRunRequest(fab=fab_to_proto(Fab(hashlib.sha256(fab).hexdigest(), fab, {})))
         run = self.control.StartRun(request).run_id
         if not run:
@@ -247,7 +247,8 @@ def knows(address: str, ca: bytes, key: EllipticCurvePrivateKey, node: int, *, m
 
     `make_room` takes a former SuperNode of this device for gone, where it was killed a moment ago.
     """
-    interceptors = [RuntimeVersionHttpInterceptor(component_name="fedcar"), NodeAuthHttpInterceptor(key, key.public_key())]
+    signs = NodeAuthHttpInterceptor(key, key.public_key())
+    interceptors: list[Any] = [RuntimeVersionHttpInterceptor(component_name="fedcar"), signs]
     with FleetHttpClient.from_server_address(address, False, ca, interceptors) as client:
         try:
             client.GetRun(GetRunRequest(node=FlowerNode(node_id=node), run_id=0))  # no such run: only the key matters
@@ -339,13 +340,15 @@ def claim(client: RuntimeHttpClient, kind: TaskType, run: int, seconds: float = 
 @contextmanager
 def executor(address: str, insecure: bool, ca: bytes | None, secret: bytes) -> Iterator[RuntimeHttpClient]:
     """A client that may claim tasks, by the executor's secret."""
-    with _client(address, insecure, ca, [SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=ACQUIRE)]) as client:
+    with _client(
+        address, insecure, ca, [SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=ACQUIRE)]
+    ) as client:
         yield client
 
 
 @contextmanager
 def _client(address: str, insecure: bool, ca: bytes | None, more: list[Any]) -> Iterator[RuntimeHttpClient]:
-    interceptors = [RuntimeVersionHttpInterceptor(component_name="fedcar"), *more]
+    interceptors: list[Any] = [RuntimeVersionHttpInterceptor(component_name="fedcar"), *more]
     client = RuntimeHttpClient.from_server_address(address, insecure, ca, interceptors)
     try:
         yield client

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -40,6 +40,10 @@ from fedcar.retriever import Retriever
 from fedcar.ridge import fit_ridge
 from fedcar.selection import baseline_weights, best_weights
 from fedcar.train import Candidate, calibrated, candidate, choose_settings, select, suited
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Watch = Callable[[Mapping[str, Any]], None]
 Over = Callable[[Retriever, Mapping[str, Collection]], RemoteNetwork]  # untrained retriever, each client's questions
@@ -193,7 +197,7 @@ def baselines(untrained: Retriever, selection: Questions) -> dict[str, float]:
     return {"mips": best_weights(untrained, selection, (mips,))[1].success, "hybrid": hybrid.success}
 
 
-def share_of(collection: Collection, judged: Judged, rows: Sequence[int]) -> Collection:
+def share_of(collection: Collection, judged: Judged, rows: NDArray[np.int64]) -> Collection:
     """The collection as one client has it: all documents, and of the training questions its own."""
     own = {judged.queries[row].id: dict(judged.relevant[row]) for row in rows}
     queries = {query: collection.queries[query] for query in own}

@@ -231,7 +231,7 @@ class RemoteNetwork:
     def _all(
         self, names: Sequence[str], payload: Callable[[], Payload], shapes: Mapping[str, tuple[int, ...]]
     ) -> dict[str, Payload]:
-        """The replies of all the devices, each finite and of these shapes; asked a second time, then _Left is raised."""
+        """The replies of all the devices, finite and of these shapes; _Left for those that fail a second time."""
         found: dict[str, Payload] = {}
         for _ in range(2):
             replies = self.ask({name: payload() for name in names if name not in found})
@@ -308,5 +308,3 @@ def _sound(payload: Payload, shapes: Mapping[str, tuple[int, ...]]) -> bool:
         and bool(torch.isfinite(tensors[name]).all())
         for name, shape in shapes.items()
     )
-
-
