@@ -21,7 +21,9 @@ from fedcar.errors import FedcarError
 from fedcar.features import FeatureCache
 from fedcar.federation import payload as payloads
 from fedcar.federation.device import Device, documents_fingerprint
+from fedcar.federation.exchange import Exchange
 from fedcar.federation.local import Federation, federate
+from fedcar.federation.parts import InParts, Joiner, split
 from fedcar.federation.payload import REASONS, REPLIES, REQUESTS, Payload, checked, joined, parts
 from fedcar.federation.remote import RemoteNetwork
 from fedcar.federation.settings import RoundSettings
@@ -84,6 +86,116 @@ def test_over_a_network_equals_in_process(
     for name, tensor in ours.items():
         assert torch.equal(tensor, theirs[name]), name
     assert all(record["failed"] == {} and record["refused"] == {} for record in there.rounds)
+
+
+@pytest.mark.parametrize("method", ["head", "adapter"])
+def test_large_payloads_travel_in_parts_and_change_nothing(
+    collection: Collection, encoder: Path, cache: Path, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(collection, encoder, cache, tmp_path / "here", method=method)
+    monkeypatch.setattr("fedcar.federation.parts.LIMIT", 1000)
+    with over_wire(tmp_path / "devices", encoder, cache) as over:
+        train(collection, encoder, cache, tmp_path / "there", over, method=method)
+    kinds = {request.kind for _, request, _ in over.wire.seen}, {reply.kind for _, _, reply in over.wire.seen}
+    assert kinds[0] >= {"part", "more"} and kinds[1] >= {"part", "taken"} and "train" not in kinds[1]
+    assert max(payload.bytes for pair in over.wire.seen for payload in pair[1:]) < 3000, "1000 and the setup"
+    for name, tensor in state(tmp_path / "here").items():
+        assert torch.equal(tensor, state(tmp_path / "there")[name]), name
+
+
+def test_parts_that_do_not_fit_together_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedcar.federation.parts.LIMIT", 100)
+    tensors = {"state/rows": torch.randn(30, 3), "weights": torch.randn(7).double(), "state/none": torch.zeros(0, 2)}
+    payload = Payload("train", {"setup": "{}", "round": 1}, tensors)
+    sent = list(split(payload))
+    assert len(sent) == 5 and all(sum(piece.nbytes for piece in one.tensors.values()) <= 100 for one in sent)
+    joiner = Joiner(1000)
+    assert [joiner.add(one) for one in sent] == [False] * 4 + [True]
+    found = joiner.whole(REQUESTS)
+    assert all(torch.equal(found.tensors[name], tensor) for name, tensor in tensors.items())
+    assert found.tensors.keys() == tensors.keys() and found.values == payload.values
+
+    def wrong(*parts_: Payload, most: int = 1000) -> None:
+        joiner = Joiner(most)
+        for one in parts_:
+            if joiner.add(one):
+                joiner.whole(REQUESTS)
+
+    swollen = replace(sent[1], tensors={name: torch.cat([one] * 9) for name, one in sent[1].tensors.items()})
+    bad = {
+        "out of turn": [(sent[0], sent[2]), (sent[1],), (sent[0], sent[0], sent[2])],
+        "above": [sent[:1]],
+        "fit": [(sent[0], swollen)],
+    }
+    for says, cases in bad.items():
+        for case in cases:
+            with pytest.raises(ValueError, match=says):
+                wrong(*case, most=10 if says == "above" else 1000)
+    asked = InParts(lambda request: request, REQUESTS)
+    assert asked(Payload("more", {"number": 1})).values["reason"] == "request"
+    assert asked(sent[3]).values["reason"] == "request"
+    stranger = Payload("train", {"setup": "", "round": 1}, {**tensors, "question": torch.zeros(99)})
+    replies = [asked(one) for one in split(stranger)]
+    assert replies[-1].values["reason"] == "request", "the allow-list holds for what comes in parts"
+
+
+# -------------------------------------------------------------------- devices that go and come
+
+
+class Coming(Wire):
+    """A wire whose node 2 is away until it was looked for so many times."""
+
+    away_for = 0
+
+    def there(self) -> dict[int, str]:
+        self.away_for -= 1
+        return {node: "ever" for node in self.devices if node != 2 or self.away_for < 0}
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("LOOK", 0.05), ("AGAIN", 0.05), ("POLL", 0.01), ("PATIENCE", 1.0)):
+        monkeypatch.setattr(f"fedcar.federation.exchange.{name}", value)
+
+
+@pytest.fixture(scope="module")
+def devices(collection: Collection, encoder: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("devices")
+    return {number: Device(collection, folder, Encoder.load(encoder), FeatureCache(cache)) for number in (1, 2)}
+
+
+@pytest.mark.parametrize(("away_for", "needed", "answers"), [(3, 2, 2), (10**6, 2, 1), (3, 1, 1)])
+@pytest.mark.usefixtures("hurried")
+def test_a_device_that_is_away_is_waited_for_while_it_is_needed(
+    collection: Collection, encoder: Path, devices: Any, away_for: int, needed: int, answers: int
+) -> None:
+    wire = Coming(devices)
+    wire.away_for = away_for
+    question = Payload("enrol", {"setup": _setup(collection, encoder)})
+    replies = Exchange(wire, {"one": 1, "two": 2}, 60.0, needed).run({"one": question, "two": question})
+    assert len(replies.payloads) == answers
+    assert replies.failed == ({} if answers == 2 else {"two": "not online"})
+    assert replies.seconds < 5
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_message_that_is_lost_with_its_device_is_sent_again(
+    collection: Collection, encoder: Path, devices: Any
+) -> None:
+    """The device was killed with the message in its hands, and is there again since another time."""
+
+    class Losing(Wire):
+        def there(self) -> dict[int, str]:
+            return {1: "ever", 2: "ever" if self.sent < 2 else "again"}
+
+        def collect(self, ids: Any) -> list[tuple[str, Any]]:
+            self.waiting.pop("2", None)
+            return super().collect(ids)
+
+    wire = Losing(devices)
+    question = Payload("enrol", {"setup": _setup(collection, encoder)})
+    replies = Exchange(wire, {"one": 1, "two": 2}, 60.0, 2).run({"one": question, "two": question})
+    assert sorted(replies.payloads) == ["one", "two"] and wire.sent == 3
 
 
 # -------------------------------------------------------------------- what leaves a device
@@ -298,7 +410,7 @@ def enrolment(
     good = Device(collection, tmp_path / "good", model, FeatureCache(cache))
     wire = Wire({1: good, 2: device})
     network = RemoteNetwork(wire.open, {"good": 1, "bad": 2}, untrained, documents_fingerprint(collection), "run")
-    return network.enrol(quorum=0.5)
+    return network.enrol(0.5)
 
 
 def test_another_collection_encoder_or_version_is_named(
@@ -333,10 +445,10 @@ def _setup(collection: Collection, encoder: Path) -> str:
 
 def test_too_few_devices_is_one_line(collection: Collection, encoder: Path, cache: Path, tmp_path: Path) -> None:
     def off(request: Payload, reply: Payload) -> str:
-        return "no answer (Flower's error 5)"
+        return "sent rubbish: no answer"
 
     with over_wire(tmp_path / "d", encoder, cache, spoil={"client-1": off, "client-2": off}) as over:
-        with pytest.raises(FedcarError, match=r"1 of 3 devices can take part \(client-1: no answer.*fedcar join"):
+        with pytest.raises(FedcarError, match=r"1 of 3 devices can take part \(client-1: sent rubbish.*fedcar join"):
             train(collection, encoder, cache, tmp_path / "run", over)
 
 

@@ -11,6 +11,7 @@ from fedcar.collection import Collection
 from fedcar.encoder import Encoder
 from fedcar.features import FeatureCache
 from fedcar.federation.device import Device, documents_fingerprint
+from fedcar.federation.parts import REPLY_PARTS, REQUEST_PARTS, InParts
 from fedcar.federation.payload import REPLIES, REQUESTS, Payload, checked, joined, parts
 from fedcar.federation.remote import RemoteNetwork
 from fedcar.retriever import Retriever
@@ -31,6 +32,7 @@ class Wire:
 
     def __init__(self, devices: Mapping[int, Device], spoil: Mapping[int, Spoil] | None = None) -> None:
         self.devices, self.spoil = dict(devices), dict(spoil or {})
+        self.answers = {node: InParts(device.answer, REQUESTS) for node, device in devices.items()}
         self.seen: list[tuple[int, Payload, Payload]] = []
         self.waiting: dict[str, Payload | str] = {}
         self.opened = self.sent = 0
@@ -45,8 +47,8 @@ class Wire:
         self.sent += 1
         if self.sent in self.breaks_at:
             raise ConnectionError("cable pulled")
-        request = over_the_wire(checked(payload, REQUESTS))
-        reply: Payload | str | None = over_the_wire(checked(self.devices[node].answer(request), REPLIES))
+        request = over_the_wire(checked(payload, {**REQUESTS, **REQUEST_PARTS}))
+        reply: Payload | str | None = over_the_wire(checked(self.answers[node](request), {**REPLIES, **REPLY_PARTS}))
         assert isinstance(reply, Payload)
         self.seen.append((node, request, reply))
         if node in self.spoil:
@@ -58,6 +60,9 @@ class Wire:
 
     def collect(self, ids: Iterable[str]) -> list[tuple[str, Payload | str]]:
         return [(message, self.waiting.pop(message)) for message in ids if message in self.waiting]
+
+    def there(self) -> dict[int, str]:
+        return dict.fromkeys(self.devices, "ever")
 
     def close(self) -> None:
         self.waiting.clear()
@@ -78,7 +83,7 @@ def over_wire(folder: Path, encoder: Path, cache: Path, **options: Any) -> Itera
         documents = documents_fingerprint(next(iter(shares.values())))
         network = RemoteNetwork(over.wire.open, nodes, untrained, documents, folder.name, **options)  # type: ignore[attr-defined]
         over.network = network  # type: ignore[attr-defined]
-        network.enrol(quorum=0.5)
+        network.enrol(0.5)
         return network
 
     yield over

@@ -229,7 +229,7 @@ def status(place: ServerFolder) -> dict[str, Any]:
     served = place.settings()
     serving, states = place.serving(), {}
     if serving:
-        states = {node.id: node.status for node in place.link().nodes().values()}
+        states = {node.id: "online" if node.online else "offline" for node in place.link().nodes().values()}
     with place.locked("run.lock") as free:
         on = not free
     devices = {name: states.get(int(node["node"]), "unknown") for name, node in sorted(place.nodes().items())}

@@ -45,8 +45,11 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 from fedcar.errors import FedcarError
+from fedcar.federation.exchange import Away
+from fedcar.federation.parts import REPLY_PARTS, REQUEST_PARTS, InParts
 from fedcar.federation.payload import REPLIES, REQUESTS, Form, Payload, checked, joined, parts
 
+ASKED, ANSWERED = {**REQUESTS, **REQUEST_PARTS}, {**REPLIES, **REPLY_PARTS}
 NODE_POLL = 0.5  # seconds between two questions of a SuperNode for messages; Flower's own are 3
 TASK_POLL = 0.1
 TASK_HEARTBEAT = 10.0
@@ -60,7 +63,7 @@ license = "Apache-2.0"
 [tool.flwr.app]
 publisher = "fedcar"
 [tool.flwr.app.components]
-serverapp = "fedcar:none"
+serverapp = "none:app"
 clientapp = "fedcar:none"
 """
 QUIET = {
@@ -142,13 +145,11 @@ def payload_of(content: RecordDict, forms: Mapping[str, Form]) -> Payload:
             pieces[name].append(array)
     checked(Payload(kind, values, dict.fromkeys(pieces)), forms)  # type: ignore[arg-type] # names before content
     tensors = {}
-    for name in list(pieces):
-        first, *others = arrays = pieces.pop(name)
-        if any((array.dtype, array.shape) != (first.dtype, first.shape) for array in others):
+    for name, arrays in pieces.items():
+        first = arrays[0]
+        if any((array.dtype, array.shape) != (first.dtype, first.shape) for array in arrays):
             raise ValueError(f"the parts of {name[:60]!r} do not agree")
-        dtype, shape, content_of = first.dtype, first.shape, [array.data for array in arrays]
-        del first, others, arrays
-        tensors[name] = joined(content_of, dtype, tuple(shape))
+        tensors[name] = joined([array.data for array in arrays], first.dtype, tuple(first.shape))
     return Payload(kind, values, tensors)
 
 
@@ -161,7 +162,7 @@ class Node:
 
     id: int
     online: bool
-    status: str
+    since: str
 
 
 class Link:
@@ -180,17 +181,18 @@ class Link:
 
     def nodes(self) -> dict[int, Node]:
         found = self.control.ListNodes(control_pb2.ListNodesRequest()).nodes_info
-        return {node.node_id: Node(node.node_id, node.status == "online", node.status) for node in found}
+        return {node.node_id: Node(node.node_id, node.status == "online", node.last_activated_at) for node in found}
 
-    def session(self) -> Session:
-        """A run of Flower's, whose server task is this process itself."""
-        fab = build_fab_from_files({"pyproject.toml": APP, "README.md": b"empty\n"})[0]
+    def session(self, files: Mapping[str, bytes] | None = None, client: str = "fedcar:none") -> Session:
+        """A run of Flower's, whose server task is this process itself; `files` and `client` for a stock SuperNode."""
+        app = APP.replace(b'fedcar:none"\n', client.encode() + b'"\n')
+        fab = build_fab_from_files({"pyproject.toml": app, "README.md": b"empty\n", **(files or {})})[0]
         request = control_pb2.StartRunRequest(fab=fab_to_proto(Fab(hashlib.sha256(fab).hexdigest(), fab, {})))
         run = self.control.StartRun(request).run_id
         if not run:
             raise FedcarError("the SuperLink started no run; its log in the server's folder says why")
-        with executor(self.address, False, self.ca, self.secret) as client:
-            token = claim(client, TaskType.SERVER_APP, run)
+        with executor(self.address, False, self.ca, self.secret) as runtime:
+            token = claim(runtime, TaskType.SERVER_APP, run)
         return Session(self, run, token)
 
 
@@ -210,7 +212,7 @@ class Session:
         """Send one payload, which is void after `seconds`; the message's id."""
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = self.run, self.node, self.task
         kind = MESSAGE_TYPES.get(payload.kind, "query")
-        message = Message(records(checked(payload, REQUESTS)), node, kind, ttl=max(seconds, 10.0))
+        message = Message(records(checked(payload, ASKED)), node, kind, ttl=max(seconds, 10.0))
         (found,) = self.grid.push_messages([message])
         if not found:
             raise ValueError("not connected")
@@ -219,6 +221,10 @@ class Session:
     def collect(self, ids: Iterable[str]) -> list[tuple[str, Payload | str]]:
         """What has come back so far: message id and the reply, or why there is none."""
         return [(message.metadata.reply_to_message_id, _reply(message)) for message in self.grid.pull_messages(ids)]
+
+    def there(self) -> dict[int, str]:
+        """The nodes that are online, each with the time since when."""
+        return {node.id: node.since for node in self.link.nodes().values() if node.online}
 
     def close(self) -> None:
         self.heartbeat.stop()
@@ -232,9 +238,9 @@ class Session:
 
 def _reply(message: Message) -> Payload | str:
     if message.has_error():
-        return f"no answer (Flower's error {message.error.code})"
+        return Away(f"no answer (Flower's error {message.error.code})")
     try:
-        return payload_of(message.content, REPLIES)
+        return payload_of(message.content, ANSWERED)
     except (ValueError, TypeError, KeyError) as error:
         return f"sent rubbish: {str(error).splitlines()[0]}"[:200]
 
@@ -275,6 +281,7 @@ def work(address: str, secret: bytes, answer: Answer, stopped: threading.Event) 
 
     `answer` gives a payload to every request and does not raise; nothing else is ever sent.
     """
+    answer = InParts(answer, REQUESTS)
     with executor(address, True, None, secret) as client:
         while not stopped.wait(TASK_POLL):
             try:
@@ -293,10 +300,10 @@ def _work_once(address: str, token: str, answer: Answer) -> None:
         try:
             message, context, _, _ = pull_task_input(client)
             try:
-                request = payload_of(message.content, REQUESTS)
+                request = payload_of(message.content, ASKED)
             except (ValueError, TypeError, KeyError):
                 request = Payload("unknown")
-            reply = Message(records(checked(answer(request), REPLIES)), reply_to=message)
+            reply = Message(records(checked(answer(request), ANSWERED)), reply_to=message)
             del message, request
             push_message(client, reply, context)
             push_task_output(client, context, SubStatus.COMPLETED, "")

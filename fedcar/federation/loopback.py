@@ -108,7 +108,7 @@ def over_flower(
                 deadline=deadline, say=report.say,
             )  # fmt: skip
             stack.callback(network.close)
-            network.enrol(quorum=1.0)
+            network.enrol(1.0)
             return network
 
         yield over

@@ -6,9 +6,9 @@ The carrier brings messages; quorum, deadlines, repetition and every check are h
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,9 +17,10 @@ from fedcar import __version__
 from fedcar.errors import FedcarError
 from fedcar.federation.compress import encode, wire_bytes
 from fedcar.federation.device import Setup
+from fedcar.federation.exchange import MOST, Carrier, Exchange, Replies
 from fedcar.federation.mixture import Sums, mixture_of_sums
-from fedcar.federation.payload import REASONS, STATE, UPDATE, Payload, named, with_prefix
-from fedcar.federation.round import Answers, Enrolled, ServerState, Update
+from fedcar.federation.payload import STATE, UPDATE, Payload, named, with_prefix
+from fedcar.federation.round import Answers, Enrolled, ServerState, Update, quorum
 from fedcar.federation.server import FIXED, ROW_TENSORS
 from fedcar.federation.settings import RoundSettings
 from fedcar.fit import Settings
@@ -29,17 +30,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-POLL = 0.1
 RECONNECT = 120.0  # seconds in which a server that died must be back
 DEADLINE = 600.0  # seconds, where none is given: a device that never answers costs that much once, not the run
-
-
-class Carrier(Protocol):
-    """What carries messages: sends one to a node, and brings what came back. See `flower.Session`."""
-
-    def send(self, node: int, payload: Payload, seconds: float) -> str: ...
-    def collect(self, ids: Iterable[str]) -> list[tuple[str, Payload | str]]: ...
-    def close(self) -> None: ...
 
 
 @dataclass
@@ -59,15 +51,6 @@ class RemoteClient:
 
     def load_kept(self, tensors: Mapping[str, Tensor], round_done: int | None = None) -> None:
         """Nothing: the device goes back by itself where a round is asked for again."""
-
-
-@dataclass
-class Replies:
-    """What an exchange came to: payloads and failures by device, and the seconds it took."""
-
-    payloads: dict[str, Payload] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    seconds: float = 0.0
 
 
 class RemoteNetwork:
@@ -106,25 +89,27 @@ class RemoteNetwork:
 
     # ---------------------------------------------------------------- one exchange
 
-    def ask(self, payloads: Mapping[str, Payload], enough: int | None = None) -> Replies:
-        """Send each device its payload; what came back before the deadline, or from `enough` devices."""
-        start, replies = time.monotonic(), Replies()
+    def ask(
+        self,
+        payloads: Mapping[str, Payload],
+        needed: int | None = None,
+        enough: int | None = None,
+        most: int = MOST,
+    ) -> Replies:
+        """Ask each device its payload (see `Exchange`); all are `needed` where nothing else is said."""
+        nodes = {name: self.clients[name].node for name in payloads}
         try:
             self.carrier = self.carrier or self._connected()
-            waiting = self._send(payloads, replies)
-            while waiting and time.monotonic() - start < self.deadline and len(replies.payloads) < (enough or 1 << 62):
-                for message, reply in self.carrier.collect(list(waiting)):
-                    self._note(waiting.pop(message), reply, payloads, replies)
-                if waiting:
-                    time.sleep(POLL)
-            late = "not needed, others were faster" if time.monotonic() - start < self.deadline else "no answer"
-            replies.failed |= {name: f"{late} ({self.deadline:g} s)" for name in waiting.values()}
+            needed = len(nodes) if needed is None else needed
+            return Exchange(self.carrier, nodes, self.deadline, needed, enough, most).run(payloads)
         except Exception as error:
             if not _of_the_network(error):
                 raise
-            self._broke(payloads, replies, error)
-        replies.seconds = time.monotonic() - start
-        return replies
+            reason = f"the connection broke ({type(error).__name__})"
+            self.say(f"{reason}; connecting again")
+            self.close()
+            time.sleep(1.0)
+            return Replies({}, dict.fromkeys(payloads, reason))
 
     def _connected(self) -> Carrier:
         """A new carrier; waits while the server is being restarted."""
@@ -137,35 +122,6 @@ class RemoteNetwork:
                     raise
                 time.sleep(1.0)
 
-    def _send(self, payloads: Mapping[str, Payload], replies: Replies) -> dict[str, str]:
-        waiting = {}
-        assert self.carrier is not None
-        for name, payload in payloads.items():
-            try:
-                waiting[self.carrier.send(self.clients[name].node, payload, self.deadline)] = name
-            except ValueError as error:
-                replies.failed[name] = str(error)[:200]
-        return waiting
-
-    def _note(self, name: str, reply: Payload | str, payloads: Mapping[str, Payload], replies: Replies) -> None:
-        if isinstance(reply, str):
-            replies.failed[name] = reply
-        elif reply.kind == "refused":
-            found = f" ({reply.values['found']})" if str(reply.values["found"]).isalnum() else ""
-            replies.failed[name] = REASONS[str(reply.values["reason"])] + found
-        elif reply.kind != payloads[name].kind:
-            replies.failed[name] = f"answered {reply.kind!r} to {payloads[name].kind!r}"
-        else:
-            replies.payloads[name] = reply
-
-    def _broke(self, payloads: Mapping[str, Payload], replies: Replies, error: Exception) -> None:
-        """The carrier is gone: whoever has not answered yet has failed, and the next exchange opens a new one."""
-        reason = f"the connection broke ({type(error).__name__})"
-        self.say(f"{reason}; connecting again")
-        replies.failed |= {name: reason for name in payloads if name not in replies.payloads}
-        self.close()
-        time.sleep(1.0)
-
     def close(self) -> None:
         carrier, self.carrier = self.carrier, None
         if carrier is not None:
@@ -173,8 +129,11 @@ class RemoteNetwork:
 
     # ---------------------------------------------------------------- before the rounds
 
-    def enrol(self, quorum: float, attempts: int = 3) -> dict[str, str]:
-        """Ask every device for n_i and n_id; those that cannot take part, with the reason, are left out of the run."""
+    def enrol(self, share: float, attempts: int = 3) -> dict[str, str]:
+        """Ask every device for n_i and n_id; those that cannot take part, with the reason, are left out of the run.
+
+        FedcarError where fewer than this `share` of them can.
+        """
         missing, failed = list(self.clients), {}
         for _ in range(attempts):
             replies = self.ask({name: Payload("enrol", {"setup": self.setup.json}) for name in missing})
@@ -189,7 +148,7 @@ class RemoteNetwork:
             if not missing:
                 break
         taking_part = {name: client for name, client in self.clients.items() if client.enrolled is not None}
-        if len(taking_part) < max(1, quorum * len(self.clients)):
+        if len(taking_part) < max(1, share * len(self.clients)):
             reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(failed.items())[:5])
             raise FedcarError(
                 f"{len(taking_part)} of {len(self.clients)} devices can take part ({reasons}); start fedcar join on "
@@ -255,7 +214,9 @@ class RemoteNetwork:
             down += wire_bytes(wire)
             tensors = {"weights": self.weights, **with_prefix(wire, STATE)}
             requests[name] = Payload("train", {"setup": self.setup.json, "round": state.round + 1}, tensors)
-        replies = self.ask(requests, max(1, round(len(cohort) / self.over_selection)))
+        enough = max(1, round(len(cohort) / self.over_selection))
+        most = 2 * sum(tensor.nbytes for tensor in state.tensors.values()) + MOST
+        replies = self.ask(requests, min(quorum(len(cohort), self.settings), enough), enough, most)
         updates = []
         for name, payload in sorted(replies.payloads.items()):
             values: dict[str, Any] = dict(payload.values)
