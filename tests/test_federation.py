@@ -562,7 +562,8 @@ def test_only_the_adapter_is_shared(collection: Path, options: tuple[object, ...
         (("--clients", 2, "--rounds", 0), "--rounds 0: must be 1 or more"),
         (("--clients", 2, "--clock", "fast"), "--clock"),
         (("--clients", 2, "--epsilon", 1), "--epsilon 1: noise is not built into federate yet"),
-        (("--clients", 2, "--engine", "flower"), "--engine flower"),
+        (("--clients", 2, "--engine", "flower", "--method", "ridge"), "--engine flower"),
+        (("--clients", 2, "--engine", "flower", "--clock", "latency=1ms"), "--engine flower"),
         (("--partition", "client"), "no training question names its client"),
     ],
 )
