@@ -33,10 +33,13 @@ def test_a_unit_starts_a_command_that_exists(unit: Path) -> None:
 
 def test_the_compose_file_starts_commands_that_exist() -> None:
     yaml = pytest.importorskip("yaml")
-    compose: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    text = (DEPLOY / "compose.yaml").read_text()
+    compose: dict[str, Any] = yaml.safe_load(text)
     assert set(compose["services"]) == {"server", "hospital-a", "hospital-b"}
     for service in compose["services"].values():
         check([str(word) for word in service["command"]])
         assert service["restart"] == "always" and len(service["volumes"]) == 1
-    for line in re.findall(r"(?:run --rm hospital-a|exec server fedcar) (.*?)(?:\s+#.*)?$", (DEPLOY / "compose.yaml").read_text(), re.M):
+    said = re.findall(r"(?:run --rm hospital-a|exec server fedcar) (.*?)(?:\s+#.*)?$", text, re.M)
+    assert len(said) == 3
+    for line in said:
         check(shlex.split(line))

@@ -15,7 +15,7 @@ from fedcar.federation.settings import RoundSettings
 from fedcar.fit import Settings, Trainer
 from fedcar.questions import Questions
 from fedcar.retriever import Retriever
-from fedcar.selection import score
+from fedcar.selection import Standard
 
 MOMENT_NAMES = ("mean", "square")
 
@@ -114,7 +114,7 @@ class Client:
         if not len(questions):
             return 0
         self._load(state, settings)
-        return round(score(questions, self.trainer.scores(questions)).success * len(questions))
+        return round(Standard().score(questions, self.trainer.scores(questions)).success * len(questions))
 
     def _ready_for(self, number: int) -> None:
         """Keep a copy of the state before a new round; go back to it where a round is asked for again."""

@@ -78,6 +78,8 @@ def train_over(
     from fedcar.federation.local import baselines, matched, train_rounds
     from fedcar.federation.run_folder import RunFolder
     from fedcar.questions import prepare
+    from fedcar.retriever import LEARNED, weights_of
+    from fedcar.selection import Standard
     from fedcar.train import calibrated, candidate, select
 
     start, cache = time.monotonic(), FeatureCache(Path(options.cache) if options.cache else None)
@@ -96,15 +98,15 @@ def train_over(
         "collection": collection.fingerprint, "encoder": untrained.encoder.fingerprint, "settings": together,
     }  # fmt: skip
     weights, exchanges = kept_mixture(run, network)
-    mixed = replace(untrained, weights=weights)
-    first = candidate("evidence", mixed, selection, report)
+    mixed, standard = replace(untrained, weights=weights_of(weights[:LEARNED])), Standard()
+    first = candidate("evidence", standard.fitted(mixed), selection, standard, report)
     report.say(f"{time.monotonic() - start:.0f} s to the first round, {exchanges} small exchanges for the mixture")
     shown = {**baselines(untrained, selection), "central": None}
     trained, records = train_rounds(
         mixed, {}, selection, settings, rounds, VirtualClock(), folder, resume, watch, shown, network
     )
-    found = candidate(settings.method, trained, selection, report)
-    kept = select(untrained, selection, [first, found], report)
+    found = candidate(settings.method, standard.fitted(trained), selection, standard, report)
+    kept = select(untrained, selection, [first, found], standard, report)
     nobody_answers = collection.unanswerable("dev")
     unanswered = prepare(untrained, Judged(nobody_answers, ({},) * len(nobody_answers)), cache, report, "")
     kept = replace(kept, retriever=calibrated(kept.retriever, selection, unanswered))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,15 +24,25 @@ HALVINGS = 20
 
 @dataclass(frozen=True)
 class Evidence:
-    """A client's questions that say something: features (n, c, F) and relevance (n, c); they stay with it."""
+    """A client's questions that say something; they stay with it.
+
+    features (n, c, F), relevance (n, c) and importance (n,), how much each question counts.
+    """
 
     features: Tensor
     relevance: Tensor
+    importance: Tensor
 
     @classmethod
-    def of(cls, features: NDArray[np.float32], relevance: NDArray[np.float32]) -> Evidence:
+    def of(
+        cls,
+        features: NDArray[np.float32],
+        relevance: NDArray[np.float32],
+        importance: NDArray[np.float32] | None = None,
+    ) -> Evidence:
         kept = (relevance > 0).any(1) & ~(relevance > 0).all(1)
-        return cls(torch.from_numpy(features[kept]).double(), torch.from_numpy(relevance[kept]).double())
+        counts = np.ones(len(features), dtype=np.float32) if importance is None else importance
+        return cls(*(torch.from_numpy(values[kept]).double() for values in (features, relevance, counts)))
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,7 @@ def loss_sums(evidence: Evidence, weights: Tensor) -> Sums:
     """Loss, gradient and Hessian of a client's questions at the weights (F,)."""
 
     def loss(at: Tensor) -> Tensor:
-        return candidate_losses(evidence.features @ at, evidence.relevance).sum()
+        return evidence.importance @ candidate_losses(evidence.features @ at, evidence.relevance)
 
     at = weights.clone().requires_grad_(True)
     value = loss(at)
@@ -66,8 +77,12 @@ def loss_sums(evidence: Evidence, weights: Tensor) -> Sums:
     return Sums(float(value.detach()), gradient, hessian)
 
 
-def federated_mixture(clients: Mapping[str, Evidence], prior: NDArray[np.float32]) -> tuple[NDArray[np.float32], int]:
+def federated_mixture(
+    clients: Mapping[str, Evidence], prior: NDArray[np.float32], free: NDArray[np.bool_] | None = None
+) -> tuple[NDArray[np.float32], int]:
     """The weights of `fedcar.mixture.fit_mixture` on all clients' questions together, and the rounds it took.
+
+    `free` (F,) tells which weights are learned.
 
     The objective is the same sum, so its minimum is the same for every partition; it is convex, and damped Newton
     steps reach it in a few rounds of F^2 + F + 1 numbers a client.
@@ -80,19 +95,34 @@ def federated_mixture(clients: Mapping[str, Evidence], prior: NDArray[np.float32
         return prior, 0
     questions = sum(len(evidence.features) for evidence in speaking)
     spread = torch.stack([spread_sums(evidence) for evidence in speaking]).sum(0)
-    return mixture_of_sums(spread, questions, lambda at: [loss_sums(evidence, at) for evidence in speaking], prior)
+    counted = sum(float(evidence.importance.sum()) for evidence in speaking)
+    sums = partial(_all_sums, speaking)
+    return mixture_of_sums(spread, questions, sums, prior, counted=counted, free=free)
+
+
+def _all_sums(clients: list[Evidence], weights: Tensor) -> list[Sums]:
+    return [loss_sums(evidence, weights) for evidence in clients]
 
 
 def mixture_of_sums(
-    spread_sums: Tensor, questions: int, ask: Callable[[Tensor], list[Sums]], prior: NDArray[np.float32]
+    spread_sums: Tensor,
+    questions: int,
+    ask: Callable[[Tensor], list[Sums]],
+    prior: NDArray[np.float32],
+    *,
+    counted: float | None = None,
+    free: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.float32], int]:
     """The weights from the clients' sums alone, and the rounds it took.
 
-    `spread_sums` (F + 1,) is added up over the clients, `questions` counts those that say something, `ask` brings
-    every client's sums at the weights (F,).
+    `spread_sums` (F + 1,) is added up over the clients, `questions` counts those that say something and `counted` is
+    how much they count together; `ask` brings every client's sums at the weights (F,).
     """
+    counted = float(questions) if counted is None else counted
     spread = (spread_sums[:-1] / spread_sums[-1]).sqrt()
     speaks = spread > LEAST_SPREAD
+    if free is not None:
+        speaks = speaks & torch.from_numpy(free)
     start = torch.from_numpy(prior).double()
     pull = torch.where(speaks, spread, 0.0).square() * (STRENGTH + STRENGTH_OF_ONE_QUESTION / questions)
 
@@ -101,9 +131,9 @@ def mixture_of_sums(
         everything = sum(summed[1:], summed[0])
         distance = weights - start
         return Sums(
-            everything.loss / questions + float(pull @ distance.square()),
-            everything.gradient / questions + 2 * pull * distance,
-            everything.hessian / questions + 2 * pull.diag(),
+            everything.loss / counted + float(pull @ distance.square()),
+            everything.gradient / counted + 2 * pull * distance,
+            everything.hessian / counted + 2 * pull.diag(),
         )
 
     weights, rounds = newton(objective, start, speaks)
