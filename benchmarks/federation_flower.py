@@ -43,6 +43,7 @@ from fedcar.progress import Console
 from fedcar.retriever import Retriever
 
 DEVICES = 2
+DEV = 100  # questions to choose by, where the training questions are cut too: through an adapter all are encoded anew
 STOCK_APP = """
 from pathlib import Path
 from flwr.app import Message
@@ -196,7 +197,8 @@ def compare(options: argparse.Namespace) -> None:
         chosen = np.random.default_rng(0).permutation(len(loaded.judged("train")))[: options.questions]
         ids = {loaded.judged("train").queries[row].id for row in chosen}
         training = {query: judged for query, judged in loaded.judgements["train"].items() if query in ids}
-        loaded = replace(loaded, judgements={**loaded.judgements, "train": training})
+        dev = dict(list(loaded.judgements["dev"].items())[:DEV])
+        loaded = replace(loaded, judgements={"train": training, "dev": dev})
     rounds = RoundSettings(rounds=options.rounds)
     common = {
         "clients": DEVICES, "method": options.method, "rounds": rounds, "compare": False, "cache": options.cache,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ def extra() -> Iterator[None]:
         if (error.name or "").split(".")[0] not in ("flwr", "cryptography", "uvicorn", "starlette", "httpx"):
             raise
         raise FedcarError(
-            f'{error.name} is missing: the real federation needs pip install "fedcar[federation]"'
+            f'{error.name} is missing: the real federation needs pip install "fedcar[federation]" and Python 3.11'
         ) from error
 
 
@@ -224,11 +225,18 @@ def _go(place: ServerFolder, folder: Path, *, resume: bool, detach: bool, as_jso
     report = Console()
     report.say(f"run {folder.name}")
     with deploy_run.one_run(place), live_table() as watch:
+        go_on = f"fedcar resume {folder.name} --data-dir {place.folder}"
         try:
             result = deploy_run.start(place, folder, resume=resume, report=report, watch=watch)
         except KeyboardInterrupt:
-            report.say(f"finished rounds are kept: fedcar resume {folder.name} --data-dir {place.folder} goes on")
+            report.say(f"finished rounds are kept: {go_on} goes on")
             raise
+        except FedcarError as error:
+            raise FedcarError(str(error).replace("go on with --resume", f"go on with {go_on}")) from error
+        except Exception as error:  # safetensors hands on the system's error as text
+            if getattr(error, "errno", 0) != errno.ENOSPC and "No space left" not in str(error):
+                raise
+            raise FedcarError(f"{folder}: no space left on the disk; make room, then {go_on}") from error
     if as_json:
         click.echo(json.dumps(result, ensure_ascii=False))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -31,6 +32,7 @@ from fedcar.collection import Collection  # noqa: E402
 from fedcar.errors import FedcarError  # noqa: E402
 from fedcar.federation import deploy, deploy_front, deploy_run, flower  # noqa: E402
 from fedcar.federation import deploy_keys as keys  # noqa: E402
+from fedcar.federation.exchange import Exchange  # noqa: E402
 from fedcar.federation.payload import REPLIES, REQUESTS, Payload  # noqa: E402
 from fedcar.federation.processes import Child, free_port  # noqa: E402
 
@@ -184,7 +186,8 @@ def test_the_front_passes_only_the_fleet_prefix(
         assert (path, came, headers["flwr-signature"]) == ("/v1/fleet/push-object", content, "s")
         for path in (
             "/v1/control/start-run", "/v1/runtime/acquire-task", "/v1/fleet/../control/start-run", "/docs", "/",
-            "/v1/fleet/", "/v1/fleet/a/b", "/v1/fleet/pull-messages?run=1", "/v1/fleet/%2e%2e/control/list-nodes",
+            "/v1/fleet/", "/v1/fleet/a/b", "/v1/fleet/register-node", "/v1/fleet/pull-messages?run=1",
+            "/v1/fleet/%2e%2e/control/list-nodes",
         ):  # fmt: skip
             assert client.post(front + path, content=b"x").status_code == 404, path
         assert client.get(f"{front}/v1/fleet/pull-messages").status_code == 405
@@ -341,6 +344,23 @@ def test_running_with_what_does_not_fit_is_one_line(place: deploy.ServerFolder) 
     assert "no server's folder" in one_line(fedcar("status", "--data-dir", place.folder / "none"))
 
 
+def test_a_full_disk_on_the_server_is_one_line(place: deploy.ServerFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the system says it, and as safetensors does."""
+    from safetensors import SafetensorError
+
+    monkeypatch.setattr(deploy.ServerFolder, "serving", lambda self: True)
+    written = "I/O error: No space left on device (os error 28)"
+    for error in (OSError(errno.ENOSPC, "No space left on device"), SafetensorError(written)):
+
+        def full(*_: Any, error: Exception = error, **__: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(deploy_run, "start", full)
+        result = fedcar("run", "--data-dir", place.folder, "--no-privacy")
+        last = result.err.splitlines()[-1]
+        assert result.code == 1 and "no space left on the disk; make room, then fedcar resume run-" in last
+
+
 def test_status_and_doctor_of_a_server_that_does_not_run(place: deploy.ServerFolder) -> None:
     options = deploy_run.RunOptions("head", "full", {"rounds": 4})
     run = deploy_run.new_run(place, options)
@@ -375,6 +395,55 @@ def test_doctor_finds_a_certificate_near_its_end_and_a_changed_collection(
 
 
 # -------------------------------------------------------------------- payloads as Flower's records; processes
+
+
+def test_a_message_travels_through_superlink_and_supernode(place: deploy.ServerFolder, tmp_path: Path) -> None:
+    """The real ones, as processes: TLS, the device's key, the executor's secrets, a payload in parts and back."""
+    import torch
+
+    settings = place.settings()
+    link_process = deploy.superlink(place, settings)
+    keys.keygen(tmp_path, "a")
+    secret, stopped, own = tmp_path / "secret", threading.Event(), free_port()
+    secret.write_text("s" * 64)
+
+    def answer(request: Payload) -> Payload:
+        values = {"questions": 1, "loss": 0.5, "seconds": 0.0, "held_out": 0, "right": 0}
+        return Payload("train", values, {"update/head.rows": 2 * request.tensors["state/head.rows"]})
+
+    worker = threading.Thread(target=flower.work, args=(f"127.0.0.1:{own}", secret.read_bytes(), answer, stopped))
+    node_process = None
+    try:
+        link_process.start()
+        link = place.link()
+        deploy.wait_for(link, link_process)
+        node = link.register(keys.read_public(tmp_path / "a.pub")[1], "a")
+        address = f"127.0.0.1:{settings.link_port}"
+        command = flower.supernode_command(own, address, place.ca, tmp_path / "a.key", secret)
+        node_process = Child(command, tmp_path / "node.log", flower.environment(tmp_path / "home"))
+        node_process.start()
+        worker.start()
+        deadline = time.monotonic() + 120
+        while not link.nodes()[node].online and time.monotonic() < deadline:
+            time.sleep(0.1)
+        session = link.session()
+        rows = torch.arange(3.0 * 2**20).reshape(3, -1)  # 12 MB: three of Flower's arrays
+        state = {"weights": torch.zeros(2), "state/head.rows": rows}
+        payload = Payload("train", {"setup": "{}", "round": 1}, state)
+        replies = Exchange(session, {"a": node}, 60.0, 1).run({"a": payload})
+        assert replies.failed == {} and replies.payloads["a"].values["loss"] == 0.5
+        assert torch.equal(replies.payloads["a"].tensors["update/head.rows"], 2 * rows)
+        flower.knows(address, place.ca.read_bytes(), keys.read_private(tmp_path / "a.key"), node)
+        keys.keygen(tmp_path, "stranger")
+        with pytest.raises(FedcarError, match="does not know this device's key"):
+            flower.knows(address, place.ca.read_bytes(), keys.read_private(tmp_path / "stranger.key"), node)
+        session.close()
+    finally:
+        stopped.set()
+        if node_process is not None:
+            node_process.stop()
+        link_process.stop()
+        worker.join(20)
 
 
 def test_a_payload_goes_through_flowers_records_unchanged() -> None:

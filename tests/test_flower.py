@@ -262,6 +262,12 @@ def test_killed_server_and_run_resume_to_the_uninterrupted_model(
         assert len(result["rounds"]) == 4 and rounds(folder) == 4
         check_equal(whole, folder)
         whole = folder
+    background = start(place, "run", "--no-privacy", "--rounds", 2, "--detach")
+    out, _ = background.communicate(timeout=100)
+    assert background.returncode == 0 and "runs in the background" in out
+    until(lambda: newest(place) != whole and (newest(place) / "retriever").exists(), 200)
+    found = fedcar("status", "--data-dir", place, "--json").json
+    assert found["runs"][-1]["finished"] and found["runs"][-1]["rounds"] == 2
 
 
 def test_killed_devices_and_superlink_come_back_and_the_run_goes_on(deployment: Deployment) -> None:

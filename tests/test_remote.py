@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -482,6 +483,34 @@ def test_held_out_questions_of_devices_are_counted_in_the_record(
     assert all(one["questions"] == 30.0 for one in counts)
     for before, after in zip(result.rounds[:-1], counts[1:], strict=True):
         assert after["right"] == pytest.approx(30 * before["selection"])
+
+
+def test_a_full_disk_or_memory_on_a_device_is_named(
+    collection: Collection, encoder: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a device keeps is on its disk before its reply leaves; where that fails there is no reply but the reason."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "kept")
+
+    def greedy(*_: object) -> None:
+        raise MemoryError
+
+    device = Device(collection, tmp_path, Encoder.load(encoder), FeatureCache(cache))
+    request = Payload("enrol", {"setup": _setup(collection, encoder)})
+    for broken, reason in ((full, "disk"), (greedy, "memory")):
+        monkeypatch.setattr(Device, "_enrol", broken)
+        assert device.answer(request).values == {"reason": reason, "found": ""}
+    with over_wire(tmp_path / "devices", encoder, cache) as over:
+        monkeypatch.undo()
+
+        def filling(untrained: Any, shares: Any) -> RemoteNetwork:
+            network = over(untrained, shares)
+            monkeypatch.setattr("fedcar.federation.device.save_file", full)
+            return network
+
+        with pytest.raises(FedcarError, match=r"too few updates .*client-1: has no space left on its disk"):
+            train(collection, encoder, cache, tmp_path / "run", filling, local_optimizer="kept")
 
 
 def test_every_reason_is_one_that_somebody_can_act_on() -> None:

@@ -23,6 +23,12 @@ def check(words: list[str]) -> None:
     assert isinstance(context, click.Context)
 
 
+def test_only_one_module_imports_flower() -> None:
+    importing = re.compile(r"^\s*(?:import|from)\s+flwr\b", re.M)
+    found = [path.name for path in (REPOSITORY / "fedcar").rglob("*.py") if importing.search(path.read_text())]
+    assert found == ["flower.py"]
+
+
 @pytest.mark.parametrize("unit", sorted(DEPLOY.glob("*.service")), ids=lambda path: path.name)
 def test_a_unit_starts_a_command_that_exists(unit: Path) -> None:
     text = unit.read_text()

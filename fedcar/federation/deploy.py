@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from fedcar import __version__
 from fedcar.errors import FedcarError
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 START_SECONDS = 90.0
+LOOKED_AT_SECONDS = 0.5
 LOOPBACK = ["127.0.0.1", "localhost"]
 
 
@@ -77,19 +78,33 @@ class ServerFolder:
 
     def serving(self) -> bool:
         """Whether fedcar serve runs on this folder."""
-        with self.locked("serve.lock") as free:
-            return not free
+        return self.held("serve.lock")
+
+    def held(self, name: str) -> bool:
+        """Whether a process holds this lock of the folder."""
+        with _lock_file(self.folder / name) as stream:
+            return not _locks(stream, fcntl.LOCK_SH)
 
     @contextmanager
     def locked(self, name: str) -> Iterator[bool]:
         """Hold a lock of the folder, which ends with the process; False where another process has it."""
-        with os.fdopen(os.open(self.folder / name, os.O_RDWR | os.O_CREAT, 0o600), "w") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                yield False
-                return
-            yield True
+        with _lock_file(self.folder / name) as stream:
+            end = time.monotonic() + LOOKED_AT_SECONDS  # somebody may just be looking whether it is held
+            while not (free := _locks(stream, fcntl.LOCK_EX)) and time.monotonic() < end:
+                time.sleep(0.05)
+            yield free
+
+
+def _lock_file(file: Path) -> TextIO:
+    return os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT, 0o600), "w")
+
+
+def _locks(stream: TextIO, how: int) -> bool:
+    try:
+        fcntl.flock(stream, how | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def prepare_server(

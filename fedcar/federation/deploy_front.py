@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import ssl
 import threading
 import time
@@ -20,7 +19,13 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-PATH = re.compile(r"/v1/fleet/[a-z-]{1,40}")
+PATHS = {
+    f"/v1/fleet/{name}"
+    for name in (
+        "activate-node", "deactivate-node", "send-node-heartbeat", "pull-messages", "push-messages", "push-object",
+        "pull-object", "confirm-message-received", "get-run", "get-fab",
+    )
+}  # fmt: skip
 LARGEST_REQUEST = 64 << 20  # bytes; Flower's objects have 5 MB
 SECONDS = 60.0
 HOP_BY_HOP = {
@@ -36,7 +41,7 @@ HOP_BY_HOP = {
 
 
 def application(link: str, ca: bytes) -> Starlette:
-    """Passes POST /v1/fleet/NAME on to the SuperLink at `link`, and nothing else; bodies stream through."""
+    """Passes POST to PATHS on to the SuperLink at `link`, and nothing else; bodies stream through."""
     import httpx
     from starlette.applications import Starlette
     from starlette.requests import Request  # noqa: F401 - for the annotations
@@ -49,7 +54,7 @@ def application(link: str, ca: bytes) -> Starlette:
     async def forward(request: Request) -> Response:
         path = request.url.path
         length = request.headers.get("content-length", "")
-        if not PATH.fullmatch(path) or request.url.query:
+        if path not in PATHS or request.url.query:
             return PlainTextResponse("not here\n", 404)
         if not length.isdigit() or int(length) > LARGEST_REQUEST:
             return PlainTextResponse("too large, or of unknown length\n", 413)

@@ -232,8 +232,7 @@ def status(place: ServerFolder) -> dict[str, Any]:
     serving, states = place.serving(), {}
     if serving:
         states = {node.id: "online" if node.online else "offline" for node in place.link().nodes().values()}
-    with place.locked("run.lock") as free:
-        on = not free
+    on = place.held("run.lock")
     devices = {name: states.get(int(node["node"]), "unknown") for name, node in sorted(place.nodes().items())}
     runs = [_run_status(run) for run in sorted(place.runs.glob("run-*"))] if place.runs.exists() else []
     return {
