@@ -43,7 +43,7 @@ from fedcar.progress import Console
 from fedcar.retriever import Retriever
 
 DEVICES = 2
-DEV = 100  # questions to choose by, where the training questions are cut too: through an adapter all are encoded anew
+DEV = 20  # questions to choose by, where the training questions are cut too: through an adapter all are encoded anew
 STOCK_APP = """
 from pathlib import Path
 from flwr.app import Message
@@ -204,10 +204,9 @@ def compare(options: argparse.Namespace) -> None:
         "clients": DEVICES, "method": options.method, "rounds": rounds, "compare": False, "cache": options.cache,
         "report": report,
     }  # fmt: skip
-    rows: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         result = federate(loaded, run=Path(folder) / "local", **common)
-        rows["in process"] = rounds_of(result)
+        show("in process", options.method, rounds_of(result))
         ways: list[tuple[str, Any]] = [("fedcar over Flower", ours), ("stock Flower", stock)]
         for name, way in ways[: 1 if options.no_stock else 2]:
             notes: dict[str, Any] = {}
@@ -215,9 +214,12 @@ def compare(options: argparse.Namespace) -> None:
             with way(options.cache, None, report, notes) as over:
                 result = federate(loaded, run=Path(folder) / name, over=over, **common)
             lap = result.seconds
-            rows[name] = {**rounds_of(result), **notes, "all": round(time.monotonic() - start, 1), "laps": lap}
-    for name, row in rows.items():
-        print(json.dumps({"way": name, "method": options.method, **row}))
+            row = {**rounds_of(result), **notes, "all": round(time.monotonic() - start, 1), "laps": lap}
+            show(name, options.method, row)
+
+
+def show(way: str, method: str, row: dict[str, Any]) -> None:
+    print(json.dumps({"way": way, "method": method, **row}), flush=True)
 
 
 def large(documents: int) -> None:

@@ -28,7 +28,7 @@ from fedcar.features import FeatureCache
 from fedcar.federation.client import Client, first_moments
 from fedcar.federation.compress import decode
 from fedcar.federation.mixture import Evidence, loss_sums, spread_sums
-from fedcar.federation.payload import STATE, UPDATE, Payload, named, refusal, with_prefix
+from fedcar.federation.payload import REQUESTS, STATE, UPDATE, Payload, named, refusal, with_prefix
 from fedcar.federation.server import FIXED
 from fedcar.federation.settings import RoundSettings
 from fedcar.fit import Settings, prepared, with_learned
@@ -93,7 +93,7 @@ class Device:
     def answer(self, request: Payload) -> Payload:
         """The reply to any request; it never raises."""
         try:
-            if request.kind not in ("enrol", "spread", "sums", "train", "evaluate"):
+            if request.kind not in REQUESTS:
                 return refusal("request")
             setup = Setup.parse(request.values["setup"])
             for name, ours, theirs in (
@@ -143,10 +143,6 @@ class Device:
         self._keep(setup.run, client)
         values = {"questions": update.questions, "loss": update.metrics["loss"], "seconds": update.seconds, **counts}
         return Payload("train", values, with_prefix(update.tensors, UPDATE))
-
-    def _evaluate(self, setup: Setup, request: Payload) -> Payload:
-        client, rounds, state, _ = self._ready(setup, request)
-        return Payload("evaluate", self._counts(client, state, rounds))
 
     def _counts(self, client: Client, state: Mapping[str, Tensor], rounds: RoundSettings) -> dict[str, int]:
         """Of the held-out questions how many there are and how many the received state gets right."""

@@ -54,7 +54,6 @@ NODE_POLL = 0.5  # seconds between two questions of a SuperNode for messages; Fl
 TASK_POLL = 0.1
 TASK_HEARTBEAT = 10.0
 ACQUIRE = frozenset({"/flwr.proto.Runtime/AcquireTask"})
-MESSAGE_TYPES = {"train": "train", "evaluate": "evaluate"}  # all others are "query"
 APP = b"""[project]
 name = "fedcar"
 version = "1"
@@ -211,7 +210,7 @@ class Session:
     def send(self, node: int, payload: Payload, seconds: float) -> str:
         """Send one payload, which is void after `seconds`; the message's id."""
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = self.run, self.node, self.task
-        kind = MESSAGE_TYPES.get(payload.kind, "query")
+        kind = "train" if payload.kind == "train" else "query"
         message = Message(records(checked(payload, ASKED)), node, kind, ttl=max(seconds, 10.0))
         (found,) = self.grid.push_messages([message])
         if not found:

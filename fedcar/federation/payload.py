@@ -51,15 +51,12 @@ REQUESTS: Mapping[str, Form] = {
     "spread": Form({"setup": str}),
     "sums": Form({"setup": str}, ("weights",)),
     "train": Form({"setup": str, "round": int}, ("weights", STATE)),
-    "evaluate": Form({"setup": str, "round": int}, ("weights", STATE)),
 }
-EVALUATION = {"held_out": int, "right": int}
 REPLIES: Mapping[str, Form] = {
     "enrol": Form({"questions": int}, ("row_questions",)),
     "spread": Form({"speaking": int}, ("spread",)),
     "sums": Form({"loss": float}, ("gradient", "hessian")),
-    "train": Form({"questions": int, "loss": float, "seconds": float, **EVALUATION}, (UPDATE,)),
-    "evaluate": Form(EVALUATION),
+    "train": Form({"questions": int, "loss": float, "seconds": float, "held_out": int, "right": int}, (UPDATE,)),
     "refused": Form({"reason": str, "found": str}),
 }
 
