@@ -22,6 +22,8 @@ from fedcar.history import History
 from fedcar.measure import Clock, peak_memory_mb
 from fedcar.mixture import fit_mixture
 from fedcar.model_files import DEFAULT_ENCODER
+from fedcar.private_central import train_under_epsilon
+from fedcar.private_plan import DELTA, Target, make_plan
 from fedcar.progress import Silent
 from fedcar.pseudo_queries import PseudoQueries, check_questions_from, pseudo_queries
 from fedcar.pseudo_queries import questions_from as questions_by_model
@@ -64,6 +66,11 @@ def train(
     checkpoint: str | Path | None = None,
     resume: bool = False,
     report: Silent | None = None,
+    epsilon: float | None = None,
+    delta: float = DELTA,
+    public_dev: bool = False,
+    against_advice: bool = False,
+    noise_seed: int | None = None,
 ) -> Retriever:
     """Train a retriever on the collection's training questions; without any, the retriever is hybrid search.
 
@@ -72,6 +79,10 @@ def train(
     folder of the hidden states; `checkpoint` a folder written after every epoch, from which `resume` goes on.
     `questions_from` is the address of an OpenAI-compatible server whose `questions_model` is sent the documents (no
     question) and asked what users would ask of them: pseudo-queries for ridge.
+
+    `epsilon` trains under differential privacy (docs/privacy.md): class sums, head or adapter with noise, `epochs` full
+    steps, no checkpoint. Dev is then not read, unless `public_dev` declares it public. `noise_seed` is for tests and
+    makes epsilon infinite.
 
     Formal guarantees:
         never_below_baselines_on_selection_data: BM25, MIPS, hybrid, the evidence alone and every epoch are candidates;
@@ -82,8 +93,17 @@ def train(
     clock = Clock()
     settings = choose_settings(method, adapter, head, pre_classifier, epochs, seed, gradient_checkpointing)
     check_questions_from(questions_from, questions_model, method)
+    target = None
+    if epsilon is not None:
+        target = Target(epsilon, delta, "example", public_dev, noise_seed, against_advice)
+        refuse_without_epsilon_only(head, pre_classifier, questions_from, resume)
+        target.check()
     model = encoder if isinstance(encoder, Encoder) else Encoder.load(encoder, pooling)
     features = FeatureCache(Path(cache) if cache else None)
+    if target is not None:
+        return train_under_epsilon(
+            collection, target, model, features, report, method=method, adapter=adapter, steps=epochs, seed=seed
+        )
     untrained = Retriever.untrained(
         collection.documents, model, features, report, head=head, pre_classifier=pre_classifier, seed=seed
     )
@@ -162,6 +182,16 @@ def choose_settings(
     return settings if epochs is None else replace(settings, epochs=epochs)
 
 
+def refuse_without_epsilon_only(head: str, pre_classifier: int, questions_from: str | None, resume: bool) -> None:
+    """Refuse what training under epsilon does not have."""
+    if head != "linear" or pre_classifier:
+        raise FedcarError("--epsilon: the head is then linear, without pre-classifier layer; leave these options out")
+    if questions_from is not None:
+        raise FedcarError("--epsilon: class sums know no pseudo-queries; leave --questions-from out")
+    if resume:
+        raise FedcarError("--epsilon: no checkpoint is kept, as it takes seconds; start again without --resume")
+
+
 def plan(
     collection: Collection,
     *,
@@ -170,6 +200,10 @@ def plan(
     pooling: str | None = None,
     questions_from: str | None = None,
     questions_model: str | None = None,
+    epsilon: float | None = None,
+    delta: float = DELTA,
+    public_dev: bool = False,
+    against_advice: bool = False,
     **options: object,
 ) -> dict[str, object]:
     """What `train` would do with the same arguments, without doing it: counts, encoder and settings."""
@@ -177,6 +211,12 @@ def plan(
     check_questions_from(questions_from, questions_model, str(options["method"]))
     model = Encoder.load(encoder, pooling)
     training, selection = split_for_selection(collection, settings.seed)
+    noised: dict[str, object] = {}
+    if epsilon is not None:
+        target = Target(epsilon, delta, "example", public_dev, None, against_advice)
+        target.check(len(collection.judged("train")))
+        found = make_plan(target, str(options["method"]), len(collection.documents), steps=options["epochs"])  # type: ignore[arg-type]
+        noised = {"privacy": found.in_words()}
     return {
         "documents": len(collection.documents),
         "training questions": len(training),
@@ -185,6 +225,7 @@ def plan(
         **asdict(settings),
         "method": options["method"],
         "documents sent to": questions_from or "nobody",
+        **noised,
     }
 
 

@@ -57,7 +57,7 @@ class World:
         return Questions(texts, states, candidates, evidence, relevance, relevant)
 
     def retriever(self) -> Retriever:
-        weights = np.zeros(LEARNED + 3, dtype=np.float32)
+        weights = np.zeros(LEARNED + 2, dtype=np.float32)
         weights[[0, LEARNED]] = 20.0, 1.0
         return Retriever(self.encoder, self.documents, self.evidence, Head(self.embeddings), weights)
 
