@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 from fedcar.errors import FedcarError
@@ -83,12 +82,12 @@ class PrivatePlan:
         ]
         return {"epsilon": self.epsilon, "delta": self.target.delta, "method": self.method, "releases": releases}
 
-    def strength(self, units: float, clients: int = 1) -> float:
-        """Units a document over the noise of all clients: how far what is learned stands above the noise.
+    def strength(self, units: float, loudness: float = 1.0) -> float:
+        """Units a document over the noise, `loudness` times one client's: how far what is learned stands above it.
 
         Below LEAST_STRENGTH training ends below search (docs/privacy.md has the measurements).
         """
-        return units / (self.documents * self.total_noise * math.sqrt(clients))
+        return units / (self.documents * self.total_noise * loudness)
 
     def statement(self, given: tuple[Release, ...], clients: int, selection: dict[str, str]) -> Statement:
         """The claim over what was really given out, by one client (they all spend alike)."""

@@ -18,7 +18,7 @@ from fedcar.errors import FedcarWarning
 from fedcar.head import START_SCALE, candidate_losses
 from fedcar.privacy.clip import Part, clip, linear_head, output_gradients
 from fedcar.privacy.clip_adapter import diagonal_adapter, full_adapter, low_rank_adapter
-from fedcar.privacy.ledger import Ledger
+from fedcar.privacy.ledger import Head, Ledger
 from fedcar.privacy.noise import NoiseSource, add_noise
 from fedcar.privacy.release import Release
 from fedcar.questions import Questions
@@ -185,6 +185,7 @@ class Device:
     source: NoiseSource = field(default_factory=NoiseSource)
     ledger: Ledger | None = None
     run: str = ""
+    known_head: Head | None = None  # where the server last saw this device's ledger
     given: list[Release] = field(default_factory=list)
 
     def count(self, number: int, release: Release) -> Tensor:
@@ -209,54 +210,60 @@ class Device:
         if self.ledger is not None and (stored := self.ledger.stored_update(self.run, number)) is not None:
             self.given.append(release)
             return unpacked(stored)
-        receipt = self.ledger.charge(self.run, number, release) if self.ledger is not None else None
+        charge = None
+        if self.ledger is not None:
+            charge = self.ledger.charge(self.run, number, release, self.known_head)
         self.given.append(release)
-        noised = add_noise(sums(), release.standard_deviation, self.source)
-        tensors = {name: torch.from_numpy(values).float() for name, values in noised.values.items()}
-        if self.ledger is not None and receipt is not None:
-            self.ledger.store_update(receipt, packed(tensors))
+        tensors = noised(sums(), release, self.source)
+        if self.ledger is not None and charge is not None:
+            self.ledger.store_update(charge, packed(tensors))
+            self.known_head = self.ledger.head()
         return tensors
 
 
 @dataclass
 class Cohort:
-    """Clients whose sums a trusted server adds up and noises once: unit "client". Has the methods of a Device.
+    """Clients whose sums a trusted server adds up and noises once: unit "client". Answers as a Device does.
 
     Each client counts as one question would: the mean of its questions' clipped parts, whose norm is at most the clip
-    norm. Who takes part in a step is drawn by a coin a client; every client is charged for every step.
+    norm. Who takes part in a step is drawn by a coin a client. The server's `device` holds noise and ledger, in which
+    every client is charged for every step, drawn or not.
     """
 
-    name: str
-    members: Sequence[Device]
-    source: NoiseSource = field(default_factory=NoiseSource)
-    given: list[Release] = field(default_factory=list)
+    members: Sequence[Asked]
+    device: Device
+
+    @property
+    def name(self) -> str:
+        return self.device.name
+
+    @property
+    def given(self) -> list[Release]:
+        return self.device.given
 
     def class_sums(self, number: int, release: Release) -> Tensor:
-        return self.release(number, release, lambda member: member.class_sums())[SUMS]
+        return self.device.release(number, release, lambda: self.summed(release, Asked.class_sums))[SUMS]
 
     def gradients(self, number: int, release: Release, state: Tensors) -> dict[str, Tensor]:
         clip_norm = float(release.sensitivity or 0.0)
-        return self.release(number, release, lambda member: member.gradients(state, clip_norm))
+        return self.device.release(
+            number, release, lambda: self.summed(release, lambda asked: asked.gradients(state, clip_norm))
+        )
 
-    def release(self, number: int, release: Release, sums: Callable[[Asked], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Charge every client, draw the cohort, add its means up, noise the sum; stored with every client."""
-        kept = [(member.ledger, member.run) for member in self.members if member.ledger is not None]
-        stored = [ledger.stored_update(run, number) for ledger, run in kept]
-        self.given.append(release)
-        if (first := next((one for one in stored if one), None)) is not None:
-            return unpacked(first)
-        receipts = [ledger.charge(run, number, release) for ledger, run in kept]
-        drawn = poisson(len(self.members), release.sampling_rate).tolist()
-        total = {name: torch.zeros_like(tensor) for name, tensor in sums(self.members[0].asked).items()}
-        for place in drawn:
-            asked = self.members[place].asked
+    def summed(self, release: Release, sums: Callable[[Asked], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The drawn clients' means, summed; zeros by name where none is drawn."""
+        drawn = [self.members[place] for place in poisson(len(self.members), release.sampling_rate).tolist()]
+        total = {name: torch.zeros_like(tensor) for name, tensor in sums(self.members[0]).items()}
+        for asked in drawn:
             for name, tensor in sums(asked).items():
                 total[name] += tensor / len(asked)
-        noised = add_noise(total, release.standard_deviation, self.source)
-        tensors = {name: torch.from_numpy(values).float() for name, values in noised.values.items()}
-        for (ledger, _), receipt in zip(kept, receipts, strict=True):
-            ledger.store_update(receipt, packed(tensors))
-        return tensors
+        return total
+
+
+def noised(sums: Tensors, release: Release, source: NoiseSource) -> dict[str, Tensor]:
+    """The sums with the release's noise on every coordinate, rounded to its grid, as float32."""
+    found = add_noise(sums, release.standard_deviation, source)
+    return {name: torch.from_numpy(values).float() for name, values in found.values.items()}
 
 
 def poisson(count: int, rate: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median_low
@@ -32,8 +33,9 @@ ROW_LENGTH, ROW_LENGTH_ALONE = 12.0, 20.0  # of a row made of class sums, before
 PRIOR_QUESTIONS = 30.0  # a document's own embedding counts as so many questions in its class sum
 LONGEST_PATH = 400.0  # the rates of all steps together
 LOGIT_NOISE = 0.8  # standard deviation that the noise of all steps together may give a score
-ADAPTER_RATE = 0.1  # of the rows' rate
+ADAPTER_RATE = 1.0  # of the rows' rate
 NORM_FACTOR = 30.0  # a client whose noised sum is longer than this many times the median is left out
+LEAST_WEIGHT = 0.1
 STEPS_PER_LOOK = 10  # at a public dev set, where every look means encoding it anew
 
 Watch = Callable[[Mapping[str, Any]], None]
@@ -81,6 +83,7 @@ class PrivateTraining:
         self.report = report or Silent()
         self.watch = watch or (lambda record: None)
         self.outcome = Outcome(untrained, "none")
+        self.weights = {device.name: 1.0 for device in devices}
         self.best = self.before()
         self.clients = sum(len(one.members) if isinstance(one, Cohort) else 1 for one in devices)
 
@@ -99,7 +102,7 @@ class PrivateTraining:
     def train(self) -> None:
         plan = self.plan
         units = self.counted()
-        strength = plan.strength(units, len(self.devices))
+        strength = plan.strength(units, self.loudness)
         if strength < LEAST_STRENGTH and not plan.target.against_advice:
             self.report.say(advice(strength))
             return
@@ -132,17 +135,43 @@ class PrivateTraining:
             raise FedcarError(f"exchange {number}: no client gave out anything that can be used ({reasons})")
         record = {"round": number, "clients": sorted(passed), "refused": refused}
         self.outcome.records.append(record)
+        self.watch(record)
         names = next(iter(passed.values()))
         # a client left out is missing from the sum and not from the divisor: its part of a step is 0
-        return {name: torch.stack([answer[name] for answer in passed.values()]).sum(0) for name in names}
+        weighted = {name: torch.zeros_like(tensor) for name, tensor in names.items()}
+        for client, answer in passed.items():
+            for name, tensor in answer.items():
+                weighted[name] += self.weights[client] * tensor
+        return weighted
 
     def counted(self) -> float:
-        """How many units train: clients are known to the server, questions are counted with noise."""
+        """How many units train: clients are known to the server, questions are counted with noise.
+
+        A client with few questions brings as much noise as one with many, so it counts n / median, at most 1, by the
+        noised counts: what is made of them costs nothing more.
+        """
         count = self.plan.count
         if count is None:
             return float(self.clients)
-        noised = self.exchange(0, lambda device: {"count": device.count(0, count)})["count"]
-        return max(1.0, float(noised))
+        noised: dict[str, float] = {}
+
+        def ask(device: Device) -> dict[str, Tensor]:
+            answer = device.count(0, count)
+            noised[device.name] = max(0.0, float(answer))
+            return {"count": answer}
+
+        self.exchange(0, ask)
+        usual = max(1.0, median_low(noised.values()))
+        self.weights = {name: min(1.0, found / usual) for name, found in noised.items()}
+        if any(weight < LEAST_WEIGHT for weight in self.weights.values()):
+            few = sum(weight < LEAST_WEIGHT for weight in self.weights.values())
+            self.report.say(f"{few} of {len(noised)} clients have too few questions for this plan and hardly count")
+        return max(1.0, sum(self.weights[name] * found for name, found in noised.items()))
+
+    @property
+    def loudness(self) -> float:
+        """How much louder the noise of all devices together is than that of one."""
+        return math.sqrt(max(1e-9, sum(weight**2 for weight in self.weights.values())))
 
     # ---------------------------------------------------------------- rows, rates, adapter
 
@@ -164,7 +193,7 @@ class PrivateTraining:
         plan, step = self.plan, self.plan.step
         assert step is not None
         expected = units * step.sampling_rate
-        loudness = step.standard_deviation * (len(self.devices) * step.steps) ** 0.5 * plan.documents / expected
+        loudness = self.loudness * step.standard_deviation * step.steps**0.5 * plan.documents / expected
         rate = min(LONGEST_PATH / step.steps, LOGIT_NOISE / loudness) * plan.documents
         return {ROWS: rate} | dict.fromkeys(("difference", "left", "right"), ADAPTER_RATE * rate)
 
@@ -209,7 +238,6 @@ class PrivateTraining:
         if last or number % 10 == 0 or name != self.plan.method:
             shown = f": {record['selection']:.3f} of the public dev questions right" if "selection" in record else ""
             self.report.say(f"{record['what']} of {self.plan.steps}{shown}" if number else f"{name}{shown}")
-        self.watch(record)
 
     def before(self) -> tuple[dict[str, Tensor] | None, Score | None, str]:
         """Search as it is; with a public dev set the best of the baselines and the evidence."""

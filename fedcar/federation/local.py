@@ -54,6 +54,8 @@ class Federation:
     federated: dict[str, float] | None
     bytes_per_round: int
     seconds: dict[str, float]
+    privacy: dict[str, Any] | None = None
+    refusal: Exception | None = None  # of a client whose budget would have been crossed; the retriever so far is kept
 
 
 def federate(
