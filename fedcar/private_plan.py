@@ -16,7 +16,7 @@ COUNT_SHARE, SUMS_SHARE = 0.01, 0.19  # of the budget, in 1 / variance; the step
 STEPS, CLIP_NORM = 30, 0.5
 SAMPLED_EPOCHS = 4
 SAMPLING_RATE = 0.05  # of the adapter's steps: each question by its own coin
-LEAST_STRENGTH = 10.0
+LEAST_STRENGTH = 9.0
 SLACK = 1 + 1e-6  # on calibrated noise, so that adding up one release at a time never ends above the budget
 
 
