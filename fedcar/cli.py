@@ -124,6 +124,7 @@ def import_file(
 @click.option("--epochs", type=int, help="[default: by method]  With --epsilon: noised steps.")
 @click.option("--epsilon", type=float, help="Differential privacy for every training question; see docs/privacy.md.")
 @click.option("--delta", default=1e-5, show_default=True, help="With --epsilon; below 1 / training questions.")
+@click.option("--recipe", default="private", show_default=True, help="paper: for comparison, no formal guarantee.")
 @click.option("--public-dev", is_flag=True, help="With --epsilon: dev is public, choices are made on it.")
 @click.option(
     "--against-advice", is_flag=True, help="With --epsilon: train even where search is expected to be better."

@@ -72,6 +72,7 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--epsilon", type=float, help="A privacy budget; without it the federation runs un-noised.")
 @click.option("--delta", default=1e-5, show_default=True, help="With --epsilon; below 1 / training questions.")
 @click.option("--unit", default="example", show_default=True, help="With --epsilon: example (a question) or client.")
+@click.option("--recipe", default="private", show_default=True, help="paper: for comparison, no formal guarantee.")
 @click.option("--public-dev", is_flag=True, help="With --epsilon: dev is public, choices are made on it.")
 @click.option("--against-advice", is_flag=True, help="With --epsilon: train where search is expected to be better.")
 @click.option("--ledgers", type=FOLDER, help="Folder of the clients' ledgers, kept over runs.  [default: RUN/clients]")
@@ -97,6 +98,7 @@ def federate(
     epsilon: float | None,
     delta: float,
     unit: str,
+    recipe: str,
     public_dev: bool,
     against_advice: bool,
     ledgers: Path | None,
@@ -110,10 +112,7 @@ def federate(
     **options: Any,  # noqa: ANN401 - the settings of the rounds
 ) -> None:
     """Train one retriever over simulated clients; a question never leaves its client."""
-    if epsilon is not None and no_privacy:
-        raise FedcarError("--epsilon and --no-privacy: one or the other")
-    if engine == "flower":
-        raise FedcarError("--engine flower: not built yet; leave it out for the local engine")
+    _refuse_together(epsilon, no_privacy, recipe, engine)
     from fedcar.collection import Collection
     from fedcar.federation.clock import parse_clock
     from fedcar.federation.settings import RoundSettings
@@ -157,7 +156,7 @@ def federate(
             as_json,
         )
         return
-    if not no_privacy:
+    if not no_privacy and recipe != "paper":
         report.say(
             "no --epsilon: un-noised, as a simulation; over a network what clients send would give questions away"
         )
@@ -165,8 +164,8 @@ def federate(
         with live_table() as watch:
             result = run_federation(
                 loaded, run=run, clients=clients, kind=kind, encoder=encoder, pooling=pooling, method=method,
-                adapter=adapter, rounds=settings, clock=virtual, compare=not no_central, cache=cache, resume=resume,
-                report=report, watch=watch,
+                adapter=adapter, rounds=settings, recipe=recipe, clock=virtual, compare=not no_central, cache=cache,
+                resume=resume, report=report, watch=watch,
             )  # fmt: skip
     except KeyboardInterrupt:
         report.say(f"finished rounds are kept in {run}: the same command with --resume goes on from there")
@@ -176,6 +175,15 @@ def federate(
         _print_json(result)
     else:
         _print_summary(result, out, collection)
+
+
+def _refuse_together(epsilon: float | None, no_privacy: bool, recipe: str, engine: str) -> None:
+    if epsilon is not None and no_privacy:
+        raise FedcarError("--epsilon and --no-privacy: one or the other")
+    if recipe == "paper" and epsilon is not None:
+        raise FedcarError(f"--recipe paper --epsilon {epsilon:g}: that recipe has no epsilon; leave one of them out")
+    if engine == "flower":
+        raise FedcarError("--engine flower: not built yet; leave it out for the local engine")
 
 
 def _federate_under_epsilon(
@@ -287,7 +295,10 @@ def _print_summary(result: Any, out: Path, collection: Path) -> None:  # noqa: A
             )
     clock = sum(record["clock_seconds"] for record in result.rounds)
     traffic = f"{result.bytes_per_round / 1000:.0f} kB a round"
-    how = "un-noised" if result.privacy is None else f"epsilon {result.privacy['epsilon']:.3g}, see privacy.json"
+    how = "un-noised"
+    if result.privacy is not None:
+        sure = result.privacy["guarantee"]
+        how = f"epsilon {result.privacy['epsilon']:.3g}, see privacy.json" if sure else "no formal guarantee"
     click.echo(f"{len(result.rounds)} rounds, {traffic}, {clock:.1f} s by the clock, {how}")
     click.echo(f"{out}: saved (run: {result.run})")
     click.echo(f"next: fedcar evaluate {out} {collection}")
