@@ -16,6 +16,7 @@ import click
 from fedcar import __version__
 from fedcar.cli_bench import bench
 from fedcar.cli_federate import federate
+from fedcar.cli_privacy import privacy
 from fedcar.errors import FedcarError, FedcarWarning
 from fedcar.privacy.errors import PrivacyError
 
@@ -63,6 +64,7 @@ def commands() -> None:
 
 
 commands.add_command(federate)
+commands.add_command(privacy)
 
 
 @commands.command()
