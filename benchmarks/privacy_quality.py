@@ -25,7 +25,7 @@ from fedcar.private_training import PrivateTraining
 from fedcar.progress import Silent
 from fedcar.questions import prepare, subset
 from fedcar.retriever import Retriever
-from fedcar.selection import baseline_weights, best_weights, score
+from fedcar.selection import Standard, baseline_weights, best_weights
 
 
 def main() -> None:
@@ -46,10 +46,12 @@ def main() -> None:
     judged, known = collection.judged(chosen.split), collection.trained_on(chosen.split)
     asked = subset(judged, [query.id not in known for query in judged.queries])
     test = prepare(untrained, asked, features, Silent(), "test questions")
+    standard = Standard()
     low, high, mips, _ = baseline_weights()
-    hybrid = max(best_weights(untrained, test, (one,))[1].success for one in (low, high))
-    free = {"mips": best_weights(untrained, test, (mips,))[1].success, "hybrid (weight chosen on test)": hybrid}
-    free["search"] = score(test, untrained.scores_of(test)).success
+    hybrid = best_weights(standard.fitted(untrained, (low, high)), test)[1].success
+    alone = best_weights(standard.fitted(untrained, (mips,)), test)[1].success
+    free = {"mips": alone, "hybrid (weight chosen on test)": hybrid}
+    free["search"] = standard.score(test, untrained.scores_of(test)).success
     print(json.dumps({"collection": collection.name, "n": len(train), "documents": len(untrained.documents), **free}))
     for clients in map(int, chosen.clients.split(",")):
         parts = partition(train, "iid", clients, 0)
@@ -61,7 +63,7 @@ def main() -> None:
                 for _ in range(chosen.draws):
                     devices = [Device(name, share) for name, share in shares.items()]
                     outcome = PrivateTraining(untrained, devices, plan).run()
-                    found.append(score(test, outcome.retriever.scores_of(test)).success)
+                    found.append(standard.score(test, outcome.retriever.scores_of(test)).success)
                 row = {"clients": clients, "method": method, "epsilon": epsilon, "mean": statistics.mean(found)}
                 row |= {"spread": max(found) - min(found), "kept": outcome.name}
                 row["seconds"] = round((time.perf_counter() - start) / chosen.draws, 2)

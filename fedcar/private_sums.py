@@ -46,6 +46,8 @@ class Asked:
         self.untrained = torch.from_numpy(np.ascontiguousarray(questions.hidden_states))
         self.x = usual_vectors(self.untrained, self.head.centre)
         self.candidates = torch.from_numpy(questions.candidates)
+        every = torch.arange(self.documents)
+        self.all_in_order = self.candidates.shape[1:] == every.shape and bool((self.candidates == every).all())
         rows = {document.id: row for row, document in enumerate(retriever.documents)}
         self.targets = torch.from_numpy(np.where(retriever.empty, 0.0, questions.targets(rows)).astype(np.float32))
         empty = retriever.empty[questions.candidates]
@@ -75,33 +77,40 @@ class Asked:
 
     def gradients(self, state: Tensors, clip_norm: float, rows: Tensor | None = None) -> dict[str, Tensor]:
         """The clipped gradients of the chosen questions' losses, summed, by the names of `state`; zeros for none."""
-        chosen = torch.arange(len(self)) if rows is None else rows
         total = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
-        for part in self.batches(chosen):
+        for part in self.batches(rows):
             parts = self.parts(state, part)
             for name, tensor in clip(parts, clip_norm).sums.items():
                 total[name] += tensor
         return total
 
-    def batches(self, rows: Tensor) -> Iterator[Tensor]:
-        """Parts that fit into memory; through the encoder texts of like length go together."""
-        if self.adapter is None:
-            yield from torch.split(rows, max(1, CELLS_AT_ONCE // self.documents))
-            return
-        for places in batches_by_length([len(self.token_ids[row]) for row in rows.tolist()], TOKENS_AT_ONCE):
-            yield rows[places]
+    def batches(self, rows: Tensor | None) -> Iterator[Tensor | slice]:
+        """Parts that fit into memory, slices where all take part; through the encoder texts of like length together."""
+        size = max(1, CELLS_AT_ONCE // self.documents)
+        if self.adapter is not None:
+            chosen = torch.arange(len(self)) if rows is None else rows
+            lengths = [len(self.token_ids[row]) for row in chosen.tolist()]
+            yield from (chosen[places] for places in batches_by_length(lengths, TOKENS_AT_ONCE))
+        elif rows is None:
+            yield from (slice(start, start + size) for start in range(0, len(self), size))
+        else:
+            yield from torch.split(rows, size)
 
-    def parts(self, state: Tensors, rows: Tensor) -> list[Part]:
+    def parts(self, state: Tensors, rows: Tensor | slice) -> list[Part]:
         """What one batch's gradients are made of: rows alone, or rows and adapter by one backward pass."""
-        if not len(rows):
+        x = self.x[rows]
+        if not len(x):
             return [Part(torch.zeros(0), lambda factors, keep: {n: torch.zeros_like(t) for n, t in state.items()})]
-        if self.adapter is None:
-            x = self.x[rows]
-            logits = self.offset[rows] + row_scores(x, state[ROWS], self.candidates[rows])
-            logits.requires_grad_(True)
-            (slopes,) = output_gradients(candidate_losses(logits, self.relevance[rows]), [logits])
-            return [linear_head(self.scattered(slopes, rows), x)]
-        return self.parts_through_the_encoder(state, rows)
+        if isinstance(rows, Tensor) and self.adapter is not None:
+            return self.parts_through_the_encoder(state, rows)
+        logits = self.offset[rows] + self.row_scores(x, state[ROWS], rows)
+        logits.requires_grad_(True)
+        (slopes,) = output_gradients(candidate_losses(logits, self.relevance[rows]), [logits])
+        return [linear_head(self.scattered(slopes, rows), x)]
+
+    def row_scores(self, x: Tensor, rows: Tensor, chosen: Tensor | slice) -> Tensor:
+        """Inner products (b, c) of the chosen questions' x with their candidates' rows."""
+        return x @ rows.T if self.all_in_order else row_scores(x, rows, self.candidates[chosen])
 
     def parts_through_the_encoder(self, state: Tensors, rows: Tensor) -> list[Part]:
         adapter = load_adapter(self.encoder, self.adapter, state)
@@ -124,8 +133,10 @@ class Asked:
             return [head, diagonal_adapter(soft, before, name="difference")]
         return [head, low_rank_adapter(soft, before, adapter.left.detach(), adapter.right.detach())]
 
-    def scattered(self, slopes: Tensor, rows: Tensor) -> Tensor:
+    def scattered(self, slopes: Tensor, rows: Tensor | slice) -> Tensor:
         """Slopes of the candidates' scores (b, c) -> of all documents' (b, documents)."""
+        if self.all_in_order:
+            return slopes
         return torch.zeros(len(slopes), self.documents).scatter(1, self.candidates[rows], slopes)
 
 

@@ -6,9 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median_low
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as functional
 from torch import Tensor
@@ -23,11 +22,8 @@ from fedcar.private_plan import LEAST_STRENGTH, PrivatePlan
 from fedcar.private_sums import ADAPTER_SCALE, EVIDENCE_SHARE, ROWS, Cohort, Device
 from fedcar.progress import Silent
 from fedcar.questions import Questions
-from fedcar.retriever import LEARNED, Retriever
-from fedcar.selection import Score, baseline_weights, best_weights, score
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from fedcar.retriever import LEARNED, Retriever, weights_of
+from fedcar.selection import Score, Standard, baseline_weights, best_weights
 
 ROW_LENGTH, ROW_LENGTH_ALONE = 12.0, 20.0  # of a row made of class sums, before steps and without
 PRIOR_QUESTIONS = 30.0  # a document's own embedding counts as so many questions in its class sum
@@ -207,9 +203,8 @@ class PrivateTraining:
     def retriever(self, state: Mapping[str, Tensor]) -> Retriever:
         """The retriever of a state: every row is active, whether or not its document has questions."""
         trained = self.untrained
-        weights = trained.weights.copy()
+        weights = weights_of(trained.weights[:LEARNED])  # those of a document that is added later: no row, so all of it
         weights[:LEARNED] *= EVIDENCE_SHARE
-        weights[LEARNED] = 1.0
         head = type(trained.head)(trained.head.embeddings.numpy(), centre=trained.head.centre.numpy())
         with torch.no_grad():
             head.rows.copy_(state[ROWS] / START_SCALE)
@@ -228,7 +223,7 @@ class PrivateTraining:
         look = self.adapter is None or last or number % STEPS_PER_LOOK == 0
         if self.selection is not None and look:
             found = self.retriever(state)
-            reached = score(self.selection, found.scores_of(self.selection))
+            reached = Standard().score(self.selection, found.scores_of(self.selection))
             record["selection"] = reached.success
             self.outcome.scores[record["what"]] = reached.success
             if self.best[1] is None or reached > self.best[1]:
@@ -243,9 +238,8 @@ class PrivateTraining:
         """Search as it is; with a public dev set the best of the baselines and the evidence."""
         if self.selection is None:
             return None, None, "none"
-        among: tuple[NDArray[np.float32], ...] = (self.untrained.weights, *baseline_weights())
-        weights, reached = best_weights(self.untrained, self.selection, among)
-        self.untrained_best = replace(self.untrained, weights=weights)
+        among = Standard().fitted(self.untrained, (self.untrained.weights, *baseline_weights()))
+        self.untrained_best, reached = best_weights(among, self.selection)
         self.outcome.scores["before"] = reached.success
         return None, reached, "none"
 

@@ -22,7 +22,7 @@ from fedcar.privacy.noise import NoiseSource
 from fedcar.private_plan import Target, make_plan
 from fedcar.private_sums import ROWS, SUMS, Asked, Cohort, Device, poisson
 from fedcar.private_training import PrivateTraining
-from fedcar.selection import score
+from fedcar.selection import Standard
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def devices_of(world: World, clients: int, folder: Path | None = None, plan: Any
 
 
 def reached(world: World, outcome: Any) -> float:
-    return score(world.selection, outcome.retriever.scores_of(world.selection)).success
+    return Standard().score(world.selection, outcome.retriever.scores_of(world.selection)).success
 
 
 def test_clients_with_their_own_noise_learn_together(world: World, tmp_path: Path) -> None:

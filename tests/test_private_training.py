@@ -29,7 +29,7 @@ from fedcar.private_sums import ROWS, SUMS, Asked, Device
 from fedcar.private_training import PrivateTraining
 from fedcar.progress import Console, Silent
 from fedcar.questions import Questions, prepare
-from fedcar.selection import score
+from fedcar.selection import Standard
 
 TINY = 1e-9  # an epsilon at which the noise swallows everything: what then still differs between neighbours leaks
 
@@ -204,7 +204,8 @@ def test_learns_under_a_budget_and_steps_charged_equal_steps_noised(world: World
     chosen = plan(1.0, method)
     outcome = PrivateTraining(untrained, [device], chosen).run()
     before, after = (
-        score(world.selection, one.scores_of(world.selection)).success for one in (untrained, outcome.retriever)
+        Standard().score(world.selection, one.scores_of(world.selection)).success
+        for one in (untrained, outcome.retriever)
     )
     assert before < 0.4 and after > 0.85
     assert source.draws == sum(release.steps for release in device.given) == sum(one.steps for one in chosen.releases)
