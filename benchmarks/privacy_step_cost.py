@@ -1,4 +1,4 @@
-"""What a DP step costs against a plain one: `python benchmarks/privacy_step_cost.py [--runs 15]`, ratios of paired runs.
+"""What a DP step costs against a plain one, ratios of paired runs: `python benchmarks/privacy_step_cost.py [--runs N]`.
 
 Head: full-batch rows on cached hidden states (random ones: the arithmetic does not mind). Adapter: through the default
 encoder, questions of a ragged length, rows and full adapter together. Opacus in the same run, where it is installed:
@@ -120,14 +120,11 @@ def adapter_steps(asked: Asked) -> dict[str, Step]:
     device = Device("one", asked)
     state = {ROWS: rows.detach(), "difference": torch.zeros_like(adapter.difference)}
 
-    def logits_of(hidden: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        return asked.offset + scores
-
     def plain() -> None:
         encoder.insert(adapter)
         rows.grad = adapter.difference.grad = None
         x = usual_vectors(encoder.hidden_states(asked.token_ids), asked.head.centre)
-        logits = logits_of(x, row_scores(x, rows, asked.candidates))
+        logits = asked.offset + row_scores(x, rows, asked.candidates)
         candidate_losses(logits, asked.relevance).mean().backward()
 
     def private() -> None:

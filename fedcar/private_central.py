@@ -44,7 +44,7 @@ def train_under_epsilon(
     """
     untrained, plan = prepared(collection, target, encoder, features, report, method, steps)
     module = Adapter(adapter, encoder.embedding_width, seed) if plan.method == "adapter" else None
-    training = prepare_privately(untrained, collection.judged("train"), features, report)
+    training = prepare_privately(untrained, collection.judged("train"), features)
     selection = public_questions(collection, target, untrained, features, report)
     source = NoiseSource(target.noise_seed)
     device = Device("this device", Asked(untrained, training, module), source)
@@ -73,12 +73,12 @@ def prepared(
     return Retriever.untrained(collection.documents, encoder, features, report), plan
 
 
-def prepare_privately(untrained: Retriever, judged: Judged, features: FeatureCache, report: Silent) -> Questions:
-    """As `questions.prepare`, without the warnings that count what these questions are like."""
+def prepare_privately(untrained: Retriever, judged: Judged, features: FeatureCache) -> Questions:
+    """As `questions.prepare`, without the progress and the warnings that count these questions."""
     cut = untrained.encoder.texts_cut
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FedcarWarning)
-        found = prepare(untrained, judged, features, report, "training questions")
+        found = prepare(untrained, judged, features, Silent(), "training questions")
     untrained.encoder.texts_cut = cut
     return found
 

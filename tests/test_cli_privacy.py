@@ -117,7 +117,7 @@ def flagged(collection: Collection, encoder: Encoder, cache: FeatureCache, **opt
     return {check.name for check in checks if check.flagged}
 
 
-@pytest.mark.parametrize("method", ["ridge", "head", "adapter"])
+@pytest.mark.parametrize("method", ["ridge", "head", pytest.param("adapter", marks=pytest.mark.slow)])
 def test_a_correct_run_is_not_flagged(
     collection: Collection, encoder: Encoder, cache: FeatureCache, method: str
 ) -> None:

@@ -81,7 +81,7 @@ def federate_under_epsilon(
         report.say(f"{len(parts)} clients: hiding a whole client takes hundreds; --unit example hides each question")
     place = PrivateRun(Path(run), resume, belongs_to(collection, model, plan, kind, sorted(parts), rounds.seed))
     module = Adapter(adapter, model.embedding_width, rounds.seed) if plan.method == "adapter" else None
-    training = prepare_privately(untrained, train_split, features, report)
+    training = prepare_privately(untrained, train_split, features)
     shares = {name: Asked(untrained, training.take(rows), module) for name, rows in sorted(parts.items())}
     books = Path(ledgers or place.clients)
     devices: list[Device] | list[Cohort]
