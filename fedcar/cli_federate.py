@@ -180,6 +180,8 @@ def federate(
 def _refuse_together(epsilon: float | None, no_privacy: bool, recipe: str, engine: str) -> None:
     if epsilon is not None and no_privacy:
         raise FedcarError("--epsilon and --no-privacy: one or the other")
+    if recipe not in ("private", "paper"):
+        raise FedcarError(f'--recipe "{recipe}": not known; give private or paper')
     if recipe == "paper" and epsilon is not None:
         raise FedcarError(f"--recipe paper --epsilon {epsilon:g}: that recipe has no epsilon; leave one of them out")
     if engine == "flower":

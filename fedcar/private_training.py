@@ -129,7 +129,9 @@ class PrivateTraining:
         if not passed:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(refused.items())[:5])
             raise FedcarError(f"exchange {number}: no client gave out anything that can be used ({reasons})")
-        record = {"round": number, "clients": sorted(passed), "refused": refused}
+        sent = sum(4 * tensor.numel() for answer in answers.values() for tensor in answer.values())
+        record = {"round": number, "clients": sorted(passed), "refused": refused, "bytes_up": sent}
+        record["bytes_down"] = sent if number > 1 else 0  # a step is taken at a state of the same shape
         self.outcome.records.append(record)
         self.watch(record)
         names = next(iter(passed.values()))
@@ -157,6 +159,8 @@ class PrivateTraining:
             return {"count": answer}
 
         self.exchange(0, ask)
+        if not any(noised.values()):  # noise alone: nobody is known to have more than anybody else
+            return 1.0
         usual = max(1.0, median_low(noised.values()))
         self.weights = {name: min(1.0, found / usual) for name, found in noised.items()}
         if any(weight < LEAST_WEIGHT for weight in self.weights.values()):

@@ -243,6 +243,8 @@ def plan(
         target.check(len(collection.judged("train")))
         found = make_plan(target, str(options["method"]), len(collection.documents), steps=options["epochs"])  # type: ignore[arg-type]
         noised = {"privacy": found.in_words()}
+    if noised:
+        return {"documents": len(collection.documents), "encoder": model.name, **noised}
     return {
         "documents": len(collection.documents),
         "training questions": len(training),
@@ -251,7 +253,6 @@ def plan(
         **asdict(settings),
         "method": options["method"],
         "documents sent to": questions_from or "nobody",
-        **noised,
     }
 
 

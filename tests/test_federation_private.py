@@ -232,6 +232,7 @@ def test_public_dev_is_measured_and_a_dry_run_shows_the_plan(place: Path, tmp_pa
         (("--epsilon", 1, "--delta", 0.5), "must be below 1/n"),
         (("--epsilon", 1, "--unit", "person"), '--unit "person": not known'),
         (("--epsilon", 1, "--no-privacy"), "one or the other"),
+        (("--epsilon", 1, "--recipe", "best"), '--recipe "best": not known'),
         (("--epsilon", 1, "--participation", 0.5), "every client takes part in every round"),
         (("--epsilon", 1, "--public-dev", "--unit", "client", "--delta", 0.6), "must be below 1/n = 0.5 for n = 2"),
     ],

@@ -232,6 +232,20 @@ def test_where_search_is_expected_to_be_better_it_is_kept_and_nearly_nothing_spe
     assert [release["name"] for release in statement["releases"]] == ["count"] and statement["epsilon"] < 0.2
 
 
+class Low(NoiseSource):
+    """Noise that takes a count far below zero."""
+
+    def normal(self, shape: tuple[int, ...]) -> Any:
+        return super().normal(shape) * 0 - 9
+
+
+def test_a_count_that_noise_took_below_zero_is_no_reason_to_train(world: World) -> None:
+    few = world.training.take(np.arange(20))
+    server = PrivateTraining(world.retriever(), [Device("one", Asked(world.retriever(), few), Low())], plan(1.0))
+    assert server.counted() == 1.0 and server.loudness == 1.0
+    assert server.plan.strength(server.counted(), server.loudness) < 1
+
+
 def test_the_statement_goes_with_the_retriever(collection: Collection, encoder: Path, tmp_path: Path) -> None:
     collection.write(tmp_path / "collection")
     options = ("--encoder", encoder, "--cache", tmp_path / "cache", "--method", "head", "--against-advice")
@@ -263,3 +277,24 @@ def test_refused_in_one_line(
     )
     assert result.code == 1 and result.out == "" and not (tmp_path / "out").exists()
     assert message in result.err.splitlines()[-1] and "Traceback" not in result.err
+
+
+def test_a_question_moves_the_rows_of_its_candidates_alone(world: World) -> None:
+    """Where there are many documents a question has a hundred candidates, in any order."""
+    questions = world.training.take(np.arange(40))
+    turned = replace(
+        questions,
+        candidates=questions.candidates[:, ::-1].copy(),
+        evidence=questions.evidence[:, ::-1].copy(),
+        relevance=questions.relevance[:, ::-1].copy(),
+    )
+    fewer = replace(
+        questions,
+        candidates=questions.candidates[:, 2:],
+        evidence=questions.evidence[:, 2:],
+        relevance=questions.relevance[:, 2:],
+    )
+    state = {ROWS: torch.randn(6, WIDTH, generator=torch.Generator().manual_seed(2))}
+    found = [Asked(world.retriever(), one).gradients(state, 0.5)[ROWS] for one in (questions, turned, fewer)]
+    torch.testing.assert_close(found[0], found[1])
+    assert not found[2][:2].any() and found[2][2:].any()

@@ -105,7 +105,7 @@ def federate_under_epsilon(
     retriever = calibrated(outcome.retriever, collection, selection, features, report)
     retriever.training = record_of(collection, outcome, plan, selection)
     retriever.training["federation"] = {"clients": len(parts), "partition": kind, "unit": target.unit}
-    return finished(retriever, outcome, place, collection, selection, cache, seconds, len(parts), report)
+    return finished(retriever, outcome, place, collection, selection, cache, seconds, report)
 
 
 def finished(
@@ -116,7 +116,6 @@ def finished(
     selection: Questions | None,
     cache: str | Path | None,
     seconds: Clock,
-    clients: int,
     report: Silent,
 ) -> Federation:
     """The statement on disk, and the measures where they read public questions alone."""
@@ -129,15 +128,15 @@ def finished(
         public = replace(collection, judgements={"dev": collection.judgements["dev"]})
         measures = evaluate(retriever, public, "dev", cache=cache)["systems"]["retriever"]["all"]
     seconds.lap("evaluate")
-    rows = retriever.head.rows.numel() * 4
     records = [shown(record) for record in outcome.records]
+    traffic = sum(record["bytes_up"] + record["bytes_down"] for record in records) // max(1, len(records))
     return Federation(
         retriever,
         place.folder,
         records,
         None,
         measures,
-        2 * clients * rows,
+        traffic,
         seconds.seconds,
         statement,
         outcome.refusal,
