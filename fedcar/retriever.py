@@ -275,6 +275,8 @@ class Retriever:
         if self.ridge is not None:
             save_file(self.ridge.tensors(), folder / "ridge.safetensors")
         self.evidence.write(folder)
+        if self.training.get("privacy"):
+            write_json(folder / "privacy.json", self.training["privacy"])
         with (folder / "documents.jsonl").open("w", encoding="utf-8") as stream:
             for document in self.documents:
                 record = {"_id": document.id, "title": document.title, "text": document.text}
