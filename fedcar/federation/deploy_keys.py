@@ -72,7 +72,7 @@ def read_private(file: Path) -> ec.EllipticCurvePrivateKey:
 
 
 def public_bytes(key: ec.EllipticCurvePublicKey) -> bytes:
-    return key.public_bytes(PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return bytes(key.public_bytes(PEM, serialization.PublicFormat.SubjectPublicKeyInfo))
 
 
 def key_fingerprint(public_key: bytes) -> str:
@@ -131,17 +131,13 @@ def days_left(certificate: Path) -> float:
         end = x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc
     except (OSError, ValueError) as error:
         raise FedcarError(f"{certificate}: not a certificate; give one in PEM form") from error
-    return (end - datetime.datetime.now(datetime.timezone.utc)).total_seconds() / 86400
+    return float((end - datetime.datetime.now(datetime.timezone.utc)).total_seconds() / 86400)
 
 
 def hosts_of(certificate: Path) -> list[str]:
     loaded = x509.load_pem_x509_certificate(certificate.read_bytes())
     names = loaded.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     return [str(name.value) for name in names]
-
-
-def certificate_fingerprint(certificate: bytes) -> str:
-    return x509.load_pem_x509_certificate(certificate).fingerprint(hashes.SHA256()).hex()
 
 
 def write_private(file: Path, content: bytes) -> None:
@@ -175,4 +171,4 @@ def _general_name(host: str) -> x509.GeneralName:
 
 
 def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return bytes(key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
