@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedcar.encoder import MAX_TOKENS, Encoder, Progress
+from fedcar.encoder import MAX_TOKENS, Encoder
 from fedcar.errors import FedcarError
+from fedcar.runtime.protocol import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -92,6 +92,19 @@ class Head(nn.Module):
         cosines = _products(functional.normalize(untrained, dim=1), self.embeddings, documents)
         return self.forward(hidden_states, documents) - self.log_scale.exp() * cosines
 
+    @torch.inference_mode()
+    def learned_scores(
+        self,
+        hidden_states: NDArray[np.float32],
+        untrained: NDArray[np.float32],
+        candidates: NDArray[np.int64] | None = None,
+    ) -> NDArray[np.float32]:
+        """`learned` for plain arrays."""
+        adapted, original = (torch.tensor(states) for states in (hidden_states, untrained))
+        chosen = None if candidates is None else torch.from_numpy(candidates)
+        scores: NDArray[np.float32] = self.learned(adapted, original, chosen).numpy()
+        return scores
+
     @property
     def has_rows_alone(self) -> bool:
         """Whether nothing but the rows of a linear head can add to the score."""

@@ -1,4 +1,7 @@
-"""The retriever: encoder, evidence, head and documents together; search, scores, save and load."""
+"""The retriever: encoder, evidence, head and documents together; search, scores, save and load.
+
+Searching imports no torch, so that a bundle (see `fedcar.bundle`) is searched by this very code.
+"""
 
 from __future__ import annotations
 
@@ -6,33 +9,29 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from safetensors.numpy import save_file
 
-from fedcar import editing
-from fedcar.adapter import Adapter
 from fedcar.calibration import Calibration
 from fedcar.collection import Document
-from fedcar.encoder import Encoder
 from fedcar.errors import FedcarError, FedcarWarning
 from fedcar.evidence import Evidence
-from fedcar.feature_map import FeatureMap
-from fedcar.features import FeatureCache
-from fedcar.head import Head
+from fedcar.late_interaction import unit
 from fedcar.metrics import top_k
 from fedcar.progress import Silent
-from fedcar.reference import reference_states
-from fedcar.ridge_rows import RidgeRows
 from fedcar.storage import check_folder, read_tensors, write_folder, write_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from fedcar.encoder import Encoder
+    from fedcar.features import FeatureCache
+    from fedcar.head import Head
     from fedcar.questions import Questions
+    from fedcar.ridge_rows import RidgeRows
 
 KIND = "retriever"
 LEARNED = len(Evidence.NAMES)
@@ -97,6 +96,10 @@ class Retriever:
         seed: int = 0,
     ) -> Retriever:
         """Search over the documents by the evidence alone, with fixed weights: hybrid search and more."""
+        from fedcar.feature_map import FeatureMap
+        from fedcar.head import Head
+        from fedcar.reference import reference_states
+
         report = report or Silent()
         texts = [document.full_text for document in documents]
         with report.track("encoding documents", len(texts)) as advance:
@@ -149,16 +152,13 @@ class Retriever:
             return np.empty((0, 0), dtype=np.int64), np.empty((0, 0, LEARNED), dtype=np.float32)
         return np.concatenate(candidates), np.concatenate(evidence)
 
-    @torch.inference_mode()
     def candidates(self, texts: Sequence[str], states: NDArray[np.void]) -> NDArray[np.int64]:
         """The documents worth a closer look (n, c): by encoder, words and what was learned."""
-        hidden_states = torch.from_numpy(np.ascontiguousarray(states["pooled"]))
-        cosines = torch.nn.functional.normalize(hidden_states, dim=1) @ self.head.embeddings.T
+        cosines = unit(states["pooled"]) @ self.evidence.embeddings.T
         unit_of_cosine = max(float(self.weights[0]), 1.0)
         learned = self.learned(texts, states) @ self.weights[LEARNED:] / unit_of_cosine
-        return self.evidence.candidates(cosines.numpy() + learned, self.evidence.lexical(texts))
+        return self.evidence.candidates(cosines + learned, self.evidence.lexical(texts))
 
-    @torch.inference_mode()
     def learned(
         self, texts: Sequence[str], states: NDArray[np.void], candidates: NDArray[np.int64] | None = None
     ) -> NDArray[np.float32]:
@@ -169,10 +169,8 @@ class Retriever:
         shape = (len(texts), len(self.documents)) if candidates is None else candidates.shape
         learned = np.zeros((*shape, 2), dtype=np.float32)
         if self.is_trained:
-            untrained = torch.from_numpy(np.ascontiguousarray(states["pooled"]))
-            adapted = untrained if self.encoder.adapter is None else torch.from_numpy(self.encoder.encode(texts))
-            rows = None if candidates is None else torch.from_numpy(candidates)
-            learned[..., 0] = self.head.learned(adapted, untrained, rows).numpy()
+            adapted = states["pooled"] if self.encoder.adapter is None else self.encoder.encode(texts)
+            learned[..., 0] = self.head.learned_scores(adapted, states["pooled"], candidates)
         return learned
 
     @property
@@ -207,7 +205,7 @@ class Retriever:
             for candidates, row, places in zip(questions.candidates, scores, top_k(scores, k), strict=True)
         ]
 
-    @property
+    @cached_property
     def empty(self) -> NDArray[np.bool_]:
         """Which documents have no text: kept, never returned."""
         return np.array([not document.full_text for document in self.documents], dtype=bool)
@@ -216,10 +214,14 @@ class Retriever:
 
     def add(self, documents: Sequence[Document], refine: bool = False, report: Silent | None = None) -> Retriever:
         """A new retriever with these documents too, found without training; see `editing.with_added`."""
+        from fedcar import editing
+
         return editing.with_added(self, documents, refine, report)
 
     def remove(self, ids: Sequence[str]) -> Retriever:
         """A new retriever without these documents, for good; see `editing.without`."""
+        from fedcar import editing
+
         return editing.without(self, ids)
 
     # ---------------------------------------------------------------- on disk
@@ -229,6 +231,8 @@ class Retriever:
         write_folder(Path(folder), KIND, self._write)
 
     def _write(self, folder: Path) -> None:
+        from safetensors.numpy import save_file
+
         state = {name: tensor.detach().numpy() for name, tensor in self.head.state_dict().items()}
         save_file(state, folder / "head.safetensors")
         adapter = self.encoder.adapter
@@ -273,6 +277,13 @@ class Retriever:
         Raises FedcarError for a folder that is not a retriever, a changed file, and an encoder that is missing or not
         the one the retriever was trained with.
         """
+        import torch
+
+        from fedcar.adapter import Adapter
+        from fedcar.encoder import Encoder
+        from fedcar.head import Head
+        from fedcar.ridge_rows import RidgeRows
+
         folder = Path(folder)
         check_folder(folder, KIND)
         settings = json.loads((folder / "retriever.json").read_text(encoding="utf-8"))

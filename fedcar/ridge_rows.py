@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
-from fedcar.closed_form import Ridge
 from fedcar.feature_map import FeatureMap
 from fedcar.naive_bayes import BUCKETS, NaiveBayes, gram_counts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from fedcar.closed_form import Ridge
 
 
 @dataclass(frozen=True)
