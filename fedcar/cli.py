@@ -211,18 +211,16 @@ def evaluate(
 
 
 @commands.command()
-@click.argument("retriever", type=FOLDER)
+@click.argument("retriever", metavar="RETRIEVER|BUNDLE", type=FOLDER)
 @click.argument("question")
 @click.option("-k", default=5, show_default=True, help="How many documents.")
 @encoder_option
 @as_json
 def search(retriever: Path, question: str, k: int, encoder: Path | None, as_json: bool) -> None:
-    """Find the documents of RETRIEVER that answer QUESTION."""
+    """Find the documents of a retriever or an exported bundle that answer QUESTION."""
     from dataclasses import asdict
 
-    from fedcar.retriever import Retriever
-
-    answer = Retriever.load(retriever, encoder).search(question, k)
+    answer = _searchable(retriever, encoder).search(question, k)
     if as_json:
         _print_json(asdict(answer))
     else:
@@ -268,23 +266,44 @@ def remove(retriever: Path, ids: tuple[str, ...], encoder: Path | None, as_json:
 @commands.command()
 @click.argument("retriever", type=FOLDER)
 @click.option("--format", "export_format", type=click.Choice(["transformers", "onnx", "bundle"]), required=True)
+@click.option("--precision", type=click.Choice(["fp32", "int8"]), default="fp32", show_default=True)
 @click.option("--out", type=FOLDER, required=True, help="The folder to make; it must not exist or be empty.")
 @encoder_option
 @as_json
-def export(retriever: Path, export_format: str, out: Path, encoder: Path | None, as_json: bool) -> None:
-    """Write RETRIEVER as a folder that other programs read: a stock model, and the documents' vectors beside it."""
+def export(
+    retriever: Path, export_format: str, precision: str, out: Path, encoder: Path | None, as_json: bool
+) -> None:
+    """Write RETRIEVER as a folder that other programs read (a stock model, or ONNX), or as a bundle without torch."""
     from fedcar.export import check_export
     from fedcar.export import export as export_retriever
     from fedcar.retriever import Retriever
 
-    check_export(out, export_format)
+    check_export(out, export_format, precision)
     loaded = Retriever.load(retriever, encoder)
-    export_retriever(loaded, out, export_format)
+    export_retriever(loaded, out, export_format, precision)
     if as_json:
         documents, dimension = len(loaded.documents), loaded.encoder.dimension
         _print_json({"folder": str(out), "format": export_format, "documents": documents, "dimension": dimension})
     else:
-        click.echo(f"{out}: written; SentenceTransformer and AutoModel read it, README.md says what is what")
+        readers = {
+            "transformers": "SentenceTransformer and AutoModel read it, README.md says what is what",
+            "onnx": "ONNX Runtime reads it, README.md says what is what",
+            "bundle": f'next: fedcar search {shlex.quote(str(out))} "QUESTION"',
+        }
+        click.echo(f"{out}: written; {readers[export_format]}")
+
+
+def _searchable(folder: Path, encoder: Path | None) -> Retriever:
+    """The retriever, or the bundle: that one without torch."""
+    from fedcar.storage import kind_of
+
+    if kind_of(folder) == "bundle":
+        from fedcar.bundle import load_bundle
+
+        return load_bundle(folder)
+    from fedcar.retriever import Retriever
+
+    return Retriever.load(folder, encoder)
 
 
 def _edit(folder: Path, encoder: Path | None, change: Callable[[Retriever], Retriever]) -> int:

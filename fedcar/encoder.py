@@ -184,7 +184,7 @@ class Encoder:
         if not texts:
             return []
         end = self.tokenizer.eos_token_id if self.pooling == "last" else None
-        room = self.max_tokens - (end is not None and not self._adds_end)
+        room = self.max_tokens - (end is not None and not self.adds_end)
         readable = [text.encode("utf-8", "replace").decode() for text in texts]  # lone surrogates are no text
         found = self.tokenizer(readable, truncation=True, max_length=room, return_attention_mask=False)
         ids: list[list[int]] = [list(map(int, row)) for row in found["input_ids"]]
@@ -204,7 +204,8 @@ class Encoder:
         return [row or [self.padding_id] for row in ids]
 
     @cached_property
-    def _adds_end(self) -> bool:
+    def adds_end(self) -> bool:
+        """Whether the tokenizer puts EOS behind a text by itself."""
         return list(self.tokenizer("")["input_ids"][-1:]) == [self.tokenizer.eos_token_id]
 
     def hidden_states(self, token_ids: Sequence[Sequence[int]]) -> Tensor:

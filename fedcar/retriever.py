@@ -22,6 +22,7 @@ from fedcar.evidence import Evidence
 from fedcar.late_interaction import unit
 from fedcar.metrics import top_k
 from fedcar.progress import Silent
+from fedcar.rows import products
 from fedcar.storage import check_folder, read_tensors, write_folder, write_json
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ class Retriever:
 
     def candidates(self, texts: Sequence[str], states: NDArray[np.void]) -> NDArray[np.int64]:
         """The documents worth a closer look (n, c): by encoder, words and what was learned."""
-        cosines = unit(states["pooled"]) @ self.evidence.embeddings.T
+        cosines = products(unit(states["pooled"]), self.evidence.embeddings)
         unit_of_cosine = max(float(self.weights[0]), 1.0)
         learned = self.learned(texts, states) @ self.weights[LEARNED:] / unit_of_cosine
         return self.evidence.candidates(cosines + learned, self.evidence.lexical(texts))
@@ -208,7 +209,8 @@ class Retriever:
     @cached_property
     def empty(self) -> NDArray[np.bool_]:
         """Which documents have no text: kept, never returned."""
-        return np.array([not document.full_text for document in self.documents], dtype=bool)
+        stored: NDArray[np.bool_] | None = getattr(self.documents, "empty", None)  # a bundle's, read when asked for
+        return np.array([not one.full_text for one in self.documents], dtype=bool) if stored is None else stored
 
     # ---------------------------------------------------------------- documents come and go
 
