@@ -21,12 +21,12 @@ lint: .venv/dev
 wheel-test: .venv/dev  ## the built wheel, alone in an empty environment, runs the demo
 	rm -rf dist/wheel-test && $(BIN)/python -m build --quiet --wheel --outdir dist .
 	$(PYTHON) -m venv dist/wheel-test
-	dist/wheel-test/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt dist/*.whl
+	dist/wheel-test/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "$$(ls dist/*.whl)[train]"
 	cd dist/wheel-test && bin/fedcar demo
 
 .venv/core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(INSTALL) --editable .
+	$(INSTALL) --editable '.[train]'
 	touch $@
 
 .venv/dev: .venv/core

@@ -25,6 +25,7 @@ FOLDER = click.Path(path_type=Path)
 
 INPUT_MISTAKE = 1
 INTERRUPTED = 130
+TRAINING_MODULES = ("torch", "transformers", "huggingface_hub", "tokenizers")
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 encoder_option = click.option("--encoder", type=FOLDER, help="Where the encoder lies, if it has moved since training.")
@@ -48,6 +49,8 @@ def main() -> None:
     except click.ClickException as error:
         command = getattr(getattr(error, "ctx", None), "command_path", "fedcar")
         _leave(f"error: {error.format_message()} (see {command} --help)", error.exit_code)
+    except ModuleNotFoundError as error:
+        _leave(f"error: {_to_install(error)}", INPUT_MISTAKE)
     except OSError as error:  # what no part of fedcar saw coming: a full disk behind stdout, a file that went away
         _abandon_stdout()
         _leave(f"error: {error.filename or 'standard output'}: {error.strerror or error}", INPUT_MISTAKE)
@@ -348,6 +351,14 @@ def _identity(folder: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_ino, status.st_mtime_ns
+
+
+def _to_install(error: ModuleNotFoundError) -> str:
+    """What to install for a module that is not there; an error of fedcar's own is one all the same."""
+    name = (error.name or "").partition(".")[0]
+    if name not in TRAINING_MODULES:
+        raise error
+    return f"{name} is not installed; pip install 'fedcar[train]'"
 
 
 def _this_command(*, resume: bool) -> str:

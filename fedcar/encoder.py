@@ -355,7 +355,8 @@ def pool(hidden_states: Tensor, mask: Tensor, pooling: str) -> Tensor:
         return (hidden_states * weights).sum(1) / weights.sum(1).clamp(min=1)
     positions = torch.arange(mask.shape[1], device=mask.device)
     index = (mask * (positions + 1)).argmax(1) if pooling == "last" else mask.argmax(1)
-    return hidden_states[torch.arange(len(mask), device=mask.device), index]
+    chosen = index[:, None, None].expand(-1, 1, hidden_states.shape[2])
+    return hidden_states.gather(1, chosen).squeeze(1)
 
 
 def _switch_off_dropout(model: torch.nn.Module) -> None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 KINDS = ("float32", "float16", "int8")
-BLOCK = 1 << 14  # rows made float32 at once
+BLOCK = 1 << 12  # rows made float32 at once
 
 
 class Rows:
