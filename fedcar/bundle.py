@@ -19,6 +19,7 @@ from fedcar.evidence import Evidence
 from fedcar.frozen_head import FrozenHead
 from fedcar.late_interaction import unit
 from fedcar.retriever import WEIGHT_NAMES, Retriever
+from fedcar.row_index import RowIndex, index_for
 from fedcar.rows import Rows
 from fedcar.storage import check_folder, mapped_tensors, write_folder, write_json
 from fedcar.vocabulary import ARRAYS, StoredWords
@@ -103,6 +104,7 @@ def _read(folder: Path) -> Retriever:
         np.array([settings["weights"][name] for name in WEIGHT_NAMES], dtype=np.float32),
         ridge,
         Calibration(**settings["calibration"]),
+        row_index=RowIndex.read(folder, mapped=True),
     )
 
 
@@ -130,6 +132,8 @@ def _write(retriever: Retriever, folder: Path, precision: str) -> None:
     arrays |= _ridge_arrays(retriever, precision)
     arrays |= _write_documents(retriever.documents, folder / "documents.jsonl")
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "rows.safetensors")
+    if (index := index_for(retriever)) is not None:
+        index.write(folder)
     evidence = retriever.evidence.tensors()
     del evidence["embeddings"]  # they stand among the rows
     for name, words in retriever.evidence.vocabularies().items():

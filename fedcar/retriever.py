@@ -22,6 +22,7 @@ from fedcar.evidence import Evidence
 from fedcar.late_interaction import unit
 from fedcar.metrics import top_k
 from fedcar.progress import Silent
+from fedcar.row_index import RowIndex, index_for, indexed_candidates
 from fedcar.rows import products
 from fedcar.storage import check_folder, read_tensors, write_folder, write_json
 
@@ -68,7 +69,9 @@ class Retriever:
     """Everything that answers a question. Make one with `fedcar.train` or `Retriever.load`.
 
     The score of a document is weights . (evidence, learned): the evidence of encoder and words, and what
-    training has learned (`head` or `ridge`), and a constant for documents that training never touched.
+    training has learned (`head` or `ridge`), and a constant for documents that training never touched. All documents
+    are compared; past `row_index.INDEX_FROM` of them, and where faiss is installed, a saved retriever has an index that
+    says which.
 
     Formal guarantees:
         load_rejects_a_changed_file: one changed byte in a saved retriever, or another encoder, is refused.
@@ -83,6 +86,7 @@ class Retriever:
     ridge: RidgeRows | None = None
     calibration: Calibration = field(default_factory=Calibration)
     training: dict[str, Any] = field(default_factory=dict)
+    row_index: RowIndex | None = None
 
     @classmethod
     def untrained(
@@ -155,10 +159,12 @@ class Retriever:
 
     def candidates(self, texts: Sequence[str], states: NDArray[np.void]) -> NDArray[np.int64]:
         """The documents worth a closer look (n, c): by encoder, words and what was learned."""
-        cosines = products(unit(states["pooled"]), self.evidence.embeddings)
+        hidden_states, lexical = unit(states["pooled"]), self.evidence.lexical(texts)
         unit_of_cosine = max(float(self.weights[0]), 1.0)
         learned = self.learned(texts, states) @ self.weights[LEARNED:] / unit_of_cosine
-        return self.evidence.candidates(cosines + learned, self.evidence.lexical(texts))
+        if self.row_index is not None:
+            return indexed_candidates(self, self.row_index, hidden_states, lexical, learned)
+        return self.evidence.candidates(products(hidden_states, self.evidence.embeddings) + learned, lexical)
 
     def learned(
         self, texts: Sequence[str], states: NDArray[np.void], candidates: NDArray[np.int64] | None = None
@@ -244,6 +250,8 @@ class Retriever:
         if self.ridge is not None:
             save_file(self.ridge.tensors(), folder / "ridge.safetensors")
         self.evidence.write(folder)
+        if (index := index_for(self)) is not None:
+            index.write(folder)
         with (folder / "documents.jsonl").open("w", encoding="utf-8") as stream:
             for document in self.documents:
                 record = {"_id": document.id, "title": document.title, "text": document.text}
@@ -318,4 +326,5 @@ class Retriever:
             ridge,
             Calibration(**settings["calibration"]),
             settings["training"],
+            RowIndex.read(folder),
         )
