@@ -34,7 +34,8 @@ class FeatureCache:
 
     Two files a key: `states.bin` (a record of `Encoder.state_type` a row) and `keys.sha256` (32 bytes a row: the text's
     hash, so that no text is stored). Rows are appended in chunks, states first, so that an encoding that was cut off
-    goes on where it stopped; what a crash left beyond the last whole row is written over. Hidden states of private
+    goes on where it stopped; what a crash left beyond the last whole row is written over. Several processes may share
+    a cache: it is locked while it is read or written, not while texts are encoded. Hidden states of private
     questions are private: the folder is readable by its owner alone.
     """
 
@@ -56,23 +57,33 @@ class FeatureCache:
         try:
             for folder in (self.folder, place):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with _locked(place / "lock"):
-                rows = _read_keys(place, encoder.state_type)
-                missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in rows}
-                if progress is not None and len(keys) > len(missing):
-                    progress(len(keys) - len(missing))
-                # longest first, so that a chunk's texts are of similar length and little is padded
-                for chunk in _chunks(sorted(missing, key=lambda key: -len(missing[key]))):
-                    states = encoder.encode_states([missing[key] for key in chunk], progress)
-                    _append(place, len(rows), chunk, states)
-                    rows.update(zip(chunk, range(len(rows), len(rows) + len(chunk)), strict=True))
-                if not keys:
-                    return np.empty(0, dtype=encoder.state_type)
-                stored = np.memmap(place / "states.bin", encoder.state_type, "r", shape=(len(rows),))
-                return np.asarray(stored[[rows[key] for key in keys]])
+            rows = self._rows(place, encoder)
+            missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in rows}
+            if progress is not None and len(keys) > len(missing):
+                progress(len(keys) - len(missing))
+            # longest first, so that a chunk's texts are of similar length and little is padded
+            for chunk in _chunks(sorted(missing, key=lambda key: -len(missing[key]))):
+                states = encoder.encode_states([missing[key] for key in chunk], progress)
+                rows = self._rows(place, encoder, dict(zip(chunk, states, strict=True)))
+            if not keys:
+                return np.empty(0, dtype=encoder.state_type)
+            stored = np.memmap(place / "states.bin", encoder.state_type, "r", shape=(len(rows),))
+            return np.asarray(stored[[rows[key] for key in keys]])
         except OSError as error:
             reason = f"the hidden-state cache cannot be used ({error.strerror or error})"
             raise FedcarError(f"{place}: {reason}; free space or name another folder with --cache") from error
+
+    def _rows(
+        self, place: Path, encoder: Encoder, found: dict[bytes, NDArray[np.void]] | None = None
+    ) -> dict[bytes, int]:
+        """The keys on disk and their rows, with what was found written behind them; locked only as long as this."""
+        with _locked(place / "lock"):
+            rows = _read_keys(place, encoder.state_type)
+            new = [key for key in found or {} if key not in rows]
+            if found and new:
+                _append(place, len(rows), new, np.array([found[key] for key in new], dtype=encoder.state_type))
+                rows.update(zip(new, range(len(rows), len(rows) + len(new)), strict=True))
+            return rows
 
 
 def _chunks(keys: list[bytes]) -> Iterator[list[bytes]]:

@@ -265,6 +265,25 @@ def test_two_processes_may_write_at_once(
     assert (place(cache) / "keys.sha256").stat().st_size == 60 * KEY_BYTES
 
 
+class Interrupting(Encoder):
+    """While it encodes, another process takes what it needs from the same cache."""
+
+    cache: FeatureCache
+
+    def encode_states(self, texts: Sequence[str], progress: object = None) -> np.ndarray:
+        if len(texts) > 1:
+            FeatureCache(self.cache.folder).hidden_states(self, ["fan"])
+        return super().encode_states(texts, progress)  # type: ignore[arg-type]
+
+
+def test_a_long_encoding_keeps_nobody_waiting(cache: FeatureCache, encoder_folder: Path) -> None:
+    """What the other has written meanwhile is not written twice."""
+    encoder = Interrupting.load(encoder_folder, "mean")
+    encoder.cache = cache  # type: ignore[attr-defined]
+    check(cache, encoder, TEXTS)
+    assert (place(cache) / "keys.sha256").stat().st_size == len(TEXTS) * KEY_BYTES
+
+
 def test_the_users_cache_folder_is_the_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_cache() == tmp_path / "fedcar"
