@@ -79,7 +79,7 @@ def measured(vectors: np.ndarray, queries: np.ndarray, runs: int) -> dict[str, o
             for probed in (16, 32, 64, 125, 250):
                 index_share(probed)
                 found = index.search(queries, vectors, 10)[1]
-                ours = times(lambda asked: index.search(asked, vectors, 10), queries, runs)
+                ours = times(lambda asked, index=index: index.search(asked, vectors, 10), queries, runs)
                 more = {"build_s": round(built, 1), "recall@10": round(recall(found, wanted), 4)}
                 size_of_index = faiss.serialize_index(index._index).nbytes / full
                 result[f"faiss {probed} probed"] = {**ours, "memory": round(size_of_index, 3), **more}

@@ -29,6 +29,14 @@ TRAINING_MODULES = ("torch", "transformers", "huggingface_hub", "tokenizers")
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 encoder_option = click.option("--encoder", type=FOLDER, help="Where the encoder lies, if it has moved since training.")
+runtime_option = click.option(
+    "--runtime",
+    default="torch",
+    show_default=True,
+    callback=lambda context, option, name: _use_runtime(name),
+    expose_value=False,
+    help="torch (float32), torch-bf16, openvino, openvino-bf16, onnx, onnx-int8, or auto: the fastest that agrees.",
+)
 cache_option = click.option("--cache", type=FOLDER, help="Folder of the hidden states.  [default: the user's cache]")
 
 
@@ -124,6 +132,7 @@ def import_file(
 @click.option("--epochs", type=int, help="[default: by method]")
 @click.option("--seed", default=0, show_default=True)
 @cache_option
+@runtime_option
 @click.option("--resume", is_flag=True, help="Go on from where an interrupted training stopped.")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be done.")
 @as_json
@@ -187,6 +196,7 @@ def train(
 @click.option("--run", type=FOLDER, help="Write the retriever's ranking as a TREC run file.")
 @encoder_option
 @cache_option
+@runtime_option
 @as_json
 def evaluate(
     retriever: Path,
@@ -359,6 +369,12 @@ def _to_install(error: ModuleNotFoundError) -> str:
     if name not in TRAINING_MODULES:
         raise error
     return f"{name} is not installed; pip install 'fedcar[train]'"
+
+
+def _use_runtime(name: str) -> None:
+    from fedcar.runtime import choice
+
+    choice.use(name)
 
 
 def _this_command(*, resume: bool) -> str:

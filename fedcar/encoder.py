@@ -29,12 +29,13 @@ from fedcar.model_files import (
     tokenizer_files,
     weight_files,
 )
+from fedcar.runtime import choice
 from fedcar.runtime.protocol import Progress, States, Tokens, encoded, encoded_tokens, padded, state_type
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from fedcar.runtime.protocol import TokenStates
+    from fedcar.runtime.protocol import Runtime, TokenStates
 
 POOLINGS = ("mean", "last", "cls")
 MAX_TOKENS = 256
@@ -63,6 +64,8 @@ class Encoder:
             warnings.warn(message, FedcarWarning, stacklevel=2)
         self.adapter: Adapter | None = None
         self.texts_cut = 0
+        self._runtime_name: str | None = None
+        self._runtime: Runtime | None = None
         self._folded: str | None = None
 
     @classmethod
@@ -218,9 +221,26 @@ class Encoder:
         batch, mask = (torch.from_numpy(array).to(self.device) for array in padded(token_ids, self.padding_id))
         return self.model(input_ids=batch, attention_mask=mask), mask
 
+    def runtime(self, texts: Sequence[str]) -> Runtime:
+        """What runs the encoder on these texts: with an adapter torch in float32, otherwise what `choice` says."""
+        name = self.runtime_name(texts)
+        if self.adapter is not None:
+            return self
+        if self._runtime is None:
+            self._runtime = choice.built(self, name)
+        return self._runtime
+
+    def runtime_name(self, texts: Sequence[str]) -> str:
+        """Its name, chosen when it is first asked for."""
+        if self.adapter is not None:
+            return choice.EXACT
+        if self._runtime_name is None:
+            self._runtime_name = choice.chosen(self, texts)
+        return self._runtime_name
+
     @torch.inference_mode()
     def run(self, token_ids: NDArray[np.int64], mask: NDArray[np.int64]) -> States:
-        """One batch in float32 through torch; see `runtime.protocol.Runtime`."""
+        """One batch in float32 through torch, the reference; see `runtime.protocol.Runtime`."""
         kept = torch.from_numpy(mask).to(self.device)
         found = states_of(self.model, torch.from_numpy(token_ids).to(self.device), kept, self.layers, self.pooling)
         return States(*(tensor.float().cpu().numpy() for tensor in found))
@@ -233,7 +253,7 @@ class Encoder:
     def encode_states(self, texts: Sequence[str], progress: Progress | None = None) -> NDArray[np.void]:
         """Texts -> records (n,) of `state_type`, in the order given."""
         result = np.empty(len(texts), dtype=self.state_type)
-        return encoded(self, self.tokenize(texts), result, self.padding_id, progress)
+        return encoded(self.runtime(texts), self.tokenize(texts), result, self.padding_id, progress)
 
     def token_states(self, texts: Sequence[str], progress: Progress | None = None) -> list[TokenStates]:
         """Texts -> the last hidden states of their tokens, of unit length, float16; cut at `max_tokens` like a text.
@@ -251,7 +271,7 @@ class Encoder:
             return_special_tokens_mask=True,
         )
         rows = zip(found["input_ids"], found["offset_mapping"], found["special_tokens_mask"], strict=True)
-        return encoded_tokens(self, [Tokens(*row) for row in rows], self.padding_id, progress)
+        return encoded_tokens(self.runtime(texts), [Tokens(*row) for row in rows], self.padding_id, progress)
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -317,6 +337,7 @@ class Encoder:
         embedding = self.embedding
         embedding.weight.copy_(self.adapter(embedding.weight))
         self.remove_adapter()
+        self._runtime = None  # it ran the encoder as it was
 
     def checkpoint_gradients(self) -> None:
         """Recompute activations in the backward pass: less memory, about one more forward pass a step."""
