@@ -2,9 +2,9 @@
 
 python benchmarks/growth.py COLLECTION... [--documents 30000] [--rows 1000000] [--questions 30000] [--figure FILE.svg]
 
-CPU seconds of one thread, so that other work on the machine counts little. Documents are real and repeated; their states
-are made up, since only sizes count here. Questions are those of the last collection, made distinct by a number. Exponents
-are fitted to the upper half of the sizes, where constants have worn off.
+CPU seconds of one thread, so that other work on the machine counts little. Documents are real and repeated; their
+states are made up, since only sizes count here. Questions are those of the last collection, made distinct by a number.
+Exponents are fitted to the upper half of the sizes, where constants have worn off.
 """
 
 from __future__ import annotations

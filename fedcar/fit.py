@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -16,12 +16,14 @@ from torch import Tensor
 from fedcar.adam import Adam, Group
 from fedcar.adapter import Adapter
 from fedcar.checkpoint import Best, Checkpoint
+from fedcar.folds import MOST_SHARE, Fold
 from fedcar.head import Head, candidate_losses
 from fedcar.history import History
+from fedcar.mixture import fit_mixture
 from fedcar.progress import Silent
 from fedcar.questions import Questions
-from fedcar.retriever import LEARNED, Retriever
-from fedcar.selection import score
+from fedcar.retriever import APART, LEARNED, WEIGHT_NAMES, Retriever, mixed_features
+from fedcar.selection import Fitted, Score, Standard, Weighting, success_and_mrr
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,11 +66,24 @@ def fit(
     checkpoint: Checkpoint | None,
     resume: bool,
     report: Silent,
-) -> Retriever:
-    """Run all epochs on top of the retriever's evidence, score each on the selection questions, return the best."""
+    folds: Sequence[Fold] = (),
+    standard: Standard | None = None,
+) -> Fitted:
+    """Run all epochs on top of the retriever's evidence, score each on the selection questions, return the best.
+
+    With document folds training is done once for each without its documents' questions. A query map, which moves the
+    score of every document, is then also scored by what it makes of them; with rows they teach how documents without a
+    row are mixed.
+    """
     retriever = replace(retriever, weights=with_learned(retriever.weights), head=prepared(retriever.head, settings))
+    on_folds = OnFolds.of(retriever, training, settings, folds, report) if folds else None
+    of_epochs = standard if standard is not None and settings.query_map else Standard()
     trainer = Trainer(retriever, training, settings)
-    best = Best(0, score(selection, trainer.offsets(selection)), trainer.trained_tensors())
+
+    def judged(epoch: int, scores: NDArray[np.float32]) -> Score:
+        return of_epochs.score(selection, scores, on_folds.success(epoch) if on_folds and settings.query_map else 0.0)
+
+    best = Best(0, judged(0, trainer.offsets(selection)), trainer.trained_tensors())
     if resume and checkpoint is not None:
         best = checkpoint.restore(trainer, history) or best
     report.say(f"{settings.method}: {len(training)} training questions, {len(retriever.documents)} documents")
@@ -76,7 +91,7 @@ def fit(
         start = time.monotonic()
         with report.track(f"epoch {epoch} of {settings.epochs}", len(training)) as advance:
             loss = sum(trainer.epoch(epoch, advance)) / len(training)
-        reached = score(selection, trainer.scores(selection))
+        reached = judged(epoch, trainer.scores(selection))
         seconds = round(time.monotonic() - start, 3)
         history.add(epoch=epoch, loss=loss, selection=reached.success, seconds=seconds)
         numbers = f"loss {loss:.4f}, selection {reached.success:.3f}, {seconds:.1f} s"
@@ -89,7 +104,75 @@ def fit(
     if not best.epoch:
         report.say(f"{settings.method}: no epoch was better on the selection questions than before")
         trainer.reset()
-    return retriever
+    if on_folds is None:
+        return Fitted(retriever, (Weighting(retriever.weights),))
+    return Fitted(retriever, on_folds.weightings(best.epoch, retriever, selection, standard or Standard()))
+
+
+@dataclass(frozen=True)
+class OnFolds:
+    """What training without a fold's questions says of them: `learned` (n, c) after each epoch, from 0 on.
+
+    `questions` are those of all folds, `apart` (n, c) the candidates that had no row when they were asked.
+    """
+
+    questions: Questions
+    offsets: NDArray[np.float32]
+    apart: NDArray[np.bool_]
+    learned: tuple[NDArray[np.float32], ...]
+
+    @classmethod
+    def of(
+        cls, retriever: Retriever, training: Questions, settings: Settings, folds: Sequence[Fold], report: Silent
+    ) -> OnFolds:
+        rows, offsets, apart, learned = [], [], [], []
+        for number, fold in enumerate(folds, 1):
+            one = replace(retriever, head=copy.deepcopy(retriever.head))
+            trainer, held = Trainer(one, training.take(fold.outside), settings), training.take(fold.inside)
+            rows.append(fold.inside)
+            offsets.append(trainer.offsets(held))
+            apart.append(one.apart[held.candidates])
+            of_epochs = [np.zeros_like(offsets[-1])]
+            steps = settings.epochs * len(fold.outside)
+            with report.track(f"document fold {number} of {len(folds)}", steps) as advance:
+                for epoch in range(1, settings.epochs + 1):
+                    for _ in trainer.epoch(epoch, advance):
+                        pass
+                    of_epochs.append(trainer.learned_of(held))
+            learned.append(of_epochs)
+            trainer.reset()
+        together = tuple(map(np.concatenate, zip(*learned, strict=True)))
+        return cls(training.take(np.concatenate(rows)), np.concatenate(offsets), np.concatenate(apart), together)
+
+    def success(self, epoch: int) -> float:
+        """Success@1 on the folds' questions after an epoch."""
+        return success_and_mrr(self.questions.relevance, self.offsets + self.learned[epoch])[0]
+
+    def weightings(
+        self, epoch: int, retriever: Retriever, selection: Questions, standard: Standard
+    ) -> tuple[Weighting, ...]:
+        """The weights as they are, and with what is learned of documents that stand apart.
+
+        Learned on selection questions and the folds' together, folds counting by their share or half.
+        """
+        learned = np.stack([self.learned[epoch], np.zeros_like(self.learned[epoch])], axis=2)
+        features, empty = mixed_features(self.questions.evidence, learned, self.apart), np.isneginf(self.offsets)
+
+        def weighting(weights: NDArray[np.float32]) -> Weighting:
+            scores = np.where(empty, -np.inf, features @ weights)
+            return Weighting(weights, success_and_mrr(self.questions.relevance, scores)[0])
+
+        found = [weighting(retriever.weights)]
+        if self.apart.any():
+            seen, free = retriever.features(selection), np.arange(len(WEIGHT_NAMES)) >= APART
+            relevance = np.concatenate([selection.relevance, self.questions.relevance])
+            for share in dict.fromkeys([standard.share, MOST_SHARE]):
+                each = [(1 - share) / len(seen)] * len(seen) + [share / len(features)] * len(features)
+                importance = np.array(each, dtype=np.float32)
+                together = np.concatenate([seen, features])
+                weights = fit_mixture(together, relevance, retriever.weights, importance=importance, free=free)
+                found.append(weighting(weights))
+        return tuple(found)
 
 
 def prepared(head: Head, settings: Settings) -> Head:
@@ -109,7 +192,7 @@ def prepared(head: Head, settings: Settings) -> Head:
 def with_learned(weights: NDArray[np.float32]) -> NDArray[np.float32]:
     """What the head learns is in the unit of the score: it counts once."""
     weights = weights.copy()
-    weights[LEARNED] = 1.0
+    weights[[LEARNED, APART + LEARNED]] = 1.0
     return weights
 
 
@@ -224,15 +307,17 @@ class Trainer:
         offsets = questions.evidence @ self.weights[:LEARNED]
         return np.where(self.empty[questions.candidates], -np.inf, offsets).astype(np.float32)
 
-    @torch.inference_mode()
     def scores(self, questions: Questions) -> NDArray[np.float32]:
         """Scores of the candidates (n, c) with what is trained so far."""
+        return self.offsets(questions) + self.learned_of(questions)
+
+    @torch.inference_mode()
+    def learned_of(self, questions: Questions) -> NDArray[np.float32]:
+        """What the head adds so far for the questions' candidates (n, c)."""
         untrained = torch.from_numpy(np.ascontiguousarray(questions.hidden_states))
         hidden = torch.from_numpy(self.encoder.encode(questions.texts)) if self.token_ids else untrained
-        scores: NDArray[np.float32] = self.offsets(questions) + self.learned(
-            hidden, untrained, torch.from_numpy(questions.candidates)
-        ).numpy()
-        return scores
+        learned: NDArray[np.float32] = self.learned(hidden, untrained, torch.from_numpy(questions.candidates)).numpy()
+        return learned
 
     def parameters(self) -> dict[str, Tensor]:
         """Everything trained, by name: the names of an update."""

@@ -57,6 +57,13 @@ class FrozenHead:
     def query_map(self) -> bool:
         return self.map is not None
 
+    @property
+    def has_row(self) -> NDArray[np.bool_]:
+        """Which documents have a trained row (N,)."""
+        found = np.zeros(len(self.embeddings), dtype=bool)
+        found[self.active] = True
+        return found
+
     def learned_scores(
         self,
         hidden_states: NDArray[np.float32],

@@ -106,6 +106,12 @@ class Head(nn.Module):
         return scores
 
     @property
+    def has_row(self) -> NDArray[np.bool_]:
+        """Which documents have a trained row (n,)."""
+        active: NDArray[np.bool_] = self.active.numpy()
+        return active
+
+    @property
     def has_rows_alone(self) -> bool:
         """Whether nothing but the rows of a linear head can add to the score."""
         return self.kind == "linear" and not self.pre_classifier and not self.query_map

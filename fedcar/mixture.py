@@ -22,13 +22,17 @@ def fit_mixture(
     features: NDArray[np.float32],
     relevance: NDArray[np.float32],
     prior: NDArray[np.float32],
+    *,
+    importance: NDArray[np.float32] | None = None,
+    free: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float32]:
     """Weights (F,) that maximise the likelihood of the relevant candidates, pulled to the prior.
 
-    `features` (n, c, F), `relevance` (n, c). Conditional logit (McFadden 1974) with an L2 penalty on the distance to
-    `prior` (F,), measured in standard deviations of a feature within a question, so that no feature's unit matters; the
-    fewer the questions, the stronger the pull. Questions without a relevant candidate say nothing and are left out;
-    without any the prior is returned.
+    `features` (n, c, F), `relevance` (n, c); `importance` (n,) is how much each question counts, `free` (F,) which
+    weights are learned, while the others stay at the prior. Conditional logit (McFadden 1974) with an L2 penalty on the
+    distance to `prior` (F,), measured in standard deviations of a feature within a question, so that no feature's unit
+    matters; the fewer the questions, the stronger the pull. Questions without a relevant candidate say nothing and are
+    left out; without any the prior is returned.
     """
     kept = (relevance > 0).any(1) & ~(relevance > 0).all(1)
     if not kept.any():
@@ -36,18 +40,25 @@ def fit_mixture(
     inputs, targets = torch.from_numpy(features[kept]), torch.from_numpy(relevance[kept])
     spread = (inputs - inputs.mean(1, keepdim=True)).square().mean((0, 1)).sqrt()
     speaks = spread > LEAST_SPREAD  # a feature that is the same for all candidates says nothing: its weight stays
+    learned = speaks if free is None else speaks & torch.from_numpy(free)
     spread = torch.where(speaks, spread, 1.0)
     start = torch.from_numpy(prior) * spread
-    inputs = torch.where(speaks, inputs / spread, 0.0)
+    offset = (inputs / spread) @ torch.where(learned, 0.0, start)
+    inputs, places = (inputs / spread)[..., learned], learned.nonzero().squeeze(1).numpy()
+    start = start[learned]
+    counts = torch.ones(len(targets)) if importance is None else torch.from_numpy(importance[kept])
+    counts = counts / counts.sum().clamp(min=1e-9)
     strength = STRENGTH + STRENGTH_OF_ONE_QUESTION / len(targets)
 
     def loss_and_gradient(values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         weights = torch.tensor(values, dtype=torch.float32, requires_grad=True)
-        loss = candidate_losses(inputs @ weights, targets).mean() + strength * (weights - start).square().sum()
+        losses = candidate_losses(offset + inputs @ weights, targets)
+        loss = counts @ losses + strength * (weights - start).square().sum()
         (gradient,) = torch.autograd.grad(loss, weights)
         return float(loss.detach()), gradient.double().numpy()
 
     options = {"maxiter": ITERATIONS}
     found = minimize(loss_and_gradient, start.double().numpy(), jac=True, method="L-BFGS-B", options=options)
-    learned: NDArray[np.float32] = (found.x / spread.double().numpy()).astype(np.float32)
-    return learned
+    weights = prior.copy()
+    weights[places] = (found.x / spread[learned].double().numpy()).astype(np.float32)
+    return weights

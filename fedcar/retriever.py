@@ -37,8 +37,32 @@ if TYPE_CHECKING:
 
 KIND = "retriever"
 LEARNED = len(Evidence.NAMES)
-WEIGHT_NAMES = (*Evidence.NAMES, "rows", "words")
+MIXED = (*Evidence.NAMES, "rows", "words")
+WEIGHT_NAMES = (*MIXED, *(f"apart.{name}" for name in MIXED), "apart")
+APART = len(MIXED)  # where the weights of documents without a trained row begin, where others have one
 CHUNK = 256
+
+
+def weights_of(evidence: NDArray[np.float32], rows: float = 1.0, words: float = 0.0) -> NDArray[np.float32]:
+    """Weights of the mixture by those of the evidence, the same for documents that stand apart."""
+    mixed = [*evidence, rows, words]
+    return np.array([*mixed, *mixed, 0.0], dtype=np.float32)
+
+
+def mixed_features(
+    evidence: NDArray[np.float32], learned: NDArray[np.float32], apart: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    """Evidence (n, c, 8), what was learned (n, c, 2), which candidates stand apart (n, c) -> (n, c, F).
+
+    The features stand in the first places, those of a candidate that stands apart in the second ones, before a 1.
+    """
+    found = np.zeros((*apart.shape, len(WEIGHT_NAMES)), dtype=np.float32)
+    found[..., :LEARNED], found[..., LEARNED:APART] = evidence, learned
+    if apart.any():
+        found[apart, APART:-1] = found[apart, :APART]
+        found[apart, :APART] = 0.0
+        found[..., -1] = apart
+    return found
 
 
 @dataclass(frozen=True)
@@ -68,10 +92,10 @@ class Answer:
 class Retriever:
     """Everything that answers a question. Make one with `fedcar.train` or `Retriever.load`.
 
-    The score of a document is weights . (evidence, learned): the evidence of encoder and words, and what
-    training has learned (`head` or `ridge`), and a constant for documents that training never touched. All documents
-    are compared; past `row_index.INDEX_FROM` of them, and where faiss is installed, a saved retriever has an index that
-    says which.
+    The score of a document is weights . (evidence, learned): the evidence of encoder and words, and what training has
+    learned (`head` or `ridge`). Where some documents have trained rows, the others stand apart: they are mixed with
+    weights of their own and a constant, which put both kinds on one scale. All documents are compared; past
+    `row_index.INDEX_FROM` of them, and where faiss is installed, a saved retriever has an index that says which.
 
     Formal guarantees:
         load_rejects_a_changed_file: one changed byte in a saved retriever, or another encoder, is refused.
@@ -113,8 +137,7 @@ class Retriever:
         centre = FeatureMap.of_reference(reference_states(encoder, cache)).centre
         rows = Head(embeddings, centre=centre, kind=head, pre_classifier=pre_classifier, seed=seed)
         evidence = Evidence.build(documents, encoder, rows.embeddings.numpy(), report)
-        weights = np.concatenate([Evidence.default_weights(documents), [1.0, 0.0]]).astype(np.float32)
-        return cls(encoder, tuple(documents), evidence, rows, weights)
+        return cls(encoder, tuple(documents), evidence, rows, weights_of(Evidence.default_weights(documents)))
 
     def search(self, question: str, k: int = 5) -> Answer:
         """The k best documents for the question; fewer where there are fewer, never an empty document."""
@@ -160,11 +183,14 @@ class Retriever:
     def candidates(self, texts: Sequence[str], states: NDArray[np.void]) -> NDArray[np.int64]:
         """The documents worth a closer look (n, c): by encoder, words and what was learned."""
         hidden_states, lexical = unit(states["pooled"]), self.evidence.lexical(texts)
-        unit_of_cosine = max(float(self.weights[0]), 1.0)
-        learned = self.learned(texts, states) @ self.weights[LEARNED:] / unit_of_cosine
+        unit_of_cosine, learned = max(float(self.weights[0]), 1.0), self.learned(texts, states)
+        added = learned @ self.weights[LEARNED:APART]
+        if (apart := self.apart).any():
+            added[:, apart] = learned[:, apart] @ self.weights[APART + LEARNED : -1] + self.weights[-1]
+        added /= unit_of_cosine
         if self.row_index is not None:
-            return indexed_candidates(self, self.row_index, hidden_states, lexical, learned)
-        return self.evidence.candidates(products(hidden_states, self.evidence.embeddings) + learned, lexical)
+            return indexed_candidates(self, self.row_index, hidden_states, lexical, added)
+        return self.evidence.candidates(products(hidden_states, self.evidence.embeddings) + added, lexical)
 
     def learned(
         self, texts: Sequence[str], states: NDArray[np.void], candidates: NDArray[np.int64] | None = None
@@ -182,12 +208,22 @@ class Retriever:
 
     @property
     def is_trained(self) -> bool:
-        return self.ridge is not None or self.head.query_map or bool(self.head.active.any())
+        return self.ridge is not None or self.head.query_map or bool(self.head.has_row.any())
+
+    @property
+    def apart(self) -> NDArray[np.bool_]:
+        """Which documents have no row of their own while others have one (N,)."""
+        if self.ridge is not None:
+            rows = np.zeros(len(self.documents), dtype=bool)
+            rows[self.ridge.documents] = True
+        else:
+            rows = self.head.has_row
+        return ~rows if rows.any() else np.zeros(len(rows), dtype=bool)
 
     def features(self, questions: Questions) -> NDArray[np.float32]:
-        """All that the weights mix, (n, c, F + 2)."""
+        """All that the weights mix, (n, c, F), in the order of `WEIGHT_NAMES`."""
         learned = self.learned(questions.texts, questions.states, questions.candidates)
-        return np.concatenate([questions.evidence, learned], axis=2)
+        return mixed_features(questions.evidence, learned, self.apart[questions.candidates])
 
     def scores(
         self,
@@ -198,7 +234,7 @@ class Retriever:
     ) -> NDArray[np.float32]:
         """Scores of the candidates (n, c); -inf for an empty document."""
         learned = self.learned(texts, states, candidates)
-        mixed = np.concatenate([evidence, learned], axis=2) @ self.weights
+        mixed = mixed_features(evidence, learned, self.apart[candidates]) @ self.weights
         return np.where(self.empty[candidates], -np.inf, mixed).astype(np.float32)
 
     def scores_of(self, questions: Questions) -> NDArray[np.float32]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -13,21 +13,25 @@ from scipy import sparse
 from fedcar.closed_form import Ridge, Statistics, solve
 from fedcar.feature_map import FeatureMap
 from fedcar.features import FeatureCache
+from fedcar.folds import MOST_SHARE, Folds
 from fedcar.mixture import fit_mixture
 from fedcar.naive_bayes import NaiveBayes, gram_counts
 from fedcar.pseudo_queries import PseudoQueries
 from fedcar.questions import Questions
 from fedcar.reference import reference_states
-from fedcar.retriever import LEARNED, Retriever
+from fedcar.retriever import APART, LEARNED, WEIGHT_NAMES, Retriever, mixed_features, weights_of
 from fedcar.ridge_rows import RidgeRows
+from fedcar.selection import Fitted, Weighting, success_and_mrr
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-SAMPLE = 3000
 TEXTS_AT_ONCE = 2048
 STRENGTHS = (0.3, 1.0, 3.0, 10.0)
 PRIOR = (10.0, 0.03)  # of rows and words, in the unit of the score
+ADDED_SHARE = 0.2  # of document folds in the weights of documents that are added later, where all have questions
+
+Fit = Callable[[float, "NDArray[np.float32]", "NDArray[np.bool_]"], "NDArray[np.float32]"]
 
 
 @dataclass(frozen=True)
@@ -70,20 +74,53 @@ class Sums:
 
 def fit_ridge(
     retriever: Retriever, training: Questions, cache: FeatureCache, seed: int, pseudo: PseudoQueries | None = None
-) -> Retriever:
+) -> Fitted:
     """Solve for the rows and count the words, then learn how much both count beside the evidence.
 
-    Pseudo-queries join by their weight and give rows to documents without questions. That a document has no question is
-    no feature: left-out documents would teach that the right one is always such a document.
+    Pseudo-queries join by their weight and give rows to documents without questions. What no question touched is mixed
+    apart, by weights learned on document folds: there its rivals have rows, and it has none.
     """
     fixed = FeatureMap.of_reference(reference_states(retriever.encoder, cache), seed)
     document_rows = {document.id: row for row, document in enumerate(retriever.documents)}
     asked = Asked.of(training, fixed, document_rows)
     taught = Taught(asked.sums(), PseudoSums.of(pseudo or PseudoQueries(), document_rows, retriever, fixed, cache))
-    sample = asked.take(sampled(asked.targets, not taught.all_asked, np.random.default_rng(seed)))
+    folds = taught.folds(seed)
+    sample = asked.take(folds.sample(asked.targets, np.random.default_rng(seed)))
     ridge = max(taught.solutions(), key=lambda ridge: right_without(ridge, sample))
-    features, relevance = held_out(ridge, taught, sample)
-    return taught.retriever(retriever, ridge, fixed, fit_mixture(features, relevance, prior(retriever)))
+    found = taught.retriever(retriever, ridge, fixed)
+    held = HeldOut.of(ridge, taught, sample, folds, retriever.empty)
+
+    def fit(share: float, prior: NDArray[np.float32], free: NDArray[np.bool_]) -> NDArray[np.float32]:
+        features, relevance, importance = held.stacked(share)
+        return fit_mixture(features, relevance, prior, importance=importance, free=free)
+
+    return Fitted(found, weightings(fit, held.unseen_success, found.weights, folds))
+
+
+def weightings(
+    fit: Fit,
+    unseen_success: Callable[[NDArray[np.float32]], float],
+    prior: NDArray[np.float32],
+    folds: Folds,
+) -> tuple[Weighting, ...]:
+    """Mixtures to choose among, fitted by `fit` from the share of document folds, what to be pulled to, what is free.
+
+    Everything is learned; the same without the evidence where a document has a row; everything, with folds counting
+    half. Where all documents have questions, folds only teach what documents are worth that are added later.
+    """
+    everything = np.ones(len(WEIGHT_NAMES), dtype=bool)
+    of_apart, rows_alone = everything.copy(), everything.copy()
+    of_apart[:APART], rows_alone[:LEARNED] = False, False
+    chosen = [(everything, folds.share), (rows_alone, folds.share)]
+    if 0.0 < folds.share < MOST_SHARE:
+        chosen.append((everything, MOST_SHARE))
+    found = []
+    for free, share in chosen:
+        weights = fit(share, np.where(free, prior, np.float32(0.0)), free)
+        if folds.exist and not share:
+            weights = fit(ADDED_SHARE, weights, of_apart)
+        found.append(Weighting(weights, unseen_success(weights)))
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -101,26 +138,18 @@ class Taught:
     def words(self) -> NaiveBayes:
         return self.asked.words + self.pseudo.words
 
-    @property
-    def all_asked(self) -> bool:
-        """Whether every document has a question."""
-        return bool(self.statistics.counts.all())
+    def folds(self, seed: int) -> Folds:
+        """Document folds of the questions, the same for the questions in one place and on clients."""
+        return Folds.of(self.asked.statistics.counts, seed, self.asked.statistics.questions)
 
     def solutions(self) -> Iterator[Ridge]:
         """Ridge at each strength."""
         return (solve(self.statistics, strength) for strength in STRENGTHS)
 
-    def retriever(
-        self, retriever: Retriever, ridge: Ridge, fixed: FeatureMap, weights: NDArray[np.float32]
-    ) -> Retriever:
-        """The retriever with these rows, words and weights."""
+    def retriever(self, retriever: Retriever, ridge: Ridge, fixed: FeatureMap) -> Retriever:
+        """The retriever with these rows and words, the evidence counting as before."""
         rows = RidgeRows.of(ridge, fixed, self.statistics.counts, self.words, self.pseudo.counts)
-        return replace(retriever, ridge=rows, weights=weights)
-
-
-def prior(retriever: Retriever) -> NDArray[np.float32]:
-    """What the weights are pulled to: those of the evidence as they are."""
-    return np.concatenate([retriever.weights[:LEARNED], PRIOR]).astype(np.float32)
+        return replace(retriever, ridge=rows, weights=weights_of(retriever.weights[:LEARNED], *PRIOR))
 
 
 def right_without(ridge: Ridge, sample: Asked) -> float:
@@ -129,30 +158,70 @@ def right_without(ridge: Ridge, sample: Asked) -> float:
     return float(np.take_along_axis(sample.targets, left_out.argmax(axis=1)[:, None], axis=1).sum())
 
 
-def held_out(ridge: Ridge, taught: Taught, sample: Asked) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Features (m, c, F + 2) and relevance (m, c) of the sampled questions as if they had not been trained on.
+@dataclass(frozen=True)
+class HeldOut:
+    """Features (m, c, F) and relevance (m, c) of sampled questions as if they had not been trained on.
 
-    Every question twice: as one on a seen document (it alone left out) and, where there are documents without
-    questions, as one on such a document (all questions of its document left out); pseudo-queries stay in both, as they
-    do for documents that nobody asked about.
+    `seen`: each question alone is left out, so that its document keeps its other questions. `unseen`: all questions of
+    its document's fold are left out, so that it asks for one of several documents that nobody asked about (were it the
+    only one, "has no questions" would give it away); pseudo-queries stay. None where there are no folds.
     """
-    answers, counts = sample.targets > 0, taught.statistics.counts
-    first = answers.argmax(axis=1)
-    by_words = taught.words.scores_without(sample.grams, first)
-    modes = [(np.arange(len(first)), by_words, (counts - answers == 0) & (taught.pseudo.counts == 0))]
-    if not taught.all_asked:
-        if taught.pseudo.counts.any():
-            by_words = taught.words.scores_without(sample.grams, first, taught.asked.words.counts[first, :])
-        untouched = (counts == 0) | answers
-        silent = untouched & (taught.pseudo.counts == 0) | answers & ~sample.alone[:, None]
-        modes.append((first, by_words, silent))
-    features = []
-    for groups, by_words, silent in modes:
-        rows = ridge.predict_without(sample.features, sample.targets, groups)
-        learned = np.where(silent[..., None], 0.0, np.stack([rows, by_words], axis=2)).astype(np.float32)
-        learned = np.take_along_axis(learned, sample.questions.candidates[..., None], axis=1)
-        features.append(np.concatenate([sample.questions.evidence, learned], axis=2))
-    return np.concatenate(features), np.concatenate([sample.questions.relevance] * len(modes))
+
+    seen: NDArray[np.float32]
+    unseen: NDArray[np.float32] | None
+    relevance: NDArray[np.float32]
+    empty: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, ridge: Ridge, taught: Taught, sample: Asked, folds: Folds, empty: NDArray[np.bool_]) -> HeldOut:
+        answers, counts = sample.targets > 0, taught.statistics.counts
+        first = answers.argmax(axis=1)
+        by_words = taught.words.scores_without(sample.grams, first)
+        apart = counts - answers == 0
+        silent = apart & (taught.pseudo.counts == 0)
+        seen = features_without(ridge, sample, np.arange(len(first)), by_words, apart, silent)
+        unseen = None
+        if folds.exist:
+            if taught.pseudo.counts.any():
+                by_words = taught.words.scores_without(sample.grams, first, taught.asked.words.counts[first, :])
+            groups, whole = folds.of_document[first], answers.sum(axis=0) == counts
+            apart = (folds.of_document == groups[:, None]) & whole | answers | (counts == 0)
+            silent = apart & (taught.pseudo.counts == 0) | answers & ~sample.alone[:, None]
+            unseen = features_without(ridge, sample, groups, by_words, apart, silent)
+        return cls(seen, unseen, sample.questions.relevance, empty[sample.questions.candidates])
+
+    def stacked(self, share: float) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """Features, relevance, and how much each question counts: document folds together by their share."""
+        if self.unseen is None or not share:
+            return self.seen, self.relevance, np.ones(len(self.relevance), dtype=np.float32)
+        importance = np.repeat(np.array([1 - share, share], dtype=np.float32), len(self.relevance))
+        return np.concatenate([self.seen, self.unseen]), np.concatenate([self.relevance] * 2), importance
+
+    def unseen_success(self, weights: NDArray[np.float32]) -> float:
+        """Success@1 on document folds; 0 where there are none."""
+        if self.unseen is None:
+            return 0.0
+        return success_and_mrr(self.relevance, np.where(self.empty, -np.inf, self.unseen @ weights))[0]
+
+
+def features_without(
+    ridge: Ridge,
+    sample: Asked,
+    groups: NDArray[np.int64],
+    by_words: NDArray[np.float32],
+    apart: NDArray[np.bool_],
+    silent: NDArray[np.bool_],
+) -> NDArray[np.float32]:
+    """Features (m, c, F) where the questions of a group (m,) are left out together.
+
+    `by_words` (m, N) is what naive Bayes then says; `apart` (m, N) tells which documents have no row of their own then,
+    `silent` (m, N) of which neither row nor words say anything.
+    """
+    rows = ridge.predict_without(sample.features, sample.targets, groups)
+    learned = np.where(silent[..., None], 0.0, np.stack([rows, by_words], axis=2)).astype(np.float32)
+    candidates = sample.questions.candidates
+    learned = np.take_along_axis(learned, candidates[..., None], axis=1)
+    return mixed_features(sample.questions.evidence, learned, np.take_along_axis(apart, candidates, axis=1))
 
 
 @dataclass(frozen=True)
@@ -196,18 +265,3 @@ def alone(targets: NDArray[np.float32]) -> NDArray[np.bool_]:
     shared = relevant[relevant.sum(axis=1) > 1].any(axis=0)
     kept: NDArray[np.bool_] = ~(relevant & shared).any(axis=1)
     return kept
-
-
-def sampled(
-    targets: NDArray[np.float32], whole: bool, generator: np.random.Generator, size: int = SAMPLE
-) -> NDArray[np.int64]:
-    """About `size` training questions; with `whole` all questions of each document that is in it."""
-    if not whole:
-        return np.sort(generator.permutation(len(targets))[:size])
-    first = targets.argmax(axis=1)
-    chosen: list[NDArray[np.int64]] = []
-    for document in generator.permutation(np.unique(first)):
-        if sum(map(len, chosen)) >= size:
-            break
-        chosen.append(np.flatnonzero(first == document))
-    return np.sort(np.concatenate(chosen))

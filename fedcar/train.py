@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from fedcar.encoder import Encoder
 from fedcar.errors import FedcarError, FedcarWarning
 from fedcar.features import FeatureCache
 from fedcar.fit import Settings, fit
+from fedcar.folds import Fold, Folds
 from fedcar.history import History
 from fedcar.measure import Clock, peak_memory_mb
 from fedcar.mixture import fit_mixture
@@ -26,14 +26,12 @@ from fedcar.progress import Silent
 from fedcar.pseudo_queries import PseudoQueries, check_questions_from, pseudo_queries
 from fedcar.pseudo_queries import questions_from as questions_by_model
 from fedcar.questions import Questions, prepare, split_for_selection, warn_of_narrow_data
-from fedcar.retriever import LEARNED, Retriever
+from fedcar.retriever import LEARNED, Retriever, weights_of
 from fedcar.ridge import fit_ridge
-from fedcar.selection import Score, baseline_weights, best_weights
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from fedcar.selection import Fitted, Score, Standard, baseline_weights, best_weights
 
 MAP_EPOCHS = 6
+NOTHING = Score(True, 0.0, 0.0, 0.0)
 METHODS = ("auto", "ridge", "head", "adapter")
 
 
@@ -75,7 +73,9 @@ def train(
 
     Formal guarantees:
         never_below_baselines_on_selection_data: BM25, MIPS, hybrid, the evidence alone and every epoch are candidates;
-            what is best on dev is kept (on a tenth of the training questions where there is no dev split).
+            what is best on dev is kept (on a tenth of the training questions where there is no dev split). Where some
+            documents have no training question, document folds count by the share of such documents, and nothing is
+            kept that is below hybrid search there.
         same_seed_same_model, resumed_equals_uninterrupted: bitwise, on the same machine, from the same cache.
     """
     report = report or Silent()
@@ -87,6 +87,7 @@ def train(
     untrained = Retriever.untrained(
         collection.documents, model, features, report, head=head, pre_classifier=pre_classifier, seed=seed
     )
+    settings = suited(settings, untrained)
     train_split, selection_split = split_for_selection(collection, seed)
     training = prepare(untrained, train_split, features, report, "training questions")
     selection = prepare(untrained, selection_split, features, report, "selection questions")
@@ -94,7 +95,7 @@ def train(
     unanswerable = Judged(nobody_answers, ({},) * len(nobody_answers))
     unanswered = prepare(untrained, unanswerable, features, report, "unanswerable questions")
     clock.lap("encode")
-    history = History()
+    history, view = History(), FoldView.of(untrained, training, seed)
     if not len(training) and collection.queries and len(collection.documents) == 1:
         warn_of_narrow_data(collection)
     if len(training) and len(selection):
@@ -105,7 +106,7 @@ def train(
             documents, folder = collection.documents, features.folder
             pseudo += questions_by_model(questions_from, documents, model=questions_model, cache=folder, report=report)
         candidates = trained_candidates(
-            untrained, training, selection, pseudo, settings, method, features, history, store, resume, report
+            untrained, training, selection, pseudo, settings, method, features, history, store, resume, report, view
         )
     else:
         if questions_from is not None:
@@ -115,7 +116,7 @@ def train(
             message = "training questions without a dev split are too few to learn from and to check"
             warnings.warn(f"{len(training)} {message}; search is not trained", FedcarWarning, stacklevel=2)
         candidates = []
-    kept = select(untrained, selection, candidates, report)
+    kept = select(untrained, selection, candidates, view.standard, report)
     kept = replace(kept, retriever=calibrated(kept.retriever, selection, unanswered))
     clock.lap("train")
     kept.retriever.training = {
@@ -205,56 +206,74 @@ def trained_candidates(
     checkpoint: Checkpoint | None,
     resume: bool,
     report: Silent,
+    view: FoldView,
 ) -> list[Candidate]:
     """What the method offers, from cheap to dear: the evidence with learned weights, ridge, head, adapter."""
-    mixed = replace(untrained, weights=fit_mixture(untrained.features(training), training.relevance, untrained.weights))
-    candidates = [candidate("evidence", mixed, selection, report)]
+    mixed, standard = with_mixture(untrained, training), view.standard
+    candidates = [candidate("evidence", standard.fitted(mixed), selection, standard, report)]
     if method in ("auto", "ridge"):
-        candidates.append(candidate("ridge", fit_ridge(mixed, training, cache, settings.seed), selection, report))
-        with_pseudo = fit_ridge(mixed, training, cache, settings.seed, pseudo)
-        candidates.append(candidate("ridge+pseudo", with_pseudo, selection, report))
+        fitted = fit_ridge(mixed, training, cache, settings.seed)
+        candidates.append(candidate("ridge", fitted, selection, standard, report))
+        fitted = fit_ridge(mixed, training, cache, settings.seed, pseudo)
+        candidates.append(candidate("ridge+pseudo", fitted, selection, standard, report))
     if method in ("auto", "head", "adapter"):
-        chosen = suited(settings, untrained)
-        fitted = fit(mixed, training, selection, chosen, history, checkpoint, resume, report)
-        candidates.append(candidate(settings.method, fitted, selection, report))
+        folds = view.folds[:1] if settings.method == "adapter" else view.folds
+        fitted = fit(mixed, training, selection, settings, history, checkpoint, resume, report, folds, standard)
+        candidates.append(candidate(settings.method, fitted, selection, standard, report))
     return candidates
+
+
+def with_mixture(untrained: Retriever, training: Questions) -> Retriever:
+    """The untrained retriever with weights of the evidence learned on the training questions."""
+    weights = fit_mixture(untrained.features(training), training.relevance, untrained.weights)
+    return replace(untrained, weights=weights_of(weights[:LEARNED]))
+
+
+@dataclass(frozen=True)
+class FoldView:
+    """The collection by document folds, and the standard that they set; no folds where every document has questions."""
+
+    folds: tuple[Fold, ...] = ()
+    standard: Standard = field(default_factory=Standard)
+
+    @classmethod
+    def of(cls, untrained: Retriever, training: Questions, seed: int) -> FoldView:
+        rows = {document.id: row for row, document in enumerate(untrained.documents)}
+        targets = training.targets(rows)
+        folds = Folds.of((targets > 0).sum(axis=0), seed, len(training))
+        if not folds.share:
+            return cls()
+        sample = folds.sample(targets, np.random.default_rng(seed))
+        parts = [Fold(fold.outside, np.intersect1d(fold.inside, sample)) for fold in folds.split(targets)]
+        standard = Standard.of(folds.share, training.take(sample), untrained.empty)
+        return cls(tuple(one for one in parts if len(one.inside)), standard)
 
 
 def suited(settings: Settings, untrained: Retriever) -> Settings:
     """For labels rows are trained; for texts, where a document has few questions, a query map instead."""
-    if settings.method == "adapter" or not untrained.evidence.deep:
+    if not untrained.evidence.deep:
         return settings
+    if settings.method == "adapter":
+        return replace(settings, query_map=True)
     return replace(settings, query_map=True, epochs=min(settings.epochs, MAP_EPOCHS), batch_size=128, head_rate=3e-3)
 
 
-def candidate(name: str, retriever: Retriever, selection: Questions, report: Silent) -> Candidate:
-    found = Candidate(name, *best_weights_kept(retriever, selection, weightings(retriever)))
-    report.say(f"{name}: {found.score.success:.3f} of the selection questions right")
+def candidate(name: str, fitted: Fitted, selection: Questions, standard: Standard, report: Silent) -> Candidate:
+    found = Candidate(name, *best_weights(fitted, selection, standard))
+    unseen = f", {found.score.unseen:.3f} on documents left out" if standard.share else ""
+    below = "" if found.score.allowed else f" (hybrid {standard.least:.3f}: not kept)"
+    report.say(f"{name}: {found.score.success:.3f} of the selection questions right{unseen}{below}")
     return found
 
 
-def weightings(retriever: Retriever) -> tuple[NDArray[np.float32], ...]:
-    """The weights learned and, where every document has a row of its own, those without the evidence."""
-    if retriever.ridge is None or len(retriever.ridge.documents) < len(retriever.documents):
-        return (retriever.weights,)
-    alone = retriever.weights.copy()
-    alone[:LEARNED] = 0.0
-    return retriever.weights, alone
-
-
-def best_weights_kept(
-    retriever: Retriever, selection: Questions, among: Sequence[NDArray[np.float32]]
-) -> tuple[Retriever, Score]:
-    weights, score = best_weights(retriever, selection, among)
-    return replace(retriever, weights=weights), score
-
-
-def select(untrained: Retriever, selection: Questions, candidates: Sequence[Candidate], report: Silent) -> Candidate:
-    """The best on the selection questions, baselines included; of equal ones the cheapest."""
+def select(
+    untrained: Retriever, selection: Questions, candidates: Sequence[Candidate], standard: Standard, report: Silent
+) -> Candidate:
+    """The best on the selection questions and document folds, baselines included; of equal ones the cheapest."""
     if not len(selection):
-        return Candidate("none", untrained, Score(0.0, 0.0))
-    among = (untrained.weights, *baseline_weights())
-    before = Candidate("none", *best_weights_kept(untrained, selection, among))
+        return Candidate("none", untrained, NOTHING)
+    searches = standard.fitted(untrained, (untrained.weights, *baseline_weights()))
+    before = Candidate("none", *best_weights(searches, selection, standard))
     kept = max((before, *candidates), key=lambda one: one.score)
     numbers = f"{kept.score.success:.3f} of the selection questions right, before {before.score.success:.3f}"
     report.say(f"kept: {kept.name} ({numbers})")

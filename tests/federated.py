@@ -23,7 +23,7 @@ from fedcar.federation.settings import RoundSettings
 from fedcar.fit import Settings
 from fedcar.head import Head
 from fedcar.questions import Questions
-from fedcar.retriever import LEARNED, Retriever
+from fedcar.retriever import LEARNED, Retriever, weights_of
 
 DOCUMENTS, WIDTH = 6, 16
 
@@ -57,8 +57,7 @@ class World:
         return Questions(texts, states, candidates, evidence, relevance, relevant)
 
     def retriever(self) -> Retriever:
-        weights = np.zeros(LEARNED + 3, dtype=np.float32)
-        weights[[0, LEARNED]] = 20.0, 1.0
+        weights = weights_of(np.eye(LEARNED, dtype=np.float32)[0] * 20)
         return Retriever(self.encoder, self.documents, self.evidence, Head(self.embeddings), weights)
 
     def clients(self, parts: list[Any], settings: Settings) -> tuple[dict[str, Client], Judge]:

@@ -24,7 +24,7 @@ from fedcar.feature_map import FeatureMap
 from fedcar.features import FeatureCache
 from fedcar.naive_bayes import NaiveBayes, gram_counts
 from fedcar.reference import reference_states
-from fedcar.retriever import LEARNED
+from fedcar.retriever import LEARNED, weights_of
 from fedcar.ridge_rows import RidgeRows
 
 QUESTIONS = ("the fan is broken", "blower sucker", "who charges the battery over night?", "water", "nothing of it")
@@ -67,9 +67,7 @@ def made(kind: str, documents: tuple[Document, ...], encoder: Encoder, cache: Fe
         words = NaiveBayes.of(gram_counts([f"blower word{place}" for place in touched]), targets)
         retriever = replace(retriever, ridge=RidgeRows(fixed, weights, np.array([0, 3]), words, np.array([2])))
     if kind not in ("labels", "untrained"):
-        weights = retriever.weights.copy()
-        weights[LEARNED:] = (1.0, 0.5)
-        retriever = replace(retriever, weights=weights)
+        retriever = replace(retriever, weights=weights_of(retriever.weights[:LEARNED], 1.0, 0.5))
     return retriever
 
 

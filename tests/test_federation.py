@@ -139,8 +139,8 @@ def test_ridge_federated_equals_central_in_the_whole_retriever(
     judged = collection.judged("train")
     training = prepare(untrained, judged, cache, Silent(), "")
     shares = {name: training.take(rows) for name, rows in partition(judged, "dirichlet:0.5", 3, 0).items()}
-    central = fit_ridge(untrained, training, cache, 0)
-    federated = federated_ridge(untrained, shares, cache, 0, PseudoQueries()).retriever
+    central = fit_ridge(untrained, training, cache, 0).retriever
+    federated = federated_ridge(untrained, shares, cache, 0, PseudoQueries()).fitted.retriever
     scores = [one.ridge.scores(training.texts, training.states) for one in (central, federated)]
     np.testing.assert_allclose(scores[0][..., 0], scores[1][..., 0], atol=1e-3)  # kept in float16
     np.testing.assert_allclose(scores[0][..., 1], scores[1][..., 1], atol=1e-5)

@@ -490,8 +490,8 @@ def test_pseudo_queries_give_rows_to_documents_without_questions(
     prepared: tuple[Any, ...], collection: Collection, tmp_path: Path
 ) -> None:
     untrained, training, cache = prepared
-    plain = fit_ridge(untrained, training, cache, 0)
-    found = fit_ridge(untrained, training, cache, 0, pseudo_queries(collection.documents))
+    plain = fit_ridge(untrained, training, cache, 0).retriever
+    found = fit_ridge(untrained, training, cache, 0, pseudo_queries(collection.documents)).retriever
     seen = collection.seen_documents()
     unseen = [row for row, document in enumerate(collection.documents) if document.id not in seen]
     assert unseen and found.ridge.pseudo_documents.tolist() == unseen and not len(plain.ridge.pseudo_documents)
@@ -508,7 +508,8 @@ def test_pseudo_queries_give_rows_to_documents_without_questions(
 
 def test_without_pseudo_queries_nothing_changes(prepared: tuple[Any, ...]) -> None:
     untrained, training, cache = prepared
-    plain, empty = (fit_ridge(untrained, training, cache, 0, pseudo) for pseudo in (None, PseudoQueries()))
+    fitted = [fit_ridge(untrained, training, cache, 0, pseudo) for pseudo in (None, PseudoQueries())]
+    plain, empty = (replace(one.retriever, weights=one.weightings[0].weights) for one in fitted)
     np.testing.assert_array_equal(plain.weights, empty.weights)
     np.testing.assert_array_equal(
         plain.learned(training.texts, training.states), empty.learned(training.texts, training.states)

@@ -10,7 +10,7 @@ from fedcar.federation.server import FIXED
 from fedcar.fit import Settings, Trainer
 from fedcar.questions import Questions
 from fedcar.retriever import Retriever
-from fedcar.selection import score
+from fedcar.selection import Standard
 
 
 class Judge:
@@ -23,12 +23,12 @@ class Judge:
         self.adapter = retriever.encoder.adapter
         self.initial = self.trainer.trained_tensors()
         self.active = torch.zeros_like(retriever.head.active)
-        self.best = Best(0, score(selection, self.trainer.offsets(selection)), self.initial)
+        self.best = Best(0, Standard().score(selection, self.trainer.offsets(selection)), self.initial)
 
     def __call__(self, number: int, tensors: Tensors) -> dict[str, float]:
         """The selection score of the state after round `number`."""
         self.load(tensors)
-        reached = score(self.selection, self.trainer.scores(self.selection))
+        reached = Standard().score(self.selection, self.trainer.scores(self.selection))
         if reached > self.best.score:
             self.best = Best(number, reached, self.trainer.trained_tensors())
         return {"selection": reached.success}

@@ -26,19 +26,17 @@ from fedcar.federation.round import Enrolled, ServerState, federated_round
 from fedcar.federation.run_folder import RunFolder
 from fedcar.federation.server import FIXED
 from fedcar.federation.settings import RoundSettings
-from fedcar.fit import Settings, Trainer, fit, prepared, with_learned
+from fedcar.fit import Settings, Trainer, prepared, with_learned
 from fedcar.history import History
 from fedcar.measure import Clock
-from fedcar.mixture import fit_mixture
 from fedcar.model_files import DEFAULT_ENCODER
 from fedcar.partition import partition
 from fedcar.progress import Silent
 from fedcar.pseudo_queries import PseudoQueries, pseudo_queries
 from fedcar.questions import Questions, prepare, split_for_selection
-from fedcar.retriever import Retriever
-from fedcar.ridge import fit_ridge
-from fedcar.selection import baseline_weights, best_weights
-from fedcar.train import Candidate, calibrated, candidate, choose_settings, select, suited
+from fedcar.retriever import LEARNED, Retriever, weights_of
+from fedcar.selection import Standard, baseline_weights, best_weights
+from fedcar.train import Candidate, FoldView, calibrated, candidate, choose_settings, select, suited, trained_candidates
 
 Watch = Callable[[Mapping[str, Any]], None]
 
@@ -113,16 +111,17 @@ def federate(
         central = central_training(folder, untrained, training, selection, method, settings, features, measure)
     seconds.lap("central")
     shares = {name: training.take(rows) for name, rows in parts.items()}
-    mixed, mixture_rounds = with_mixture(untrained, shares)
-    first = candidate("evidence", mixed, selection, report)
+    mixed, mixture_rounds = with_federated_mixture(untrained, shares)
+    standard = Standard()
     if method == "ridge":
-        found, records = ridge_candidates(mixed, shares, selection, features, rounds, folder, report)
+        found, standard, records = ridge_candidates(mixed, shares, selection, features, rounds, folder, report)
     else:
         shown["central"] = central.get("selection")
         trained, records = train_rounds(mixed, shares, selection, settings, rounds, clock, folder, resume, watch, shown)
-        found = [candidate(settings.method, trained, selection, report)]
+        found = [candidate(settings.method, standard.fitted(trained), selection, standard, report)]
     seconds.lap("rounds")
-    kept = select(untrained, selection, [first, *found], report)
+    first = candidate("evidence", standard.fitted(mixed), selection, standard, report)
+    kept = select(untrained, selection, [first, *found], standard, report)
     nobody_answers = collection.unanswerable("dev")
     unanswerable = Judged(nobody_answers, ({},) * len(nobody_answers))
     unanswered = prepare(untrained, unanswerable, features, report, "unanswerable questions")
@@ -179,15 +178,16 @@ def belongs_to(
 def baselines(untrained: Retriever, selection: Questions) -> dict[str, float]:
     """MIPS and hybrid on the selection questions, to stand beside each round."""
     low, high, mips, _ = baseline_weights()
-    hybrid = best_weights(untrained, selection, (low, high))[1]
-    return {"mips": best_weights(untrained, selection, (mips,))[1].success, "hybrid": hybrid.success}
+    search = Standard().fitted
+    hybrid = best_weights(search(untrained, (low, high)), selection)[1]
+    return {"mips": best_weights(search(untrained, (mips,)), selection)[1].success, "hybrid": hybrid.success}
 
 
-def with_mixture(untrained: Retriever, shares: Mapping[str, Questions]) -> tuple[Retriever, int]:
+def with_federated_mixture(untrained: Retriever, shares: Mapping[str, Questions]) -> tuple[Retriever, int]:
     """The untrained retriever with weights of the evidence learned over the clients, and the rounds that took."""
     evidence = {name: Evidence.of(untrained.features(share), share.relevance) for name, share in shares.items()}
     weights, number = federated_mixture(evidence, untrained.weights)
-    return replace(untrained, weights=weights), number
+    return replace(untrained, weights=weights_of(weights[:LEARNED])), number
 
 
 def train_rounds(
@@ -275,17 +275,11 @@ def central_training(
     known = folder.central()
     if known is not None:
         return known
-    weights = fit_mixture(untrained.features(training), training.relevance, untrained.weights)
-    mixed = replace(untrained, weights=weights)
-    candidates = [candidate("evidence", mixed, selection, Silent())]
-    if method == "ridge":
-        for pseudo in (PseudoQueries(), pseudo_queries(untrained.documents, settings.seed)):
-            fitted = fit_ridge(mixed, training, features, settings.seed, pseudo)
-            candidates.append(candidate("trained", fitted, selection, Silent()))
-    else:
-        fitted = fit(mixed, training, selection, settings, History(), None, False, Silent())
-        candidates.append(candidate("trained", fitted, selection, Silent()))
-    kept = select(untrained, selection, candidates, Silent())
+    pseudo, view = pseudo_queries(untrained.documents, settings.seed), FoldView.of(untrained, training, settings.seed)
+    candidates = trained_candidates(
+        untrained, training, selection, pseudo, settings, method, features, History(), None, False, Silent(), view
+    )
+    kept = select(untrained, selection, candidates, view.standard, Silent())
     result = {"central": measure(kept.retriever), "selection": kept.score.success}
     if untrained.encoder.adapter is not None:
         untrained.encoder.remove_adapter()
@@ -301,13 +295,14 @@ def ridge_candidates(
     rounds: RoundSettings,
     folder: RunFolder,
     report: Silent,
-) -> tuple[list[Candidate], list[dict[str, Any]]]:
+) -> tuple[list[Candidate], Standard, list[dict[str, Any]]]:
     """The one round of `ridge`, without and with pseudo-queries, and its record; nothing is kept to go on from."""
-    found, records = [], []
+    found, records, standard = [], [], Standard()
     for name, pseudo in (("ridge", PseudoQueries()), ("ridge+pseudo", pseudo_queries(mixed.documents, rounds.seed))):
         start = time.perf_counter()
         one = federated_ridge(mixed, shares, features, rounds.seed, pseudo)
-        found.append(candidate(name, one.retriever, selection, report))
+        standard = one.standard
+        found.append(candidate(name, one.fitted, selection, standard, report))
         record = {
             "round": 1,
             "what": name,
@@ -325,7 +320,7 @@ def ridge_candidates(
         }
         records.append(record)
     folder.append(records[-1])
-    return found, records[-1:]
+    return found, standard, records[-1:]
 
 
 def plan(

@@ -23,15 +23,25 @@ HALVINGS = 20
 
 @dataclass(frozen=True)
 class Evidence:
-    """A client's questions that say something: features (n, c, F) and relevance (n, c); they stay with it."""
+    """A client's questions that say something; they stay with it.
+
+    features (n, c, F), relevance (n, c) and importance (n,), how much each question counts.
+    """
 
     features: Tensor
     relevance: Tensor
+    importance: Tensor
 
     @classmethod
-    def of(cls, features: NDArray[np.float32], relevance: NDArray[np.float32]) -> Evidence:
+    def of(
+        cls,
+        features: NDArray[np.float32],
+        relevance: NDArray[np.float32],
+        importance: NDArray[np.float32] | None = None,
+    ) -> Evidence:
         kept = (relevance > 0).any(1) & ~(relevance > 0).all(1)
-        return cls(torch.from_numpy(features[kept]).double(), torch.from_numpy(relevance[kept]).double())
+        counts = np.ones(len(features), dtype=np.float32) if importance is None else importance
+        return cls(*(torch.from_numpy(values[kept]).double() for values in (features, relevance, counts)))
 
 
 @dataclass(frozen=True)
@@ -57,7 +67,7 @@ def loss_sums(evidence: Evidence, weights: Tensor) -> Sums:
     """Loss, gradient and Hessian of a client's questions at the weights (F,)."""
 
     def loss(at: Tensor) -> Tensor:
-        return candidate_losses(evidence.features @ at, evidence.relevance).sum()
+        return evidence.importance @ candidate_losses(evidence.features @ at, evidence.relevance)
 
     at = weights.clone().requires_grad_(True)
     value = loss(at)
@@ -66,8 +76,12 @@ def loss_sums(evidence: Evidence, weights: Tensor) -> Sums:
     return Sums(float(value.detach()), gradient, hessian)
 
 
-def federated_mixture(clients: Mapping[str, Evidence], prior: NDArray[np.float32]) -> tuple[NDArray[np.float32], int]:
+def federated_mixture(
+    clients: Mapping[str, Evidence], prior: NDArray[np.float32], free: NDArray[np.bool_] | None = None
+) -> tuple[NDArray[np.float32], int]:
     """The weights of `fedcar.mixture.fit_mixture` on all clients' questions together, and the rounds it took.
+
+    `free` (F,) tells which weights are learned.
 
     The objective is the same sum, so its minimum is the same for every partition; it is convex, and damped Newton
     steps reach it in a few rounds of F^2 + F + 1 numbers a client.
@@ -82,6 +96,9 @@ def federated_mixture(clients: Mapping[str, Evidence], prior: NDArray[np.float32
     sums = torch.stack([spread_sums(evidence) for evidence in speaking]).sum(0)
     spread = (sums[:-1] / sums[-1]).sqrt()
     speaks = spread > LEAST_SPREAD
+    if free is not None:
+        speaks = speaks & torch.from_numpy(free)
+    counted = sum(float(evidence.importance.sum()) for evidence in speaking)
     start = torch.from_numpy(prior).double()
     pull = torch.where(speaks, spread, 0.0).square() * (STRENGTH + STRENGTH_OF_ONE_QUESTION / questions)
 
@@ -90,9 +107,9 @@ def federated_mixture(clients: Mapping[str, Evidence], prior: NDArray[np.float32
         everything = sum(summed[1:], summed[0])
         distance = weights - start
         return Sums(
-            everything.loss / questions + float(pull @ distance.square()),
-            everything.gradient / questions + 2 * pull * distance,
-            everything.hessian / questions + 2 * pull.diag(),
+            everything.loss / counted + float(pull @ distance.square()),
+            everything.gradient / counted + 2 * pull * distance,
+            everything.hessian / counted + 2 * pull.diag(),
         )
 
     weights, rounds = newton(objective, start, speaks)

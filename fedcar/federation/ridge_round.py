@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,19 +16,28 @@ from fedcar.feature_map import FeatureMap
 from fedcar.features import FeatureCache
 from fedcar.federation.additive import statistics_of, sums_of, total
 from fedcar.federation.mixture import Evidence, federated_mixture
+from fedcar.folds import SAMPLE, Folds
 from fedcar.naive_bayes import NaiveBayes
 from fedcar.pseudo_queries import PseudoQueries
 from fedcar.questions import Questions
 from fedcar.reference import reference_states
 from fedcar.retriever import Retriever
-from fedcar.ridge import SAMPLE, STRENGTHS, Asked, PseudoSums, Sums, Taught, held_out, prior, right_without, sampled
+from fedcar.ridge import STRENGTHS, Asked, HeldOut, PseudoSums, Sums, Taught, right_without, weightings
+from fedcar.selection import Fitted, Standard
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
 class RidgeRound:
-    """The retriever, and what the round cost: bytes of all clients together, CPU seconds of each client's sums."""
+    """The retriever with the mixtures to choose among, what document folds ask of them, and what the round cost.
 
-    retriever: Retriever
+    Bytes are those of all clients together, CPU seconds those of each client's sums.
+    """
+
+    fitted: Fitted
+    standard: Standard
     exchanges: int
     bytes_down: int
     bytes_up: int
@@ -57,14 +67,29 @@ def federated_ridge(
         seconds[name] = round(time.perf_counter() - start, 4)
     taught = Taught(summed(parts), PseudoSums.of(pseudo, document_rows, retriever, fixed, cache))
     questions = sum(map(len, shares.values()))
-    samples = {name: part_of_sample(one, taught, questions, seed) for name, one in asked.items()}
+    folds = taught.folds(seed)
+    samples = {name: part_of_sample(one, folds, questions, seed) for name, one in asked.items()}
     ridge = max(taught.solutions(), key=lambda ridge: sum(right_without(ridge, one) for one in samples.values()))
-    evidence = {name: Evidence.of(*held_out(ridge, taught, one)) for name, one in samples.items()}
-    weights, rounds = federated_mixture(evidence, prior(retriever))
+    held = {name: HeldOut.of(ridge, taught, one, folds, retriever.empty) for name, one in samples.items()}
+    exchanges = 2
+
+    def fit(share: float, prior: NDArray[np.float32], free: NDArray[np.bool_]) -> NDArray[np.float32]:
+        nonlocal exchanges
+        evidence = {name: Evidence.of(*one.stacked(share)) for name, one in held.items()}
+        weights, rounds = federated_mixture(evidence, prior, free)
+        exchanges += rounds
+        return weights
+
+    def unseen_success(weights: NDArray[np.float32]) -> float:
+        """Each client says how many of its sampled questions are right."""
+        right = sum(one.unseen_success(weights) * len(one.relevance) for one in held.values())
+        return right / sum(len(one.relevance) for one in held.values())
+
+    found = taught.retriever(retriever, ridge, fixed)
+    fitted = Fitted(found, weightings(fit, unseen_success, found.weights, folds))
     down = len(shares) * (len(STRENGTHS) * bytes_of_solution(ridge) + bytes_of_words(taught.words))
     up = sum(bytes_of_sums(part) for part in parts.values())
-    found = taught.retriever(retriever, ridge, fixed, weights)
-    return RidgeRound(found, 2 + rounds, down, up, seconds)
+    return RidgeRound(fitted, Standard(folds.share, unseen_success), exchanges, down, up, seconds)
 
 
 def summed(parts: Mapping[str, Sums]) -> Sums:
@@ -89,7 +114,7 @@ def bytes_of_words(words: NaiveBayes) -> int:
     return int(words.counts.nnz * 8 + 4 * (words.counts.shape[0] + 1))
 
 
-def part_of_sample(asked: Asked, taught: Taught, questions: int, seed: int) -> Asked:
+def part_of_sample(asked: Asked, folds: Folds, questions: int, seed: int) -> Asked:
     """A client's share of the sample on which strength and weights are learned."""
     size = max(1, round(SAMPLE * len(asked.targets) / questions))
-    return asked.take(sampled(asked.targets, not taught.all_asked, np.random.default_rng(seed), size))
+    return asked.take(folds.sample(asked.targets, np.random.default_rng(seed), size))

@@ -1,0 +1,73 @@
+"""Document folds: training questions as questions about documents that nobody has asked about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+NUMBER, FEWER, MANY = 5, 2, 4000  # folds; fewer of them from so many questions on
+LEAST_DOCUMENTS = 10
+MOST_SHARE = 0.5
+SAMPLE = 3000
+
+
+class Fold(NamedTuple):
+    """Rows of training questions: on documents outside the fold alone, and on documents inside it alone."""
+
+    outside: NDArray[np.int64]
+    inside: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Folds:
+    """`of_document` (N,) is each document's fold, -1 for one without training questions; `share` how much folds count.
+
+    A dev split drawn like the training questions hardly touches documents that nobody has asked about. So a fold's
+    documents are looked at as such: all their questions are left out of training and asked afterwards. The share is
+    that of documents without questions, at most a half.
+    """
+
+    of_document: NDArray[np.int64]
+    share: float
+
+    @classmethod
+    def of(cls, counts: NDArray[np.int64], seed: int, questions: int) -> Folds:
+        """Questions of each document (N,) -> seeded folds; none where fewer than ten documents have questions."""
+        folds, asked = np.full(len(counts), -1), np.flatnonzero(counts)
+        number = FEWER if questions >= MANY else NUMBER
+        if len(asked) >= LEAST_DOCUMENTS:
+            folds[np.random.default_rng(seed).permutation(asked)] = np.arange(len(asked)) % number
+        share = float(min(MOST_SHARE, 1 - len(asked) / max(1, len(counts))))
+        return cls(folds, share if len(asked) >= LEAST_DOCUMENTS else 0.0)
+
+    @property
+    def exist(self) -> bool:
+        return bool((self.of_document >= 0).any())
+
+    def sample(
+        self, targets: NDArray[np.float32], generator: np.random.Generator, size: int = SAMPLE
+    ) -> NDArray[np.int64]:
+        """About `size` questions by their targets (n, N); where there are folds, all questions of each document."""
+        if not self.exist:
+            return np.sort(generator.permutation(len(targets))[:size])
+        first = targets.argmax(axis=1)
+        chosen: list[NDArray[np.int64]] = []
+        for document in generator.permutation(np.unique(first)):
+            if sum(map(len, chosen)) >= size:
+                break
+            chosen.append(np.flatnonzero(first == document))
+        return np.sort(np.concatenate(chosen))
+
+    def split(self, targets: NDArray[np.float32]) -> Iterator[Fold]:
+        """Targets (n, N) -> each fold; a question about documents on both sides is on neither."""
+        relevant = targets > 0
+        for number in range(int(self.of_document.max(initial=-1)) + 1):
+            held = self.of_document == number
+            touches, leaves = relevant[:, held].any(axis=1), relevant[:, ~held].any(axis=1)
+            yield Fold(np.flatnonzero(~touches & leaves), np.flatnonzero(touches & ~leaves))
