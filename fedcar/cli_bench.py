@@ -64,6 +64,15 @@ def train(
         print_bench(result)
 
 
+clock_option = click.option(
+    "--clock",
+    type=click.Choice(["wall", "cpu"]),
+    default="wall",
+    show_default=True,
+    help="cpu: CPU seconds, for a machine that does other work too.",
+)
+
+
 @bench.command("encode")
 @click.argument("collection", type=click.Path(path_type=Path))
 @click.option("--runtime", default="auto", show_default=True, metavar="NAME,...", help="Which of fedcar's runtimes.")
@@ -71,6 +80,7 @@ def train(
 @click.option("--questions", default=256, show_default=True)
 @click.option("--paragraphs", default=64, show_default=True)
 @click.option("--runs", default=5, show_default=True, help="How often; the figures are medians.")
+@clock_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def encode(
     collection: Path,
@@ -79,6 +89,7 @@ def encode(
     questions: int,
     paragraphs: int,
     runs: int,
+    clock: str,
     as_json: bool,
 ) -> None:
     """Encode COLLECTION's questions and paragraphs, beside SentenceTransformer.encode."""
@@ -98,6 +109,7 @@ def encode(
         questions=questions,
         paragraphs=paragraphs,
         runs=runs,
+        clock=clock,
         report=Console(),
     )
     _show(result, as_json)
@@ -107,13 +119,14 @@ def encode(
 @click.option("--rows", default=1_000_000, show_default=True, help="How many made-up ones.")
 @click.option("--cache", type=click.Path(path_type=Path), help="Search the hidden states of this cache instead.")
 @click.option("--runs", default=20, show_default=True, help="Single questions timed; the figures are medians.")
+@clock_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-def search(rows: int, cache: Path | None, runs: int, as_json: bool) -> None:
+def search(rows: int, cache: Path | None, runs: int, clock: str, as_json: bool) -> None:
     """Find the ten best of many rows: exact, in fewer bits, and by the index, beside faiss' IndexFlatIP."""
     from fedcar.bench_search import bench_search
     from fedcar.progress import Console
 
-    _show(bench_search(rows, runs=runs, cache=cache, report=Console()), as_json)
+    _show(bench_search(rows, runs=runs, cache=cache, clock=clock, report=Console()), as_json)
 
 
 def _show(result: dict[str, Any], as_json: bool) -> None:

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
 
 class Clock:
     """Seconds by step: `lap` books the time since the last lap under a name."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,9 +33,13 @@ def test_encoding_is_measured_beside_sentence_transformers(
 
 
 def test_a_ratio_above_one_means_that_fedcar_is_faster() -> None:
-    jobs = {"peer": lambda: time.sleep(0.02), "ours": lambda: time.sleep(0.005)}
-    seconds, ratios = bench_encode.in_turns(jobs, 3)
-    assert seconds["peer"] > seconds["ours"] and ratios["ours"] > 1.5 and ratios["peer"] == 1.0
+    now = [0.0]
+
+    def job(seconds: float) -> Callable[[], None]:
+        return lambda: now.__setitem__(0, now[0] + seconds)
+
+    seconds, ratios = bench_encode.in_turns({"peer": job(2.0), "ours": job(0.5)}, 3, lambda: now[0])
+    assert seconds == {"peer": 2.0, "ours": 0.5} and ratios == {"peer": 1.0, "ours": 4.0}
 
 
 def test_the_work_of_a_pass_is_counted(tiny_model: Callable[..., Path]) -> None:
