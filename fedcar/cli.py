@@ -16,7 +16,9 @@ import click
 from fedcar import __version__
 from fedcar.cli_bench import bench
 from fedcar.cli_federate import federate
+from fedcar.cli_privacy import privacy
 from fedcar.errors import FedcarError, FedcarWarning
+from fedcar.privacy.errors import PrivacyError
 
 if TYPE_CHECKING:
     from fedcar.retriever import Retriever
@@ -49,6 +51,8 @@ def main() -> None:
         sys.stdout.flush()
     except FedcarError as error:
         _leave(f"error: {error}", INPUT_MISTAKE)
+    except PrivacyError as error:
+        _leave(f"error: {error}", error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         _leave("interrupted", INTERRUPTED)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -71,6 +75,7 @@ def commands() -> None:
 
 
 commands.add_command(federate)
+commands.add_command(privacy)
 
 
 @commands.command()
@@ -129,7 +134,14 @@ def import_file(
 @click.option("--gradient-checkpointing", is_flag=True, help="Less memory for the adapter, about a third more time.")
 @click.option("--questions-from", help="An OpenAI-compatible server; the documents (no question) are sent to it.")
 @click.option("--questions-model", help="The model that the server is asked for.")
-@click.option("--epochs", type=int, help="[default: by method]")
+@click.option("--epochs", type=int, help="[default: by method]  With --epsilon: noised steps.")
+@click.option("--epsilon", type=float, help="Differential privacy for every training question; see docs/privacy.md.")
+@click.option("--delta", default=1e-5, show_default=True, help="With --epsilon; below 1 / training questions.")
+@click.option("--recipe", default="private", show_default=True, help="paper: for comparison, no formal guarantee.")
+@click.option("--public-dev", is_flag=True, help="With --epsilon: dev is public, choices are made on it.")
+@click.option(
+    "--against-advice", is_flag=True, help="With --epsilon: train even where search is expected to be better."
+)
 @click.option("--seed", default=0, show_default=True)
 @cache_option
 @runtime_option
@@ -184,8 +196,8 @@ def train(
     if as_json:
         _print_json({"retriever": str(out), **retriever.training})
     else:
-        seconds = ", ".join(f"{name} {value:.1f} s" for name, value in retriever.training["seconds"].items())
-        click.echo(f"{out}: saved ({seconds})")
+        seconds = ", ".join(f"{name} {value:.1f} s" for name, value in retriever.training.get("seconds", {}).items())
+        click.echo(f"{out}: saved ({seconds or 'the guarantee is in privacy.json'})")
         click.echo(f"next: fedcar evaluate {out} {collection}")
 
 

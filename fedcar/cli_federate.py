@@ -70,6 +70,12 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--engine", type=click.Choice(["local", "flower"]), default="local", show_default=True)
 @click.option("--epsilon", type=float, help="A privacy budget; without it the federation runs un-noised.")
+@click.option("--delta", default=1e-5, show_default=True, help="With --epsilon; below 1 / training questions.")
+@click.option("--unit", default="example", show_default=True, help="With --epsilon: example (a question) or client.")
+@click.option("--recipe", default="private", show_default=True, help="paper: for comparison, no formal guarantee.")
+@click.option("--public-dev", is_flag=True, help="With --epsilon: dev is public, choices are made on it.")
+@click.option("--against-advice", is_flag=True, help="With --epsilon: train where search is expected to be better.")
+@click.option("--ledgers", type=FOLDER, help="Folder of the clients' ledgers, kept over runs.  [default: RUN/clients]")
 @click.option("--no-privacy", is_flag=True, help="Un-noised on purpose.")
 @click.option("--no-central", is_flag=True, help="Leave out central training, which is there for comparison.")
 @click.option("--run", type=FOLDER, help="Folder of history and checkpoints.  [default: RETRIEVER.run]")
@@ -90,6 +96,12 @@ def federate(
     clock: str | None,
     engine: str,
     epsilon: float | None,
+    delta: float,
+    unit: str,
+    recipe: str,
+    public_dev: bool,
+    against_advice: bool,
+    ledgers: Path | None,
     no_privacy: bool,
     no_central: bool,
     run: Path | None,
@@ -100,10 +112,7 @@ def federate(
     **options: Any,  # noqa: ANN401 - the settings of the rounds
 ) -> None:
     """Train one retriever over simulated clients; a question never leaves its client."""
-    if epsilon is not None:
-        raise FedcarError(f"--epsilon {epsilon:g}: noise is not built into federate yet; leave it out to run un-noised")
-    if engine == "flower":
-        raise FedcarError("--engine flower: not built yet; leave it out for the local engine")
+    _refuse_together(epsilon, no_privacy, recipe, engine)
     from fedcar.collection import Collection
     from fedcar.federation.clock import parse_clock
     from fedcar.federation.settings import RoundSettings
@@ -129,14 +138,25 @@ def federate(
     from fedcar.model_files import DEFAULT_ENCODER
 
     encoder = encoder or DEFAULT_ENCODER
+    report = Console()
+    if epsilon is not None:
+        from fedcar.private_plan import Target
+
+        target = Target(epsilon, delta, unit, public_dev, None, against_advice)
+        target.check()
+        _federate_under_epsilon(
+            loaded, target, out, run, as_json, dry_run, collection, clients=clients, kind=kind, encoder=encoder,
+            pooling=pooling, method=method, adapter=adapter, rounds=settings, ledgers=ledgers, cache=cache,
+            resume=resume, report=report,
+        )  # fmt: skip
+        return
     if dry_run:
         _show_plan(
             plan(loaded, clients=clients, kind=kind, encoder=encoder, method=method, adapter=adapter, rounds=settings),
             as_json,
         )
         return
-    report = Console()
-    if not no_privacy:
+    if not no_privacy and recipe != "paper":
         report.say(
             "no --epsilon: un-noised, as a simulation; over a network what clients send would give questions away"
         )
@@ -144,8 +164,8 @@ def federate(
         with live_table() as watch:
             result = run_federation(
                 loaded, run=run, clients=clients, kind=kind, encoder=encoder, pooling=pooling, method=method,
-                adapter=adapter, rounds=settings, clock=virtual, compare=not no_central, cache=cache, resume=resume,
-                report=report, watch=watch,
+                adapter=adapter, rounds=settings, recipe=recipe, clock=virtual, compare=not no_central, cache=cache,
+                resume=resume, report=report, watch=watch,
             )  # fmt: skip
     except KeyboardInterrupt:
         report.say(f"finished rounds are kept in {run}: the same command with --resume goes on from there")
@@ -155,6 +175,51 @@ def federate(
         _print_json(result)
     else:
         _print_summary(result, out, collection)
+
+
+def _refuse_together(epsilon: float | None, no_privacy: bool, recipe: str, engine: str) -> None:
+    if epsilon is not None and no_privacy:
+        raise FedcarError("--epsilon and --no-privacy: one or the other")
+    if recipe not in ("private", "paper"):
+        raise FedcarError(f'--recipe "{recipe}": not known; give private or paper')
+    if recipe == "paper" and epsilon is not None:
+        raise FedcarError(f"--recipe paper --epsilon {epsilon:g}: that recipe has no epsilon; leave one of them out")
+    if engine == "flower":
+        raise FedcarError("--engine flower: not built yet; leave it out for the local engine")
+
+
+def _federate_under_epsilon(
+    loaded: Any,  # noqa: ANN401 - a Collection, a Target: importing them here would import torch
+    target: Any,  # noqa: ANN401
+    out: Path,
+    run: Path,
+    as_json: bool,
+    dry_run: bool,
+    collection: Path,
+    **options: Any,  # noqa: ANN401
+) -> None:
+    """Under a budget: the same output, the statement with it; exit code 3 where a client refused."""
+    from fedcar.federation.private import federate_under_epsilon
+    from fedcar.partition import partition
+    from fedcar.private_plan import make_plan
+
+    if dry_run:
+        parts = partition(loaded.judged("train"), options["kind"], options["clients"], options["rounds"].seed)
+        target.check(len(parts) if target.unit == "client" else len(loaded.judged("train")))
+        rate = options["rounds"].participation if target.unit == "client" else None
+        steps = options["rounds"].rounds or None
+        found = make_plan(target, options["method"], len(loaded.documents), steps=steps, sampling_rate=rate)
+        _show_plan({"documents": len(loaded.documents), "clients": sorted(parts), **found.in_words()}, as_json)
+        return
+    with live_table() as watch:
+        result = federate_under_epsilon(loaded, target, run=run, watch=watch, **options)
+    result.retriever.save(out)
+    if as_json:
+        _print_json(result)
+    else:
+        _print_summary(result, out, collection)
+    if result.refusal is not None:
+        raise result.refusal
 
 
 @contextmanager
@@ -218,7 +283,7 @@ def _print_json(result: Any) -> None:  # noqa: ANN401 - a Federation; importing 
         "federated": result.federated,
         "bytes_per_round": result.bytes_per_round,
         "seconds": result.seconds,
-        "privacy": None,
+        "privacy": result.privacy,
     }
     click.echo(json.dumps(content, ensure_ascii=False))
 
@@ -232,6 +297,10 @@ def _print_summary(result: Any, out: Path, collection: Path) -> None:  # noqa: A
             )
     clock = sum(record["clock_seconds"] for record in result.rounds)
     traffic = f"{result.bytes_per_round / 1000:.0f} kB a round"
-    click.echo(f"{len(result.rounds)} rounds, {traffic}, {clock:.1f} s by the clock, un-noised")
+    how = "un-noised"
+    if result.privacy is not None:
+        sure = result.privacy["guarantee"]
+        how = f"epsilon {result.privacy['epsilon']:.3g}, see privacy.json" if sure else "no formal guarantee"
+    click.echo(f"{len(result.rounds)} rounds, {traffic}, {clock:.1f} s by the clock, {how}")
     click.echo(f"{out}: saved (run: {result.run})")
     click.echo(f"next: fedcar evaluate {out} {collection}")

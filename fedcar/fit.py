@@ -20,6 +20,7 @@ from fedcar.folds import MOST_SHARE, Fold
 from fedcar.head import Head, candidate_losses
 from fedcar.history import History
 from fedcar.mixture import fit_mixture
+from fedcar.paper_recipe import PaperRecipe
 from fedcar.progress import Silent
 from fedcar.questions import Questions
 from fedcar.retriever import APART, LEARNED, WEIGHT_NAMES, Retriever, mixed_features
@@ -38,6 +39,7 @@ class Settings:
     `inverse_penalty` is the C of logistic regression: the penalty on the rows is s^2 |r|^2 / (2 C n) with temperature s
     and n training questions. With `query_map` the map M is trained in place of rows, at the penalty `map_penalty`
     |M|^2 / n. `adapter_decay` pulls the adapter to the identity (decoupled weight decay). Rates fall along a cosine.
+    `recipe` "paper" treats the gradients as `paper_recipe` says.
     """
 
     method: str = "head"
@@ -55,6 +57,7 @@ class Settings:
     adapter_rate: float = 3e-3
     adapter_decay: float = 0.01
     gradient_checkpointing: bool = False
+    recipe: str = "plain"
 
 
 def fit(
@@ -230,11 +233,13 @@ class Trainer:
         if self.encoder.adapter is not None:
             groups.append(Group(list(self.encoder.adapter.parameters()), settings.adapter_rate, settings.adapter_decay))
         self.optimizer = Adam(groups)
+        self.treat = PaperRecipe() if settings.recipe == "paper" else None
         self.rates = [group.rate for group in groups]
         self.steps_an_epoch = math.ceil(len(training) / settings.batch_size)
 
     def epoch(self, epoch: int, advance: Callable[[int], None]) -> Iterator[float]:
         """One pass over the training questions, seeded by seed and epoch; yields each batch's summed loss."""
+        self.epoch_running = epoch
         generator = np.random.default_rng([self.settings.seed, epoch])
         self.dropped = torch.Generator().manual_seed(self.settings.seed * 100_003 + epoch)
         for number, rows in enumerate(self.batches(generator)):
@@ -262,6 +267,8 @@ class Trainer:
         self.optimizer.zero_grad()
         loss = self.loss(torch.from_numpy(rows))
         (loss + self.penalty()).backward()  # type: ignore[no-untyped-call]
+        if self.treat is not None:
+            self.treat(self.optimizer.parameters, self.epoch_running)
         self.optimizer.step()
         return float(loss.detach())
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 WIDTH = 96
 BASIS_TOKENS = 30_000
 DOCUMENTS_AT_ONCE = 256
+QUESTION_TOKENS = 64  # of a longer question those of the highest idf are compared
 QUESTION_TOKENS_AT_ONCE = 8192
 LEVELS = 7  # of four bits: -7 to 7
 TURNED_REACH = 2.4  # standard deviations of an entry, which after the turn is about normal: least error at four bits
@@ -108,7 +109,7 @@ class LateInteraction:
 
         sentence: the best cosine of the question and a sentence. tokens: of each token of the question the best cosine
         in the document, averaged by idf. sentence_tokens: the same within the best sentence. 0 for a document without
-        tokens, the last two also for a question without.
+        tokens, the last two also for a question without. Of a long question its 64 tokens of the highest idf count.
         """
         result = np.zeros((*candidates.shape, len(FEATURES)), dtype=np.float32)
         asked = _Asked.of(questions, self)
@@ -152,9 +153,11 @@ class _Asked(NamedTuple):
 
     @classmethod
     def of(cls, questions: Sequence[TokenStates], late: LateInteraction) -> _Asked:
-        lengths = np.array([len(question.ids) for question in questions], dtype=np.int64)
-        states = [late.projected(question.states) for question in questions]
-        weights = [(found := late.weights(question.ids)) / max(float(found.sum()), 1e-9) for question in questions]
+        idf = [late.weights(question.ids) for question in questions]
+        chosen = [np.sort(np.argsort(-found, kind="stable")[:QUESTION_TOKENS]) for found in idf]
+        lengths = np.array(list(map(len, chosen)), dtype=np.int64)
+        states = [late.projected(one.states[places]) for one, places in zip(questions, chosen, strict=True)]
+        weights = [(of := found[at]) / max(float(of.sum()), 1e-9) for found, at in zip(idf, chosen, strict=True)]
         starts = np.cumsum(lengths) - lengths
         return cls(np.concatenate(states), np.concatenate(weights), starts, lengths)
 

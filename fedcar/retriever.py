@@ -288,6 +288,8 @@ class Retriever:
         self.evidence.write(folder)
         if (index := index_for(self)) is not None:
             index.write(folder)
+        if self.training.get("privacy"):
+            write_json(folder / "privacy.json", self.training["privacy"])
         with (folder / "documents.jsonl").open("w", encoding="utf-8") as stream:
             for document in self.documents:
                 record = {"_id": document.id, "title": document.title, "text": document.text}

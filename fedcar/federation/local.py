@@ -30,13 +30,26 @@ from fedcar.fit import Settings, Trainer, prepared, with_learned
 from fedcar.history import History
 from fedcar.measure import Clock
 from fedcar.model_files import DEFAULT_ENCODER
+from fedcar.paper_recipe import no_guarantee
 from fedcar.partition import partition
+from fedcar.privacy.statement import plain_words, to_json
+from fedcar.private_plan import DELTA
 from fedcar.progress import Silent
 from fedcar.pseudo_queries import PseudoQueries, pseudo_queries
 from fedcar.questions import Questions, prepare, split_for_selection
 from fedcar.retriever import LEARNED, Retriever, weights_of
 from fedcar.selection import Standard, baseline_weights, best_weights
-from fedcar.train import Candidate, FoldView, calibrated, candidate, choose_settings, select, suited, trained_candidates
+from fedcar.train import (
+    Candidate,
+    FoldView,
+    calibrated,
+    candidate,
+    choose_settings,
+    select,
+    suited,
+    trained_candidates,
+    with_recipe,
+)
 
 Watch = Callable[[Mapping[str, Any]], None]
 
@@ -52,6 +65,8 @@ class Federation:
     federated: dict[str, float] | None
     bytes_per_round: int
     seconds: dict[str, float]
+    privacy: dict[str, Any] | None = None
+    refusal: Exception | None = None  # of a client whose budget would have been crossed; the retriever so far is kept
 
 
 def federate(
@@ -65,6 +80,7 @@ def federate(
     method: str = "head",
     adapter: str = "full",
     rounds: RoundSettings | None = None,
+    recipe: str = "private",
     clock: VirtualClock | None = None,
     compare: bool = True,
     cache: str | Path | None = None,
@@ -73,6 +89,8 @@ def federate(
     watch: Watch = lambda record: None,
 ) -> Federation:
     """Train one retriever over clients simulated in this process, without noise; central training for comparison.
+
+    With noise: `private.federate_under_epsilon`. `recipe` "paper" is noise too, without any formal guarantee.
 
     First the mixture of the evidence (see `mixture`), then rounds of `method`. `kind` is the partition, `run` the
     folder of history and checkpoint, `watch` gets each round's record. `rounds.rounds` 0 stands for as many as make the
@@ -100,6 +118,7 @@ def federate(
     selection = prepare(untrained, selection_split, features, report, "selection questions")
     seconds.lap("encode")
     settings, rounds = matched(method, adapter, rounds, untrained, len(training))
+    settings = with_recipe(settings, recipe, method, None)
     folder.belongs_to = belongs_to(collection, model, settings, rounds, kind, len(parts), clock)
 
     def measure(retriever: Retriever) -> dict[str, float] | None:
@@ -138,7 +157,15 @@ def federate(
     federated = measure(kept.retriever)
     seconds.lap("evaluate")
     per_round = sum(record["bytes_down"] + record["bytes_up"] for record in records) // max(1, len(records))
-    return Federation(kept.retriever, Path(run), records, central.get("central"), federated, per_round, seconds.seconds)
+    claim = None
+    if recipe == "paper":
+        claim = no_guarantee(kept.name, DELTA)
+        kept.retriever.training["privacy"] = to_json(claim)
+        report.say(plain_words(claim).splitlines()[0])
+    return Federation(
+        kept.retriever, Path(run), records, central.get("central"), federated, per_round, seconds.seconds,
+        to_json(claim) if claim is not None else None,
+    )  # fmt: skip
 
 
 def check_method(method: str, adapter: str, rounds: RoundSettings) -> None:

@@ -125,11 +125,11 @@ def area_under_curve(scores: Floats, present: NDArray[np.bool_]) -> float:
 
 
 def _rank(values: Floats) -> int:
-    """How many singular values stand before their largest fall, which must be tenfold; all of them where none is."""
+    """How many singular values stand before their largest fall, which must be fivefold; all of them where none is."""
     if len(values) == 0 or values[0] == 0:
         return 0
     falls = values[:-1] / np.maximum(values[1:], values[0] * 1e-15)
-    return int(falls.argmax()) + 1 if len(falls) and falls.max() >= 10 else len(values)
+    return int(falls.argmax()) + 1 if len(falls) and falls.max() >= 5 else len(values)
 
 
 def _chi_square_bound(freedom: int, probability: float) -> float:

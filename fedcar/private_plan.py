@@ -1,0 +1,161 @@
+"""The plan of a training under epsilon: what will be given out, how often, with how much noise; no question is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from fedcar.errors import FedcarError
+from fedcar.privacy.accountant import epsilon_of, noise_multiplier
+from fedcar.privacy.release import Release, check_target
+from fedcar.privacy.statement import Statement, state
+
+DELTA = 1e-5
+UNITS = ("example", "client")
+METHODS = ("auto", "ridge", "head", "adapter")
+COUNT_SHARE, SUMS_SHARE = 0.01, 0.19  # of the budget, in 1 / variance; the steps get the rest
+STEPS, CLIP_NORM = 30, 0.5
+SAMPLED_EPOCHS = 4
+SAMPLING_RATE = 0.05  # of the adapter's steps: each question by its own coin
+LEAST_STRENGTH = 9.0
+SLACK = 1 + 1e-6  # on calibrated noise, so that adding up one release at a time never ends above the budget
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the user asks for. `public_dev`: dev is declared public, and choices may be made on it.
+
+    `noise_seed` is for tests: noise that can be repeated, so that epsilon is infinite. `against_advice` trains even
+    where the plan expects less than search gives.
+    """
+
+    epsilon: float
+    delta: float = DELTA
+    unit: str = "example"
+    public_dev: bool = False
+    noise_seed: int | None = None
+    against_advice: bool = False
+
+    def check(self, units: int | None = None) -> None:
+        """Refuse what nobody should promise; `units` is how many questions (or clients) there are."""
+        if self.unit not in UNITS:
+            raise FedcarError(f'--unit "{self.unit}": not known; give one of {", ".join(UNITS)}')
+        try:
+            check_target(self.epsilon, self.delta, units)
+        except ValueError as error:
+            raise FedcarError(f"--epsilon {self.epsilon:g} --delta {self.delta:g}: {error}") from error
+
+
+@dataclass(frozen=True)
+class PrivatePlan:
+    """All releases of a run, in order: `count` once (None where the number of units is public), `sums` once, `step`.
+
+    A release under unit "example" is what each client makes of its own questions, with its own noise: the same plan
+    for every client, so that each spends the same epsilon and the largest, which is this one, holds for all.
+    """
+
+    method: str
+    target: Target
+    documents: int
+    count: Release | None
+    sums: Release
+    step: Release | None
+    clip_norm: float
+    total_noise: float  # the noise multiplier of the whole budget, spent on one full-batch release
+
+    @property
+    def steps(self) -> int:
+        return self.step.steps if self.step is not None else 0
+
+    @property
+    def releases(self) -> tuple[Release, ...]:
+        return tuple(release for release in (self.count, self.sums, self.step) if release is not None)
+
+    @property
+    def epsilon(self) -> float:
+        """What the whole plan gives away, by the accountant."""
+        return epsilon_of(self.releases, self.target.delta)
+
+    def in_words(self) -> dict[str, object]:
+        """Plain values: what will be given out, how often, with how much noise."""
+        releases = [
+            {**release.to_json(), "standard_deviation": release.standard_deviation} for release in self.releases
+        ]
+        return {"epsilon": self.epsilon, "delta": self.target.delta, "method": self.method, "releases": releases}
+
+    def strength(self, units: float, loudness: float = 1.0) -> float:
+        """Units a document over the noise, `loudness` times one client's: how far what is learned stands above it.
+
+        Below LEAST_STRENGTH training ends below search (docs/privacy.md has the measurements).
+        """
+        return units / (self.documents * self.total_noise * loudness)
+
+    def statement(self, given: tuple[Release, ...], clients: int, selection: dict[str, str]) -> Statement:
+        """The claim over what was really given out, by one client (they all spend alike)."""
+        what = {
+            "count": "how many questions there are, noised",
+            "class sums": "for each document the sum of its questions' vectors, noised",
+            "head": "sums of clipped gradients of the rows, noised",
+            "adapter": "sums of clipped gradients of adapter and rows, noised",
+        }
+        names = list(dict.fromkeys(release.name for release in given))
+        return state(
+            given,
+            self.target.delta,
+            method=self.method,
+            clip_norm=self.clip_norm if self.step is not None else 1.0,
+            released=[what[name] for name in names],
+            selection=selection,
+            clients=clients,
+        )
+
+
+def make_plan(
+    target: Target,
+    method: str,
+    documents: int,
+    *,
+    steps: int | None = None,
+    clip_norm: float = CLIP_NORM,
+    sampling_rate: float | None = None,
+) -> PrivatePlan:
+    """Share the budget out and calibrate the noise; `auto` is `head`: a choice fixed in advance, which costs nothing.
+
+    `sampling_rate` below 1 is Poisson sampling (each unit in each step by its own coin); by default the adapter's steps
+    are sampled and all others take every question.
+    """
+    method = "head" if method == "auto" else method
+    if method not in METHODS:
+        raise FedcarError(f'--method "{method}": not known; give one of {", ".join(METHODS)}')
+    if steps is not None and steps < 1:
+        raise FedcarError(f"--epochs {steps}: must be 1 or more; under --epsilon it is the number of noised steps")
+    counted = Release(  # all are calibrated as if their noise counted; a test seed makes the claim infinite below
+        name="count",
+        noise_multiplier=1.0,
+        sensitivity=1.0,
+        sampler="full-batch",
+        unit=target.unit,
+        adjacency="add-or-remove-one",
+    )
+    total = noise_multiplier(counted, target.epsilon, target.delta)
+    count = None if target.unit == "client" else replace(counted, noise_multiplier=total / COUNT_SHARE**0.5 * SLACK)
+    share = 1.0 - (COUNT_SHARE if count is not None else 0.0)
+    sums = replace(counted, name="class sums", noise_multiplier=total / share**0.5 * SLACK)
+    step = None
+    if method != "ridge":
+        sums = replace(sums, noise_multiplier=total / SUMS_SHARE**0.5 * SLACK)
+        rate = sampling_rate if sampling_rate is not None else SAMPLING_RATE if method == "adapter" else 1.0
+        template = replace(
+            counted,
+            name=method,
+            sensitivity=clip_norm,
+            sampler="full-batch" if rate == 1 else "poisson",
+            sampling_rate=rate,
+            steps=steps or (STEPS if rate == 1 else round(SAMPLED_EPOCHS / rate)),
+        )
+        before = [release for release in (count, sums) if release is not None]
+        found = noise_multiplier(template, target.epsilon, target.delta, before)
+        step = replace(template, noise_multiplier=found * SLACK)
+    if target.noise_seed is not None:
+        sums = replace(sums, noise="seeded-test")
+        count, step = (part and replace(part, noise="seeded-test") for part in (count, step))
+    return PrivatePlan(method, target, documents, count, sums, step, clip_norm, total)

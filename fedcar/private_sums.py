@@ -1,0 +1,299 @@
+"""The device's side of training under epsilon: clipped sums over its questions, and the one door they leave through."""
+
+from __future__ import annotations
+
+import secrets
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+from fedcar.adapter import Adapter, SoftEmbedding
+from fedcar.encoder import Encoder
+from fedcar.errors import FedcarWarning
+from fedcar.head import START_SCALE, candidate_losses
+from fedcar.privacy.clip import Part, clip, linear_head, output_gradients
+from fedcar.privacy.clip_adapter import diagonal_adapter, full_adapter, low_rank_adapter
+from fedcar.privacy.ledger import Head, Ledger
+from fedcar.privacy.noise import NoiseSource, add_noise
+from fedcar.privacy.release import Release
+from fedcar.questions import Questions
+from fedcar.retriever import LEARNED, Retriever
+from fedcar.runtime.protocol import batches_by_length
+
+CELLS_AT_ONCE = 1 << 23  # of (questions, documents) in memory at a time
+TOKENS_AT_ONCE = 4096  # of questions that go through the encoder together
+EVIDENCE_SHARE = 0.25  # of the evidence's default weights, beside rows; chosen on dev splits, fixed
+ADAPTER_SCALE = 0.1  # what is trained is the adapter's difference to the identity over this: one clip norm fits both
+COUNT, SUMS, ROWS = "count", "sums", "rows"
+
+Tensors = Mapping[str, Tensor]
+
+
+class Asked:
+    """A device's questions as the sums need them: x (n, d), candidates (n, c), offset (n, c), relevance (n, c).
+
+    x is the centred hidden state of unit length. Which documents have questions is nowhere: every row is trained.
+    """
+
+    def __init__(self, retriever: Retriever, questions: Questions, adapter: Adapter | None = None) -> None:
+        self.head = retriever.head
+        self.encoder = retriever.encoder
+        self.documents = len(retriever.documents)
+        self.untrained = torch.from_numpy(np.ascontiguousarray(questions.hidden_states))
+        self.x = usual_vectors(self.untrained, self.head.centre)
+        self.candidates = torch.from_numpy(questions.candidates)
+        every = torch.arange(self.documents)
+        self.all_in_order = self.candidates.shape[1:] == every.shape and bool((self.candidates == every).all())
+        rows = {document.id: row for row, document in enumerate(retriever.documents)}
+        self.targets = torch.from_numpy(np.where(retriever.empty, 0.0, questions.targets(rows)).astype(np.float32))
+        empty = retriever.empty[questions.candidates]
+        offset = EVIDENCE_SHARE * (questions.evidence @ retriever.weights[:LEARNED])
+        self.offset = torch.from_numpy(np.where(empty, -np.inf, offset).astype(np.float32))
+        self.relevance = torch.from_numpy(np.where(empty, 0.0, questions.relevance).astype(np.float32))
+        self.adapter = adapter
+        self.token_ids: list[list[int]] = []
+        if adapter is not None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FedcarWarning)  # how many are cut is nobody else's business
+                self.token_ids = self.encoder.tokenize(questions.texts)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def class_sums(self, rows: Tensor | None = None) -> dict[str, Tensor]:
+        """For each document the sum of its questions' x, (documents, d); one question moves it by at most 1.
+
+        A question of several documents is shared out among them: its targets have length 1 together.
+        """
+        chosen = torch.arange(len(self)) if rows is None else rows
+        total = torch.zeros(self.documents, self.x.shape[1])
+        for part in torch.split(chosen, max(1, CELLS_AT_ONCE // self.documents)):
+            total += clip([linear_head(functional.normalize(self.targets[part], dim=1), self.x[part])], 1.0).sums[ROWS]
+        return {SUMS: total}
+
+    def gradients(self, state: Tensors, clip_norm: float, rows: Tensor | None = None) -> dict[str, Tensor]:
+        """The clipped gradients of the chosen questions' losses, summed, by the names of `state`; zeros for none."""
+        total = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+        for part in self.batches(rows):
+            parts = self.parts(state, part)
+            for name, tensor in clip(parts, clip_norm).sums.items():
+                total[name] += tensor
+        return total
+
+    def batches(self, rows: Tensor | None) -> Iterator[Tensor | slice]:
+        """Parts that fit into memory, slices where all take part; through the encoder texts of like length together."""
+        size = max(1, CELLS_AT_ONCE // self.documents)
+        if self.adapter is not None:
+            chosen = torch.arange(len(self)) if rows is None else rows
+            lengths = [len(self.token_ids[row]) for row in chosen.tolist()]
+            yield from (chosen[places] for places in batches_by_length(lengths, TOKENS_AT_ONCE))
+        elif rows is None:
+            yield from (slice(start, start + size) for start in range(0, len(self), size))
+        else:
+            yield from torch.split(rows, size)
+
+    def parts(self, state: Tensors, rows: Tensor | slice) -> list[Part]:
+        """What one batch's gradients are made of: rows alone, or rows and adapter by one backward pass."""
+        x = self.x[rows]
+        if not len(x):
+            return [Part(torch.zeros(0), lambda factors, keep: {n: torch.zeros_like(t) for n, t in state.items()})]
+        if isinstance(rows, Tensor) and self.adapter is not None:
+            return self.parts_through_the_encoder(state, rows)
+        logits = self.offset[rows] + self.row_scores(x, state[ROWS], rows)
+        logits.requires_grad_(True)
+        (slopes,) = output_gradients(candidate_losses(logits, self.relevance[rows]), [logits])
+        return [linear_head(self.scattered(slopes, rows), x)]
+
+    def row_scores(self, x: Tensor, rows: Tensor, chosen: Tensor | slice) -> Tensor:
+        """Inner products (b, c) of the chosen questions' x with their candidates' rows."""
+        return x @ rows.T if self.all_in_order else row_scores(x, rows, self.candidates[chosen])
+
+    def parts_through_the_encoder(self, state: Tensors, rows: Tensor) -> list[Part]:
+        adapter = load_adapter(self.encoder, self.adapter, state)
+        tape = record_embeddings(self.encoder.model.get_input_embeddings())
+        hidden = self.encoder.hidden_states([self.token_ids[row] for row in rows.tolist()])
+        before, after = tape()
+        hidden = hidden.cpu()
+        x = usual_vectors(hidden, self.head.centre)
+        candidates = self.candidates[rows]
+        moved = functional.normalize(hidden, dim=1) - functional.normalize(self.untrained[rows], dim=1)
+        logits = self.offset[rows] + row_scores(x, state[ROWS], candidates)
+        logits = logits + START_SCALE * row_scores(moved, self.head.embeddings, candidates)
+        losses = candidate_losses(logits, self.relevance[rows])
+        slopes, soft = output_gradients(losses, [logits, after])
+        soft, before = (ADAPTER_SCALE * soft).cpu(), before.cpu()
+        head = linear_head(self.scattered(slopes, rows), x.detach())
+        if adapter.variant == "full":
+            return [head, full_adapter(soft, before, name="difference")]
+        if adapter.variant == "diagonal":
+            return [head, diagonal_adapter(soft, before, name="difference")]
+        return [head, low_rank_adapter(soft, before, adapter.left.detach(), adapter.right.detach())]
+
+    def scattered(self, slopes: Tensor, rows: Tensor | slice) -> Tensor:
+        """Slopes of the candidates' scores (b, c) -> of all documents' (b, documents)."""
+        if self.all_in_order:
+            return slopes
+        return torch.zeros(len(slopes), self.documents).scatter(1, self.candidates[rows], slopes)
+
+
+def usual_vectors(hidden_states: Tensor, centre: Tensor) -> Tensor:
+    """Hidden states (n, d) of unit length less the encoder's usual direction, of unit length: what rows multiply."""
+    return functional.normalize(functional.normalize(hidden_states, dim=1) - centre, dim=1)
+
+
+def row_scores(x: Tensor, rows: Tensor, candidates: Tensor) -> Tensor:
+    """Inner products (b, c) of x (b, d) with the candidates' rows."""
+    if candidates.shape[1] == len(rows):
+        return (x @ rows.T).gather(1, candidates)
+    return torch.einsum("bd,bcd->bc", x, rows[candidates])
+
+
+def load_adapter(encoder: Encoder, adapter: Adapter | None, state: Tensors) -> Adapter:
+    """Put the state's adapter (in units of ADAPTER_SCALE) into the encoder."""
+    assert adapter is not None
+    with torch.no_grad():
+        for name, tensor in adapter.named_parameters():
+            tensor.copy_(ADAPTER_SCALE * state[name])
+    if encoder.adapter is not adapter:
+        encoder.insert(adapter)
+    return adapter
+
+
+def record_embeddings(module: SoftEmbedding) -> Callable[[], tuple[Tensor, Tensor]]:
+    """From now on, once: what goes into the adapter and what comes out of it, which joins the graph as a leaf."""
+    taken: list[tuple[Tensor, Tensor]] = []
+
+    def forward(token_ids: Tensor) -> Tensor:
+        before = module.embedding(token_ids)
+        after = module.adapter(before).detach().requires_grad_(True)
+        taken.append((before, after))
+        return after  # type: ignore[no-any-return]
+
+    module.forward = forward  # type: ignore[method-assign]
+
+    def tape() -> tuple[Tensor, Tensor]:
+        del module.forward
+        return taken[0]
+
+    return tape
+
+
+@dataclass
+class Device:
+    """One device: its questions, its noise, its ledger; nothing of the questions leaves but through `release`.
+
+    Formal guarantees:
+        charged_before_training: the ledger has the charge on disk before any question is read for it.
+        A release asked for twice is sent again unchanged, and is noised and charged once.
+    """
+
+    name: str
+    asked: Asked
+    source: NoiseSource = field(default_factory=NoiseSource)
+    ledger: Ledger | None = None
+    run: str = ""
+    known_head: Head | None = None  # where the server last saw this device's ledger
+    given: list[Release] = field(default_factory=list)
+
+    def count(self, number: int, release: Release) -> Tensor:
+        """How many questions there are, noised: shape (1,)."""
+        return self.release(number, release, lambda: {COUNT: torch.tensor([float(len(self.asked))])})[COUNT]
+
+    def class_sums(self, number: int, release: Release) -> Tensor:
+        """The noised sum of its questions' vectors for each document (documents, d)."""
+        return self.release(number, release, self.asked.class_sums)[SUMS]
+
+    def gradients(self, number: int, release: Release, state: Tensors) -> dict[str, Tensor]:
+        """The noised sum of clipped gradients over all its questions, or over those drawn for this step."""
+        clip_norm = float(release.sensitivity or 0.0)
+        return self.release(number, release, lambda: self.asked.gradients(state, clip_norm, self.drawn(release)))
+
+    def drawn(self, release: Release) -> Tensor | None:
+        """Each question by its own coin from the operating system (Poisson sampling); None where all take part."""
+        return None if release.sampler != "poisson" else poisson(len(self.asked), release.sampling_rate)
+
+    def release(self, number: int, release: Release, sums: Callable[[], Tensors]) -> dict[str, Tensor]:
+        """Charge, sum, noise, keep: what leaves in exchange `number` of the run."""
+        if self.ledger is not None and (stored := self.ledger.stored_update(self.run, number)) is not None:
+            self.given.append(release)
+            return unpacked(stored)
+        charge = None
+        if self.ledger is not None:
+            charge = self.ledger.charge(self.run, number, release, self.known_head)
+        self.given.append(release)
+        tensors = noised(sums(), release, self.source)
+        if self.ledger is not None and charge is not None:
+            self.ledger.store_update(charge, packed(tensors))
+            self.known_head = self.ledger.head()
+        return tensors
+
+
+@dataclass
+class Cohort:
+    """Clients whose sums a trusted server adds up and noises once: unit "client". Answers as a Device does.
+
+    Each client counts as one question would: the mean of its questions' clipped parts, whose norm is at most the clip
+    norm. Who takes part in a step is drawn by a coin a client. The server's `device` holds noise and ledger, in which
+    every client is charged for every step, drawn or not.
+    """
+
+    members: Sequence[Asked]
+    device: Device
+
+    @property
+    def name(self) -> str:
+        return self.device.name
+
+    @property
+    def given(self) -> list[Release]:
+        return self.device.given
+
+    def class_sums(self, number: int, release: Release) -> Tensor:
+        return self.device.release(number, release, lambda: self.summed(release, Asked.class_sums))[SUMS]
+
+    def gradients(self, number: int, release: Release, state: Tensors) -> dict[str, Tensor]:
+        clip_norm = float(release.sensitivity or 0.0)
+        return self.device.release(
+            number, release, lambda: self.summed(release, lambda asked: asked.gradients(state, clip_norm))
+        )
+
+    def summed(self, release: Release, sums: Callable[[Asked], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The drawn clients' means, summed; zeros by name where none is drawn."""
+        drawn = [self.members[place] for place in poisson(len(self.members), release.sampling_rate).tolist()]
+        total = {name: torch.zeros_like(tensor) for name, tensor in sums(self.members[0]).items()}
+        for asked in drawn:
+            for name, tensor in sums(asked).items():
+                total[name] += tensor / len(asked)
+        return total
+
+
+def noised(sums: Tensors, release: Release, source: NoiseSource) -> dict[str, Tensor]:
+    """The sums with the release's noise on every coordinate, rounded to its grid, as float32."""
+    found = add_noise(sums, release.standard_deviation, source)
+    return {name: torch.from_numpy(values).float() for name, values in found.values.items()}
+
+
+def poisson(count: int, rate: float) -> Tensor:
+    """The places (m,) of those whose own coin says yes, by the operating system's randomness."""
+    if rate >= 1:
+        return torch.arange(count)
+    coins = np.frombuffer(secrets.token_bytes(8 * count), dtype=np.uint64)
+    return torch.from_numpy(np.flatnonzero(coins < np.uint64(int(rate * 2**64))))
+
+
+def packed(tensors: Tensors) -> bytes:
+    """For the ledger's store of updates: safetensors."""
+    from safetensors.torch import save
+
+    return save(dict(tensors))
+
+
+def unpacked(stored: bytes) -> dict[str, Tensor]:
+    from safetensors.torch import load
+
+    return load(stored)

@@ -1,0 +1,313 @@
+"""Training under epsilon, the server's side: it sees noised sums alone, from one device or from many."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import median_low
+from typing import Any
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+from fedcar.adapter import Adapter
+from fedcar.errors import FedcarError
+from fedcar.head import START_SCALE
+from fedcar.privacy.errors import BudgetError
+from fedcar.privacy.release import Release
+from fedcar.privacy.statement import Statement
+from fedcar.private_plan import LEAST_STRENGTH, PrivatePlan
+from fedcar.private_sums import ADAPTER_SCALE, EVIDENCE_SHARE, ROWS, Cohort, Device
+from fedcar.progress import Silent
+from fedcar.questions import Questions
+from fedcar.retriever import LEARNED, Retriever, weights_of
+from fedcar.selection import Score, Standard, baseline_weights, best_weights
+
+ROW_LENGTH, ROW_LENGTH_ALONE = 12.0, 20.0  # of a row made of class sums, before steps and without
+PRIOR_QUESTIONS = 30.0  # a document's own embedding counts as so many questions in its class sum
+LONGEST_PATH = 400.0  # the rates of all steps together
+LOGIT_NOISE = 0.8  # standard deviation that the noise of all steps together may give a score
+ADAPTER_RATE = 1.0  # of the rows' rate
+NORM_FACTOR = 30.0  # a client whose noised sum is longer than this many times the median is left out
+LEAST_WEIGHT = 0.1
+STEPS_PER_LOOK = 10  # at a public dev set, where every look means encoding it anew
+
+Watch = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass
+class Outcome:
+    """What training under epsilon came to: the retriever kept, what it is called, the record of each exchange.
+
+    `refusal` is what a client said that would have crossed its budget; the retriever is then the one so far.
+    """
+
+    retriever: Retriever
+    name: str
+    records: list[dict[str, Any]] = field(default_factory=list)
+    statement: Statement | None = None
+    refusal: BudgetError | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+class PrivateTraining:
+    """The server: adds up what the devices give out, and turns it into rows and adapter.
+
+    Formal guarantees:
+        no_private_question_changes_anything_un_noised: what is here comes from documents, from noised sums, or from a
+            dev set that was declared public.
+    """
+
+    def __init__(
+        self,
+        untrained: Retriever,
+        devices: Sequence[Device] | Sequence[Cohort],
+        plan: PrivatePlan,
+        *,
+        selection: Questions | None = None,
+        adapter: Adapter | None = None,
+        report: Silent | None = None,
+        watch: Watch | None = None,
+    ) -> None:
+        self.untrained = untrained
+        self.devices = devices
+        self.plan = plan
+        self.selection = selection
+        self.adapter = adapter
+        self.report = report or Silent()
+        self.watch = watch or (lambda record: None)
+        self.outcome = Outcome(untrained, "none")
+        self.weights = {device.name: 1.0 for device in devices}
+        self.best = self.before()
+        self.clients = sum(len(one.members) if isinstance(one, Cohort) else 1 for one in devices)
+
+    # ---------------------------------------------------------------- the run, top to bottom
+
+    def run(self) -> Outcome:
+        """Count, class sums, steps; each charged before it is made. A refusal ends it with the model so far."""
+        try:
+            self.train()
+        except BudgetError as refusal:
+            self.outcome.refusal = refusal
+            self.report.say(f"stopped: {refusal}")
+        self.finish()
+        return self.outcome
+
+    def train(self) -> None:
+        plan = self.plan
+        units = self.counted()
+        strength = plan.strength(units, self.loudness)
+        if strength < LEAST_STRENGTH and not plan.target.against_advice:
+            self.report.say(advice(strength))
+            return
+        sums = self.exchange(1, lambda device: {ROWS: device.class_sums(1, plan.sums)})[ROWS]
+        state = {ROWS: self.first_rows(sums)}
+        self.keep("ridge" if plan.step is None else "class sums", state)
+        if plan.step is None:
+            return
+        state |= self.first_adapter()
+        rates = self.rates(units)
+        step = replace(plan.step, steps=1)
+        for number in range(1, plan.steps + 1):
+            state = self.stepped(state, number, step, rates, units)
+            self.keep(plan.method, state, number)
+
+    def stepped(
+        self, state: dict[str, Tensor], number: int, step: Release, rates: Mapping[str, float], units: float
+    ) -> dict[str, Tensor]:
+        """One noised step over all devices. Divided by the (noised) number expected to take part, not by the actual."""
+        sums = self.exchange(number + 1, lambda device: device.gradients(number + 1, step, state))
+        expected = units * step.sampling_rate
+        return {name: tensor - rates[name] / expected * sums[name] for name, tensor in state.items()}
+
+    def exchange(self, number: int, ask: Callable[[Any], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """What all devices give out in this exchange, checked and added up."""
+        answers = {device.name: ask(device) for device in self.devices}
+        passed, refused = checked(answers)
+        if not passed:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(refused.items())[:5])
+            raise FedcarError(f"exchange {number}: no client gave out anything that can be used ({reasons})")
+        sent = sum(4 * tensor.numel() for answer in answers.values() for tensor in answer.values())
+        record = {"round": number, "clients": sorted(passed), "refused": refused, "bytes_up": sent}
+        record["bytes_down"] = sent if number > 1 else 0  # a step is taken at a state of the same shape
+        self.outcome.records.append(record)
+        self.watch(record)
+        names = next(iter(passed.values()))
+        # a client left out is missing from the sum and not from the divisor: its part of a step is 0
+        weighted = {name: torch.zeros_like(tensor) for name, tensor in names.items()}
+        for client, answer in passed.items():
+            for name, tensor in answer.items():
+                weighted[name] += self.weights[client] * tensor
+        return weighted
+
+    def counted(self) -> float:
+        """How many units train: clients are known to the server, questions are counted with noise.
+
+        A client with few questions brings as much noise as one with many, so it counts n / median, at most 1, by the
+        noised counts: what is made of them costs nothing more.
+        """
+        count = self.plan.count
+        if count is None:
+            return float(self.clients)
+        noised: dict[str, float] = {}
+
+        def ask(device: Device) -> dict[str, Tensor]:
+            answer = device.count(0, count)
+            noised[device.name] = max(0.0, float(answer))
+            return {"count": answer}
+
+        self.exchange(0, ask)
+        if not any(noised.values()):  # noise alone: nobody is known to have more than anybody else
+            return 1.0
+        usual = max(1.0, median_low(noised.values()))
+        self.weights = {name: min(1.0, found / usual) for name, found in noised.items()}
+        if any(weight < LEAST_WEIGHT for weight in self.weights.values()):
+            few = sum(weight < LEAST_WEIGHT for weight in self.weights.values())
+            self.report.say(f"{few} of {len(noised)} clients have too few questions for this plan and hardly count")
+        return max(1.0, sum(self.weights[name] * found for name, found in noised.items()))
+
+    @property
+    def loudness(self) -> float:
+        """How much louder the noise of all devices together is than that of one."""
+        return math.sqrt(max(1e-9, sum(weight**2 for weight in self.weights.values())))
+
+    # ---------------------------------------------------------------- rows, rates, adapter
+
+    def first_rows(self, sums: Tensor) -> Tensor:
+        """Rows along noised class sum + k e_d, e_d the document's own embedding, centred: a prior that costs nothing.
+
+        All of one length: how many questions a document has is not asked.
+        """
+        head = self.untrained.head
+        prior = functional.normalize(head.embeddings - head.centre, dim=1) * head.embeddings.norm(dim=1, keepdim=True)
+        length = ROW_LENGTH_ALONE if self.plan.step is None else ROW_LENGTH
+        return length * functional.normalize(sums + PRIOR_QUESTIONS * prior, dim=1)
+
+    def rates(self, units: float) -> dict[str, float]:
+        """Step sizes from the plan and the noised count: as far as LONGEST_PATH, unless the noise gets too loud.
+
+        After T steps of rate r the noise on a score is r N / n sqrt(T) sigma (x has length 1).
+        """
+        plan, step = self.plan, self.plan.step
+        assert step is not None
+        expected = units * step.sampling_rate
+        loudness = self.loudness * step.standard_deviation * step.steps**0.5 * plan.documents / expected
+        rate = min(LONGEST_PATH / step.steps, LOGIT_NOISE / loudness) * plan.documents
+        return {ROWS: rate} | dict.fromkeys(("difference", "left", "right"), ADAPTER_RATE * rate)
+
+    def first_adapter(self) -> dict[str, Tensor]:
+        if self.adapter is None:
+            return {}
+        return {name: tensor.detach().clone() / ADAPTER_SCALE for name, tensor in self.adapter.named_parameters()}
+
+    # ---------------------------------------------------------------- what is kept
+
+    def retriever(self, state: Mapping[str, Tensor]) -> Retriever:
+        """The retriever of a state: every row is active, whether or not its document has questions."""
+        trained = self.untrained
+        weights = weights_of(trained.weights[:LEARNED])  # those of a document that is added later: no row, so all of it
+        weights[:LEARNED] *= EVIDENCE_SHARE
+        head = type(trained.head)(trained.head.embeddings.numpy(), centre=trained.head.centre.numpy())
+        with torch.no_grad():
+            head.rows.copy_(state[ROWS] / START_SCALE)
+            head.active.fill_(True)
+            if self.adapter is not None and len(state) > 1:
+                for name, tensor in self.adapter.named_parameters():
+                    tensor.copy_(ADAPTER_SCALE * state[name])
+                trained.encoder.insert(self.adapter)
+        return replace(trained, head=head, weights=weights)
+
+    def keep(self, name: str, state: Mapping[str, Tensor], number: int = 0) -> None:
+        """Take this state as the result; with a public dev set only where it is the best so far."""
+        last = name == self.plan.method and number == self.plan.steps
+        record = self.outcome.records[-1]
+        record["what"] = name if not number else f"{name}, step {number}"
+        look = self.adapter is None or last or number % STEPS_PER_LOOK == 0
+        if self.selection is not None and look:
+            found = self.retriever(state)
+            reached = Standard().score(self.selection, found.scores_of(self.selection))
+            record["selection"] = reached.success
+            self.outcome.scores[record["what"]] = reached.success
+            if self.best[1] is None or reached > self.best[1]:
+                self.best = ({key: tensor.clone() for key, tensor in state.items()}, reached, name)
+        elif self.selection is None:
+            self.best = (dict(state), None, name)
+        if last or number % 10 == 0 or name != self.plan.method:
+            shown = f": {record['selection']:.3f} of the public dev questions right" if "selection" in record else ""
+            self.report.say(f"{record['what']} of {self.plan.steps}{shown}" if number else f"{name}{shown}")
+
+    def before(self) -> tuple[dict[str, Tensor] | None, Score | None, str]:
+        """Search as it is; with a public dev set the best of the baselines and the evidence."""
+        if self.selection is None:
+            return None, None, "none"
+        among = Standard().fitted(self.untrained, (self.untrained.weights, *baseline_weights()))
+        self.untrained_best, reached = best_weights(among, self.selection)
+        self.outcome.scores["before"] = reached.success
+        return None, reached, "none"
+
+    def finish(self) -> None:
+        state, reached, name = self.best
+        if state is None:
+            kept = self.untrained if self.selection is None else self.untrained_best
+            if self.untrained.encoder.adapter is not None:
+                self.untrained.encoder.remove_adapter()
+            if len(self.outcome.records) > 1 and self.outcome.refusal is None:
+                self.report.say("nothing trained under this budget was better on the public dev questions than search")
+        else:
+            kept = self.retriever(state)
+            if len(state) == 1 and kept.encoder.adapter is not None:
+                kept.encoder.remove_adapter()
+        self.outcome.retriever, self.outcome.name = kept, name
+        if reached is not None:
+            self.report.say(f"kept: {name} ({reached.success:.3f} of the public dev questions right)")
+        given = tuple(self.devices[0].given)
+        self.outcome.statement = self.plan.statement(given, self.clients, choices(self.plan))
+
+
+def choices(plan: PrivatePlan) -> dict[str, str]:
+    """For each choice of a run where it came from, as the statement says it."""
+    by_dev = "public dev set" if plan.target.public_dev else "fixed in advance"
+    return {
+        "method and number of steps": "fixed in advance",
+        "the step that is kept": by_dev,
+        "weights of evidence and rows": by_dev,
+        "confidence and answer threshold": by_dev,
+        "centring": "fixed in advance",
+        "prior of the rows": "documents alone",
+        "rates, and whether to train at all": "charged" if plan.count is not None else "fixed in advance",
+    }
+
+
+def advice(strength: float) -> str:
+    return (
+        f"advice: at this budget what is learned is expected to be worse than search, which costs none (strength "
+        f"{strength:.1f}; training pays from {LEAST_STRENGTH:.0f} on); search is kept. More questions, fewer documents "
+        "or clients, or a larger epsilon help; --against-advice trains all the same"
+    )
+
+
+def checked(
+    answers: Mapping[str, Mapping[str, Tensor]],
+) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, str]]:
+    """The answers that may be added up, and the others with the reason: not finite, another shape, far too long.
+
+    Noise makes honest answers about equally long; a count is a single number and may well be 30 times another.
+    """
+    refused = {
+        name: "not finite"
+        for name, answer in answers.items()
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in answer.values())
+    }
+    lengths = {
+        name: float(torch.cat([tensor.flatten().double() for tensor in answer.values()]).norm())
+        for name, answer in answers.items()
+        if name not in refused
+    }
+    usual = median_low(lengths.values()) if lengths else 0.0
+    scalars = all(tensor.numel() == 1 for answer in answers.values() for tensor in answer.values())
+    for name, value in lengths.items():
+        if len(lengths) > 2 and not scalars and value > NORM_FACTOR * max(usual, 1e-12):
+            refused[name] = f"length {value:.3g}, above {NORM_FACTOR:g} times the clients' median {usual:.3g}"
+    return {name: answer for name, answer in answers.items() if name not in refused}, refused
