@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 from fedcar.errors import FedcarError
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 KINDS = ("linear", "cosine")
@@ -100,7 +100,7 @@ class Head(nn.Module):
         candidates: NDArray[np.int64] | None = None,
     ) -> NDArray[np.float32]:
         """`learned` for plain arrays."""
-        adapted, original = (torch.tensor(states) for states in (hidden_states, untrained))
+        adapted, original = (torch.tensor(np.ascontiguousarray(one)) for one in (hidden_states, untrained))
         chosen = None if candidates is None else torch.from_numpy(candidates)
         scores: NDArray[np.float32] = self.learned(adapted, original, chosen).numpy()
         return scores
