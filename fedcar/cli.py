@@ -142,6 +142,7 @@ def import_file(
 @click.option(
     "--against-advice", is_flag=True, help="With --epsilon: train even where search is expected to be better."
 )
+@click.option("--adaptive-clip", is_flag=True, help="With --epsilon: the clip norm follows noised counts.")
 @click.option("--seed", default=0, show_default=True)
 @cache_option
 @runtime_option

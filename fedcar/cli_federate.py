@@ -75,6 +75,7 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--recipe", default="private", show_default=True, help="paper: for comparison, no formal guarantee.")
 @click.option("--public-dev", is_flag=True, help="With --epsilon: dev is public, choices are made on it.")
 @click.option("--against-advice", is_flag=True, help="With --epsilon: train where search is expected to be better.")
+@click.option("--adaptive-clip", is_flag=True, help="With --epsilon: the clip norm follows noised counts.")
 @click.option("--ledgers", type=FOLDER, help="Folder of the clients' ledgers, kept over runs.  [default: RUN/clients]")
 @click.option("--no-privacy", is_flag=True, help="Un-noised on purpose.")
 @click.option("--no-central", is_flag=True, help="Leave out central training, which is there for comparison.")
@@ -101,6 +102,7 @@ def federate(
     recipe: str,
     public_dev: bool,
     against_advice: bool,
+    adaptive_clip: bool,
     ledgers: Path | None,
     no_privacy: bool,
     no_central: bool,
@@ -142,7 +144,7 @@ def federate(
     if epsilon is not None:
         from fedcar.private_plan import Target
 
-        target = Target(epsilon, delta, unit, public_dev, None, against_advice)
+        target = Target(epsilon, delta, unit, public_dev, None, against_advice, adaptive_clip)
         target.check()
         _federate_under_epsilon(
             loaded, target, out, run, as_json, dry_run, collection, clients=clients, kind=kind, encoder=encoder,
