@@ -13,7 +13,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from fedcar.adapter import Adapter, SoftEmbedding
-from fedcar.encoder import Encoder, batches_by_length
+from fedcar.encoder import Encoder
 from fedcar.errors import FedcarWarning
 from fedcar.head import START_SCALE, candidate_losses
 from fedcar.privacy.clip import Part, clip, linear_head, output_gradients
@@ -23,6 +23,7 @@ from fedcar.privacy.noise import NoiseSource, add_noise
 from fedcar.privacy.release import Release
 from fedcar.questions import Questions
 from fedcar.retriever import LEARNED, Retriever
+from fedcar.runtime.protocol import batches_by_length
 
 CELLS_AT_ONCE = 1 << 23  # of (questions, documents) in memory at a time
 TOKENS_AT_ONCE = 4096  # of questions that go through the encoder together
