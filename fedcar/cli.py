@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from fedcar import __version__
+from fedcar import __version__, cli_deploy
 from fedcar.cli_bench import bench
 from fedcar.cli_federate import federate
 from fedcar.cli_privacy import privacy
@@ -76,6 +76,8 @@ def commands() -> None:
 
 commands.add_command(federate)
 commands.add_command(privacy)
+for _command in cli_deploy.COMMANDS:
+    commands.add_command(_command)
 
 
 @commands.command()

@@ -6,11 +6,16 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fedcar.errors import FedcarError
+
+if TYPE_CHECKING:
+    from fedcar.federation.local import Over
+    from fedcar.federation.settings import RoundSettings
+    from fedcar.progress import Silent
 
 FOLDER = click.Path(path_type=Path)
 COLUMNS = ("round", "selection", "MIPS", "hybrid", "central", "loss", "clients", "refused", "failed", "kB", "s")
@@ -44,7 +49,8 @@ SETTINGS = (
 )
 
 
-def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of the rounds, which federate and run have in common."""
     for option in reversed(SETTINGS):
         command = option(command)
     return command
@@ -64,7 +70,7 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
     "--pooling", type=click.Choice(["mean", "last", "cls"]), help="[default: what the model was trained with]"
 )
 @click.option("--rounds", type=int, help="[default: as many as make the epochs of central training]")
-@_with_settings
+@with_settings
 @click.option(
     "--clock", help='Devices and network to plan for: "bandwidth=20mbps,latency=50ms".  [default: this machine]'
 )
@@ -115,21 +121,18 @@ def federate(
 ) -> None:
     """Train one retriever over simulated clients; a question never leaves its client."""
     _refuse_together(epsilon, no_privacy, recipe, engine)
+    if engine == "flower" and method == "ridge":
+        raise FedcarError("--engine flower: carries the methods head and adapter; ridge runs with --engine local")
+    if engine == "flower" and clock is not None:
+        raise FedcarError("--engine flower: measures real seconds; leave --clock out, or give --engine local")
     from fedcar.collection import Collection
     from fedcar.federation.clock import parse_clock
-    from fedcar.federation.settings import RoundSettings
     from fedcar.partition import parse
     from fedcar.progress import Console
     from fedcar.retriever import KIND
     from fedcar.storage import check_target
 
-    options["weight"] = options["weight"] or ("row" if options["private_documents"] else "step")
-    if options["server_rate"] is None:
-        options["server_rate"] = 0.01 if options["server_optimizer"] == "adam" else 1.0
-    if rounds is not None and rounds < 1:
-        raise FedcarError(f"--rounds {rounds}: must be 1 or more")
-    settings = RoundSettings(rounds=rounds or 0, **options)
-    settings.check()
+    settings = round_settings(rounds, options)
     parse(kind)
     virtual = parse_clock(clock)
     check_target(out, KIND)
@@ -163,11 +166,11 @@ def federate(
             "no --epsilon: un-noised, as a simulation; over a network what clients send would give questions away"
         )
     try:
-        with live_table() as watch:
+        with live_table() as watch, _over(engine, cache, settings.deadline, report) as over:
             result = run_federation(
                 loaded, run=run, clients=clients, kind=kind, encoder=encoder, pooling=pooling, method=method,
                 adapter=adapter, rounds=settings, recipe=recipe, clock=virtual, compare=not no_central, cache=cache,
-                resume=resume, report=report, watch=watch,
+                resume=resume, report=report, watch=watch, over=over,
             )  # fmt: skip
     except KeyboardInterrupt:
         report.say(f"finished rounds are kept in {run}: the same command with --resume goes on from there")
@@ -186,8 +189,8 @@ def _refuse_together(epsilon: float | None, no_privacy: bool, recipe: str, engin
         raise FedcarError(f'--recipe "{recipe}": not known; give private or paper')
     if recipe == "paper" and epsilon is not None:
         raise FedcarError(f"--recipe paper --epsilon {epsilon:g}: that recipe has no epsilon; leave one of them out")
-    if engine == "flower":
-        raise FedcarError("--engine flower: not built yet; leave it out for the local engine")
+    if epsilon is not None and engine == "flower":
+        raise FedcarError(f"--engine flower --epsilon {epsilon:g}: noise runs with --engine local so far")
 
 
 def _federate_under_epsilon(
@@ -222,6 +225,35 @@ def _federate_under_epsilon(
         _print_summary(result, out, collection)
     if result.refusal is not None:
         raise result.refusal
+
+
+def round_settings(rounds: int | None, options: dict[str, Any]) -> RoundSettings:
+    """The options of the rounds as settings, checked."""
+    from fedcar.federation.settings import RoundSettings
+
+    options["weight"] = options["weight"] or ("row" if options["private_documents"] else "step")
+    if options["server_rate"] is None:
+        options["server_rate"] = 0.01 if options["server_optimizer"] == "adam" else 1.0
+    if rounds is not None and rounds < 1:
+        raise FedcarError(f"--rounds {rounds}: must be 1 or more")
+    settings = RoundSettings(rounds=rounds or 0, **options)
+    settings.check()
+    return settings
+
+
+@contextmanager
+def _over(engine: str, cache: Path | None, deadline: float | None, report: Silent) -> Iterator[Over | None]:
+    """Where the clients are: None for this process."""
+    if engine == "local":
+        yield None
+        return
+    from fedcar.cli_deploy import extra
+
+    with extra():
+        from fedcar.federation import flower  # noqa: F401 - said at once where it is missing
+        from fedcar.federation.loopback import over_flower
+    with over_flower(cache, deadline, report) as over:
+        yield over
 
 
 @contextmanager

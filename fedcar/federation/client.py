@@ -15,6 +15,7 @@ from fedcar.federation.settings import RoundSettings
 from fedcar.fit import Settings, Trainer
 from fedcar.questions import Questions
 from fedcar.retriever import Retriever
+from fedcar.selection import Standard
 
 MOMENT_NAMES = ("mean", "square")
 
@@ -107,6 +108,13 @@ class Client:
         self.keeps_moments = settings.local_optimizer == "kept"
         seconds = self.timer() - start
         return Update(self.name, wire, self.questions, {"loss": losses[-1]}, seconds, wire_bytes(wire))
+
+    def evaluate(self, state: Tensors, settings: RoundSettings, questions: Questions) -> int:
+        """How many of this client's held-out questions the server's state answers right at first place."""
+        if not len(questions):
+            return 0
+        self._load(state, settings)
+        return round(Standard().score(questions, self.trainer.scores(questions)).success * len(questions))
 
     def _ready_for(self, number: int) -> None:
         """Keep a copy of the state before a new round; go back to it where a round is asked for again."""

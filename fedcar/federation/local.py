@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from fedcar.federation.clock import VirtualClock
 from fedcar.federation.judge import Judge
 from fedcar.federation.mixture import Evidence, federated_mixture
 from fedcar.federation.network import LocalNetwork
+from fedcar.federation.remote import RemoteNetwork
 from fedcar.federation.ridge_round import federated_ridge
 from fedcar.federation.round import Enrolled, ServerState, federated_round
 from fedcar.federation.run_folder import RunFolder
@@ -51,7 +52,12 @@ from fedcar.train import (
     with_recipe,
 )
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 Watch = Callable[[Mapping[str, Any]], None]
+Over = Callable[[Retriever, Mapping[str, Collection]], RemoteNetwork]  # untrained retriever, each client's questions
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,7 @@ def federate(
     resume: bool = False,
     report: Silent | None = None,
     watch: Watch = lambda record: None,
+    over: Over | None = None,
 ) -> Federation:
     """Train one retriever over clients simulated in this process, without noise; central training for comparison.
 
@@ -94,9 +101,10 @@ def federate(
 
     First the mixture of the evidence (see `mixture`), then rounds of `method`. `kind` is the partition, `run` the
     folder of history and checkpoint, `watch` gets each round's record. `rounds.rounds` 0 stands for as many as make the
-    epochs of central training.
+    epochs of central training. `over` puts the clients behind a network, each with its own questions (see `loopback`).
 
     Formal guarantees:
+        over_a_network_equals_in_process: the same state after every round, with hidden states from the same cache.
         resumed_equals_uninterrupted: bitwise on the same machine, also after kill -9.
         same_seed_same_model: the same, as long as the clock drops nobody by measured seconds.
     """
@@ -130,13 +138,19 @@ def federate(
         central = central_training(folder, untrained, training, selection, method, settings, features, measure)
     seconds.lap("central")
     shares = {name: training.take(rows) for name, rows in parts.items()}
-    mixed, mixture_rounds = with_federated_mixture(untrained, shares)
+    network = None
+    if over is not None:
+        network = over(untrained, {name: share_of(collection, train_split, rows) for name, rows in parts.items()})
+        seconds.lap("start")
+    mixed, mixture_rounds = with_federated_mixture(untrained, shares, network)
     standard = Standard()
     if method == "ridge":
         found, standard, records = ridge_candidates(mixed, shares, selection, features, rounds, folder, report)
     else:
         shown["central"] = central.get("selection")
-        trained, records = train_rounds(mixed, shares, selection, settings, rounds, clock, folder, resume, watch, shown)
+        trained, records = train_rounds(
+            mixed, shares, selection, settings, rounds, clock, folder, resume, watch, shown, network
+        )
         found = [candidate(settings.method, standard.fitted(trained), selection, standard, report)]
     seconds.lap("rounds")
     first = candidate("evidence", standard.fitted(mixed), selection, standard, report)
@@ -210,8 +224,20 @@ def baselines(untrained: Retriever, selection: Questions) -> dict[str, float]:
     return {"mips": best_weights(search(untrained, (mips,)), selection)[1].success, "hybrid": hybrid.success}
 
 
-def with_federated_mixture(untrained: Retriever, shares: Mapping[str, Questions]) -> tuple[Retriever, int]:
+def share_of(collection: Collection, judged: Judged, rows: NDArray[np.int64]) -> Collection:
+    """The collection as one client has it: all documents, and of the training questions its own."""
+    own = {judged.queries[row].id: dict(judged.relevant[row]) for row in rows}
+    queries = {query: collection.queries[query] for query in own}
+    return Collection(collection.name, collection.documents, queries, {"train": own})
+
+
+def with_federated_mixture(
+    untrained: Retriever, shares: Mapping[str, Questions], network: RemoteNetwork | None = None
+) -> tuple[Retriever, int]:
     """The untrained retriever with weights of the evidence learned over the clients, and the rounds that took."""
+    if network is not None:
+        weights, number = network.mixture()
+        return replace(untrained, weights=weights_of(weights[:LEARNED])), number
     evidence = {name: Evidence.of(untrained.features(share), share.relevance) for name, share in shares.items()}
     weights, number = federated_mixture(evidence, untrained.weights)
     return replace(untrained, weights=weights_of(weights[:LEARNED])), number
@@ -228,17 +254,23 @@ def train_rounds(
     resume: bool,
     watch: Watch,
     shown: Mapping[str, float | None],
+    remote: RemoteNetwork | None = None,
 ) -> tuple[Retriever, list[dict[str, Any]]]:
     """Rounds of gradient training on top of the evidence: the best round's retriever and the history."""
     retriever = replace(mixed, weights=with_learned(mixed.weights), head=prepared(mixed.head, settings))
-    members = {name: Client(name, retriever, share, settings) for name, share in shares.items()}
+    if remote is not None:
+        remote.begin(settings, rounds, mixed.weights)
+        network: LocalNetwork | RemoteNetwork = remote
+    else:
+        members = {name: Client(name, retriever, share, settings) for name, share in shares.items()}
+        network = LocalNetwork(members, rounds, clock)
     judge = Judge(retriever, selection, settings)
-    records = run_rounds(LocalNetwork(members, rounds, clock), judge, rounds, folder, resume, watch, shown)
+    records = run_rounds(network, judge, rounds, folder, resume, watch, shown)
     return judge.finish(), records
 
 
 def run_rounds(
-    network: LocalNetwork,
+    network: LocalNetwork | RemoteNetwork,
     judge: Judge,
     settings: RoundSettings,
     folder: RunFolder,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -93,17 +94,40 @@ def federated_mixture(
     if not speaking:
         return prior, 0
     questions = sum(len(evidence.features) for evidence in speaking)
-    sums = torch.stack([spread_sums(evidence) for evidence in speaking]).sum(0)
-    spread = (sums[:-1] / sums[-1]).sqrt()
+    spread = torch.stack([spread_sums(evidence) for evidence in speaking]).sum(0)
+    counted = sum(float(evidence.importance.sum()) for evidence in speaking)
+    sums = partial(_all_sums, speaking)
+    return mixture_of_sums(spread, questions, sums, prior, counted=counted, free=free)
+
+
+def _all_sums(clients: list[Evidence], weights: Tensor) -> list[Sums]:
+    return [loss_sums(evidence, weights) for evidence in clients]
+
+
+def mixture_of_sums(
+    spread_sums: Tensor,
+    questions: int,
+    ask: Callable[[Tensor], list[Sums]],
+    prior: NDArray[np.float32],
+    *,
+    counted: float | None = None,
+    free: NDArray[np.bool_] | None = None,
+) -> tuple[NDArray[np.float32], int]:
+    """The weights from the clients' sums alone, and the rounds it took.
+
+    `spread_sums` (F + 1,) is added up over the clients, `questions` counts those that say something and `counted` is
+    how much they count together; `ask` brings every client's sums at the weights (F,).
+    """
+    counted = float(questions) if counted is None else counted
+    spread = (spread_sums[:-1] / spread_sums[-1]).sqrt()
     speaks = spread > LEAST_SPREAD
     if free is not None:
         speaks = speaks & torch.from_numpy(free)
-    counted = sum(float(evidence.importance.sum()) for evidence in speaking)
     start = torch.from_numpy(prior).double()
     pull = torch.where(speaks, spread, 0.0).square() * (STRENGTH + STRENGTH_OF_ONE_QUESTION / questions)
 
     def objective(weights: Tensor) -> Sums:
-        summed = [loss_sums(evidence, weights) for evidence in speaking]
+        summed = ask(weights)
         everything = sum(summed[1:], summed[0])
         distance = weights - start
         return Sums(

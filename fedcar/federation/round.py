@@ -106,6 +106,7 @@ def federated_round(
         "attempts": attempt,
         **scores,
         "loss": mean_metric(checked.accepted, "loss"),
+        **held_out(checked.accepted),
         "clients": [update.client for update in checked.accepted],
         "questions": sum(update.questions for update in checked.accepted),
         "refused": refused,
@@ -158,6 +159,13 @@ def mean_metric(updates: Sequence[Update], name: str) -> float | None:
     """The mean of a metric over the clients that report it, weighted by their questions; None where no one does."""
     reported = [(update.metrics[name], update.questions) for update in updates if name in update.metrics]
     return sum(value * count for value, count in reported) / sum(count for _, count in reported) if reported else None
+
+
+def held_out(updates: Sequence[Update]) -> dict[str, dict[str, float]]:
+    """What the clients' own held-out questions say of the state before the round; nothing where there are none."""
+    questions = sum(update.metrics.get("held_out", 0) for update in updates)
+    right = sum(update.metrics.get("right", 0) for update in updates)
+    return {"held_out": {"questions": questions, "right": right}} if questions else {}
 
 
 def too_few(number: int, settings: RoundSettings, refused: Mapping[str, str], failed: Mapping[str, str]) -> FedcarError:

@@ -1,0 +1,321 @@
+"""`fedcar serve, keygen, enroll, join, run, status, resume, doctor`: the real federation on the command line."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fedcar.cli_federate import live_table, with_settings
+from fedcar.errors import FedcarError
+
+if TYPE_CHECKING:
+    from fedcar.federation.deploy import ServerFolder
+
+FOLDER = click.Path(path_type=Path)
+data_dir = click.option(
+    "--data-dir", type=FOLDER, default=Path("server"), show_default=True, help="The server's folder."
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+
+
+@contextmanager
+def extra() -> Iterator[None]:
+    """One line where the extra is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in ("flwr", "cryptography", "uvicorn", "starlette", "httpx"):
+            raise
+        raise FedcarError(
+            f'{error.name} is missing: the real federation needs pip install "fedcar[federation]" and Python 3.11'
+        ) from error
+
+
+@click.command()
+@data_dir
+@click.option("--host", required=True, help="The name or address by which devices reach this server.")
+@click.option("--port", type=int, default=9443, show_default=True)
+@click.option("--bind", help="The address to listen on.  [default: --host]")
+@click.option(
+    "--collection", type=FOLDER, help="Its documents, and dev questions to choose by.  [needed the first time]"
+)
+@click.option("--encoder", default=None, help="A model on the hub or a folder.  [default: all-MiniLM-L6-v2]")
+@click.option("--pooling", type=click.Choice(["mean", "last", "cls"]), help="[default: what the model declares]")
+@click.option("--certificate", type=FOLDER, help="Your own certificate for --host.  [default: one that fedcar makes]")
+@click.option("--certificate-key", type=FOLDER, help="Its key.")
+@click.option("--certificate-authority", type=FOLDER, help="The authority that signed it.")
+def serve(
+    data_dir: Path,
+    host: str,
+    port: int,
+    bind: str | None,
+    collection: Path | None,
+    encoder: str | None,
+    pooling: str | None,
+    certificate: Path | None,
+    certificate_key: Path | None,
+    certificate_authority: Path | None,
+) -> None:
+    """Run the server: its own authority, the SuperLink on loopback, and the TLS front that devices see."""
+    with extra():
+        from fedcar.federation import deploy
+        from fedcar.federation.processes import terminated
+        from fedcar.model_files import DEFAULT_ENCODER
+        from fedcar.progress import Console
+
+        place = deploy.ServerFolder(data_dir)
+        before = place.settings() if place.file.exists() else None
+        if collection is None and before is None:
+            raise FedcarError("--collection: needed when a server starts for the first time; give the folder")
+        found = collection or Path(before.collection)  # type: ignore[union-attr] # one of the two is there
+        chosen = encoder or (before.encoder if before else DEFAULT_ENCODER)
+        settings = deploy.prepare_server(
+            place, host, bind, port, found, chosen, pooling or (before.pooling if before else None)
+        )
+        given = (certificate, certificate_key, certificate_authority)
+        if any(given) and not all(given):
+            raise FedcarError(
+                "--certificate, --certificate-key and --certificate-authority go together; give all three"
+            )
+        front = deploy.front_certificate(place, host, given if all(given) else None)  # type: ignore[arg-type] # all are
+        with terminated(lambda: None):
+            deploy.serve(place, settings, front, Console().say)
+
+
+@click.command()
+@click.option("--node", required=True, help="The device's name.")
+@click.option("--out", type=FOLDER, default=Path(), help="Where the key pair is written.  [default: here]")
+def keygen(node: str, out: Path) -> None:
+    """Make a device's key pair: NODE.key, which never leaves the device, and NODE.pub for the server."""
+    with extra():
+        from fedcar.federation.deploy_keys import keygen as make
+
+        private, public = make(out, node)
+    click.echo(f"{private}: stays here")
+    click.echo(f"{public}: take it to the server, and there: fedcar enroll {public.name}")
+
+
+@click.command()
+@click.argument("public", type=FOLDER)
+@data_dir
+@click.option("--address", help="HOST:PORT by which this device reaches the server.  [default: that of fedcar serve]")
+@click.option("--out", type=FOLDER, help="The file to write.  [default: beside PUBLIC, ending in .join]")
+def enroll(public: Path, data_dir: Path, address: str | None, out: Path | None) -> None:
+    """Let the device with the key PUBLIC in, and write the file with which it joins; no secret is in it."""
+    with extra():
+        from fedcar.federation.deploy import ServerFolder
+        from fedcar.federation.deploy import enroll as let_in
+
+        file = let_in(ServerFolder(data_dir), public, address, out)
+    click.echo(f"{file}: take it to the device, and there: fedcar join --file {file.name} --collection DIR")
+
+
+@click.command()
+@click.option("--file", "file", type=FOLDER, required=True, help="What fedcar enroll wrote for this device.")
+@click.option("--collection", type=FOLDER, required=True, help="The server's documents with this device's questions.")
+@click.option("--key", type=FOLDER, help="This device's key.  [default: NODE.key beside the file]")
+@click.option("--data-dir", type=FOLDER, help="What this device remembers.  [default: NODE.node beside the file]")
+@click.option("--encoder", default=None, help="Where the encoder lies here.  [default: as on the server]")
+@click.option("--cache", type=FOLDER, help="Folder of the hidden states.  [default: the user's cache]")
+def join(
+    file: Path, collection: Path, key: Path | None, data_dir: Path | None, encoder: str | None, cache: Path | None
+) -> None:
+    """Take part with this device's questions, which never leave it, until it is stopped."""
+    with extra():
+        from fedcar.federation import deploy_join
+        from fedcar.federation.processes import terminated
+        from fedcar.progress import Console
+
+        told = deploy_join.JoinFile.read(file)
+        key = key or file.with_name(f"{told.node}.key")
+        folder = data_dir or file.with_name(f"{told.node}.node")
+        with terminated(lambda: None):
+            deploy_join.join(told, key, collection, folder, encoder=encoder, cache=cache, report=Console())
+
+
+@click.command()
+@data_dir
+@click.option("--method", type=click.Choice(["head", "adapter"]), default="head", show_default=True)
+@click.option("--adapter", default="full", show_default=True, help="full, lowrank:R or diagonal.")
+@click.option("--rounds", type=int, help="[default: as many as make the epochs of central training]")
+@with_settings
+@click.option("--over-selection", default=1.0, show_default=True, help="Ask so many times more devices than needed.")
+@click.option("--epsilon", type=float, help="The privacy budget of this run.")
+@click.option("--no-privacy", is_flag=True, help="Un-noised on purpose: what devices send gives questions away.")
+@click.option("--cache", type=FOLDER, help="Folder of the hidden states.  [default: the user's cache]")
+@click.option("--detach", is_flag=True, help="Go on in the background; fedcar status shows how far.")
+@as_json
+def run(
+    data_dir: Path,
+    method: str,
+    adapter: str,
+    rounds: int | None,
+    over_selection: float,
+    epsilon: float | None,
+    no_privacy: bool,
+    cache: Path | None,
+    detach: bool,
+    as_json: bool,
+    **options: Any,  # noqa: ANN401 - the settings of the rounds
+) -> None:
+    """Train one retriever over the devices that are online."""
+    if epsilon is not None:
+        raise FedcarError(
+            f"--epsilon {epsilon:g}: noise is not built into run yet; --no-privacy runs un-noised on purpose"
+        )
+    if not no_privacy:
+        raise FedcarError(
+            "run: give --epsilon, the privacy budget, or --no-privacy to send updates un-noised on purpose"
+        )
+    with extra():
+        from dataclasses import asdict
+
+        from fedcar.cli_federate import round_settings
+        from fedcar.federation import deploy_run
+        from fedcar.federation.deploy import ServerFolder
+        from fedcar.federation.local import check_method
+
+        if not 1.0 <= over_selection <= 10.0:
+            raise FedcarError(f"--over-selection {over_selection:g}: must be from 1 to 10")
+        settings = round_settings(rounds, options)
+        check_method(method, adapter, settings)
+        place = ServerFolder(data_dir)
+        place.settings()
+        kept = deploy_run.RunOptions(
+            method, adapter, asdict(settings), over_selection, str(cache.resolve()) if cache else None
+        )
+        with deploy_run.one_run(place):
+            deploy_run.check_serving(place)
+            folder = deploy_run.new_run(place, kept)
+        _go(place, folder, resume=False, detach=detach, as_json=as_json)
+
+
+@click.command()
+@click.argument("name", metavar="RUN")
+@data_dir
+@click.option("--detach", is_flag=True, help="Go on in the background.")
+@as_json
+def resume(name: str, data_dir: Path, detach: bool, as_json: bool) -> None:
+    """Go on with RUN from its last finished round."""
+    with extra():
+        from fedcar.federation import deploy_run
+        from fedcar.federation.deploy import ServerFolder
+
+        place = ServerFolder(data_dir)
+        place.settings()
+        folder = place.runs / Path(name).name
+        deploy_run.RunOptions.read(folder)
+        _go(place, folder, resume=True, detach=detach, as_json=as_json)
+
+
+def _go(place: ServerFolder, folder: Path, *, resume: bool, detach: bool, as_json: bool) -> None:
+    from fedcar.federation import deploy_run
+    from fedcar.progress import Console
+
+    if detach:
+        _detach(place, folder)
+        return
+    report = Console()
+    report.say(f"run {folder.name}")
+    with deploy_run.one_run(place), live_table() as watch:
+        go_on = f"fedcar resume {folder.name} --data-dir {place.folder}"
+        try:
+            result = deploy_run.start(place, folder, resume=resume, report=report, watch=watch)
+        except KeyboardInterrupt:
+            report.say(f"finished rounds are kept: {go_on} goes on")
+            raise
+        except FedcarError as error:
+            raise FedcarError(str(error).replace("go on with --resume", f"go on with {go_on}")) from error
+        except Exception as error:  # safetensors hands on the system's error as text
+            if getattr(error, "errno", 0) != errno.ENOSPC and "No space left" not in str(error):
+                raise
+            raise FedcarError(f"{folder}: no space left on the disk; make room, then {go_on}") from error
+    if as_json:
+        click.echo(json.dumps(result, ensure_ascii=False))
+    else:
+        click.echo(f"{len(result['rounds'])} rounds, {result['bytes_per_round'] / 1000:.0f} kB a round, un-noised")
+        click.echo(f"{result['retriever']}: saved, selection {result['selection']:.3f}")
+        click.echo(f'next: fedcar search {result["retriever"]} "a question"')
+
+
+def _detach(place: ServerFolder, folder: Path) -> None:
+    import subprocess
+
+    from fedcar.federation.processes import fedcar_command
+
+    with (folder / "run.log").open("ab") as log:
+        subprocess.Popen(
+            fedcar_command("resume", folder.name, "--data-dir", place.folder),
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    click.echo(f"{folder.name}: runs in the background ({folder / 'run.log'}); fedcar status shows how far")
+
+
+@click.command()
+@data_dir
+@as_json
+def status(data_dir: Path, as_json: bool) -> None:
+    """Show the server, its devices and its runs."""
+    with extra():
+        from fedcar.federation import deploy_run
+        from fedcar.federation.deploy import ServerFolder
+
+        found = deploy_run.status(ServerFolder(data_dir))
+    if as_json:
+        click.echo(json.dumps(found, ensure_ascii=False))
+        return
+    click.echo(f"server {found['server']}: {'serving' if found['serving'] else 'not running (fedcar serve)'}")
+    for name, state in found["devices"].items():
+        click.echo(f"device {name}: {state}")
+    for one in found["runs"]:
+        state = "finished" if one["finished"] else "on" if found["run_on"] and one == found["runs"][-1] else "stopped"
+        selection = "" if one["selection"] is None else f", selection {one['selection']:.3f}"
+        of = f" of {one['of']}" if one["of"] else ""
+        click.echo(f"{one['run']}: {one['method']}, {one['rounds']}{of} rounds{selection}, {state}")
+
+
+@click.command()
+@click.option("--data-dir", type=FOLDER, help="On the server: its folder.")
+@click.option("--file", "file", type=FOLDER, help="On a device: what fedcar enroll wrote for it.")
+@click.option("--key", type=FOLDER, help="The device's key.  [default: NODE.key beside the file]")
+@click.option("--collection", type=FOLDER, help="The device's collection.")
+@click.option("--encoder", default=None, help="Where the encoder lies here.")
+@as_json
+def doctor(
+    data_dir: Path | None,
+    file: Path | None,
+    key: Path | None,
+    collection: Path | None,
+    encoder: str | None,
+    as_json: bool,
+) -> None:
+    """Check clock, certificates, ports, versions, disk, memory, encoder and collection, and say what to do."""
+    if (data_dir is None) == (file is None):
+        raise FedcarError("doctor: give --data-dir on the server, or --file on a device")
+    with extra():
+        from fedcar.federation import deploy_doctor
+
+        if data_dir is not None:
+            findings = deploy_doctor.server(data_dir)
+        else:
+            assert file is not None
+            findings = deploy_doctor.device(file, key, collection, encoder)
+    if as_json:
+        click.echo(
+            json.dumps({"healthy": all(one.fine for one in findings), "checks": [one.__dict__ for one in findings]})
+        )
+    else:
+        for one in findings:
+            click.echo(f"{'fine ' if one.fine else 'WRONG'} {one.what}: {one.says}")
+    if not all(one.fine for one in findings):
+        sys.exit(1)
+
+
+COMMANDS = (serve, keygen, enroll, join, run, status, resume, doctor)

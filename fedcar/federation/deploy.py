@@ -1,0 +1,252 @@
+"""The server of a real federation: its folder, its processes, and the devices it lets in."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from fedcar import __version__
+from fedcar.errors import FedcarError
+from fedcar.federation import deploy_keys as keys
+from fedcar.federation.processes import Child, check_port, free_port
+from fedcar.storage import write_json
+
+if TYPE_CHECKING:
+    from fedcar.federation.flower import Link
+
+FORMAT = 1
+START_SECONDS = 90.0
+LOOKED_AT_SECONDS = 0.5
+LOOPBACK = ["127.0.0.1", "localhost"]
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """What a server keeps in server.json from its first start on; the fingerprints are those of its devices too."""
+
+    host: str
+    bind: str
+    port: int
+    link_port: int
+    collection: str
+    documents: str
+    encoder: str
+    pooling: str | None
+    encoder_fingerprint: str
+    version: str = __version__
+    format: int = FORMAT
+
+
+class ServerFolder:
+    """SERVER/server.json, ca.pem, nodes.json, runs/; secret, keys and the SuperLink's own files beside them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.file, self.nodes_file, self.runs = folder / "server.json", folder / "nodes.json", folder / "runs"
+        self.ca, self.secret = folder / "ca.pem", folder / "secret"
+
+    def settings(self) -> ServerSettings:
+        """FedcarError where there is no server yet, or one of a later fedcar."""
+        if not self.file.exists():
+            raise FedcarError(f"{self.folder}: no server's folder; make one with fedcar serve --data-dir {self.folder}")
+        content = json.loads(self.file.read_text(encoding="utf-8"))
+        if content["format"] > FORMAT:
+            raise FedcarError(f"{self.file}: written by a later fedcar ({content['version']}); update this one")
+        return ServerSettings(**content)
+
+    def nodes(self) -> dict[str, dict[str, Any]]:
+        """The devices that were let in, by name: node id and the key's fingerprint."""
+        if not self.nodes_file.exists():
+            return {}
+        content: dict[str, dict[str, Any]] = json.loads(self.nodes_file.read_text(encoding="utf-8"))
+        return content
+
+    def link(self) -> Link:
+        """The connection to the SuperLink on loopback; it is not opened yet."""
+        from fedcar.federation.flower import Link
+
+        address = f"127.0.0.1:{self.settings().link_port}"
+        return Link(address, self.ca.read_bytes(), self.secret.read_bytes())
+
+    def serving(self) -> bool:
+        """Whether fedcar serve runs on this folder."""
+        return self.held("serve.lock")
+
+    def held(self, name: str) -> bool:
+        """Whether a process holds this lock of the folder."""
+        with _lock_file(self.folder / name) as stream:
+            return not _locks(stream, fcntl.LOCK_SH)
+
+    @contextmanager
+    def locked(self, name: str) -> Iterator[bool]:
+        """Hold a lock of the folder, which ends with the process; False where another process has it."""
+        with _lock_file(self.folder / name) as stream:
+            end = time.monotonic() + LOOKED_AT_SECONDS  # somebody may just be looking whether it is held
+            while not (free := _locks(stream, fcntl.LOCK_EX)) and time.monotonic() < end:
+                time.sleep(0.05)
+            yield free
+
+
+def _lock_file(file: Path) -> TextIO:
+    return os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT, 0o600), "w")
+
+
+def _locks(stream: TextIO, how: int) -> bool:
+    try:
+        fcntl.flock(stream, how | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def prepare_server(
+    place: ServerFolder, host: str, bind: str | None, port: int, collection: Path, encoder: str, pooling: str | None
+) -> ServerSettings:
+    """Make the folder with authority, certificates and secret where they are missing; the settings of the server.
+
+    A folder that was served before keeps its collection and encoder: devices were told their fingerprints.
+    """
+    from fedcar.collection import Collection
+    from fedcar.encoder import Encoder
+    from fedcar.federation.device import documents_fingerprint
+
+    bind = bind or host
+    check_port(bind, port, "--port")
+    documents = documents_fingerprint(Collection.read(collection))
+    model = Encoder.load(encoder, pooling)
+    link_port = free_port()
+    settings = ServerSettings(
+        host, bind, port, link_port, str(collection.resolve()), documents, encoder, pooling, model.fingerprint
+    )
+    if place.file.exists():
+        before = place.settings()
+        for what, then, now in (
+            ("collection (its documents differ)", before.documents, documents),
+            ("encoder", before.encoder_fingerprint, model.fingerprint),
+        ):
+            if then != now:
+                raise FedcarError(
+                    f"{place.folder}: serves another {what} ({then[:12]}, now {now[:12]}); its devices were told the "
+                    "former one, so give that, or start another server in a new --data-dir"
+                )
+    elif place.folder.exists() and any(place.folder.iterdir()):
+        raise FedcarError(f"--data-dir {place.folder}: exists and is no server's folder; give another")
+    place.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    keys.make_authority(place.folder)
+    keys.make_certificate(place.folder, "link", LOOPBACK)
+    if not place.secret.exists():
+        keys.write_private(place.secret, secrets.token_hex(32).encode())
+    write_json(place.file, asdict(settings))
+    return settings
+
+
+def front_certificate(place: ServerFolder, host: str, given: tuple[Path, Path, Path] | None) -> tuple[Path, Path]:
+    """Certificate and key of the TLS front: the folder's own for `host`, or the given ones (and their authority)."""
+    authority = place.folder / "front-ca.pem"
+    if given is None:
+        keys.make_certificate(place.folder, "front", list(dict.fromkeys([host, *LOOPBACK])))
+        authority.unlink(missing_ok=True)
+        return place.folder / "front.pem", place.folder / "front.key"
+    certificate, key, ca = given
+    left = keys.days_left(certificate)
+    if left < 0:
+        raise FedcarError(f"--certificate {certificate}: ran out {-left:.0f} days ago; give a new one")
+    if host not in keys.hosts_of(certificate):
+        raise FedcarError(f"--certificate {certificate}: is not for {host}; give one that is, or another --host")
+    keys.days_left(ca)
+    authority.write_bytes(ca.read_bytes())
+    return certificate, key
+
+
+def superlink(place: ServerFolder, settings: ServerSettings) -> Child:
+    """The SuperLink as a child process, not started yet."""
+    from fedcar.federation.flower import environment, superlink_command
+
+    tls = {"ca": place.ca, "certificate": place.folder / "link.pem", "key": place.folder / "link.key"}
+    command = superlink_command(settings.link_port, place.folder / "superlink.sqlite", place.secret, tls)
+    return Child(command, place.folder / "superlink.log", environment(place.folder / "flower"))
+
+
+def wait_for(link: Link, child: Child, seconds: float = START_SECONDS) -> None:
+    """Until the SuperLink answers."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            link.nodes()
+            return
+        except Exception as error:
+            if not child.alive:
+                raise FedcarError(f"the SuperLink did not start: {child.last_line()} ({child.log})") from error
+            time.sleep(0.2)
+    raise FedcarError(f"the SuperLink does not answer after {seconds:.0f} s; {child.log} says why")
+
+
+def serve(
+    place: ServerFolder,
+    settings: ServerSettings,
+    front: tuple[Path, Path],
+    say: Callable[[str], None],
+    until: Callable[[], bool] = lambda: False,
+) -> None:
+    """Run SuperLink and TLS front, and restart the SuperLink when it dies; returns when `until` says so."""
+    from fedcar.federation import deploy_front
+
+    with place.locked("serve.lock") as free:
+        if not free:
+            raise FedcarError(f"{place.folder}: is being served already; stop that fedcar serve first")
+        child = superlink(place, settings)
+        server = None
+        try:
+            child.start()
+            wait_for(place.link(), child)
+            address = f"127.0.0.1:{settings.link_port}"
+            server = deploy_front.start(address, place.ca.read_bytes(), settings.bind, settings.port, *front)
+            say(f"serving on {settings.host} port {settings.port}; devices: {len(place.nodes())} enrolled")
+            while not until():
+                if child.keep_alive():
+                    say(f"the SuperLink died and was started again ({child.log})")
+                time.sleep(0.2)
+        finally:
+            if server is not None:
+                server.should_exit = True
+            child.stop()
+
+
+def enroll(place: ServerFolder, public: Path, address: str | None, out: Path | None) -> Path:
+    """Let a device in by its public key and write what it joins with: address, authority, fingerprints; no secret."""
+    settings = place.settings()
+    name, key = keys.read_public(public)
+    fingerprint = keys.key_fingerprint(key)
+    known = place.nodes()
+    if name in known and known[name]["key"] != fingerprint:
+        raise FedcarError(f"{public}: a device {name} with another key is enrolled; give this one another name")
+    if taken := [other for other, node in known.items() if node["key"] == fingerprint and other != name]:
+        raise FedcarError(f"{public}: this key is enrolled as {taken[0]}; one device has one name")
+    if not place.serving():
+        raise FedcarError(f"{place.folder}: no fedcar serve runs there; start it first")
+    if name not in known:
+        known[name] = {"node": place.link().register(key, name), "key": fingerprint}
+        whole = place.folder / ".nodes.json"
+        write_json(whole, known)
+        whole.replace(place.nodes_file)
+    file = out or public.with_suffix(".join")
+    given = place.folder / "front-ca.pem"
+    write_json(
+        file,
+        {
+            "format": FORMAT, "fedcar": __version__, "node": name, "id": known[name]["node"], "key": fingerprint,
+            "address": address or f"{settings.host}:{settings.port}",
+            "ca": (given if given.exists() else place.ca).read_text(),
+            "documents": settings.documents, "encoder": settings.encoder, "pooling": settings.pooling,
+            "encoder_fingerprint": settings.encoder_fingerprint,
+        },
+    )  # fmt: skip
+    return file

@@ -1,0 +1,252 @@
+"""A run of a real federation: the rounds, on the server; and what there is to see of runs and devices."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedcar import __version__
+from fedcar.errors import FedcarError, quoted
+from fedcar.federation.deploy import ServerFolder
+from fedcar.progress import Silent
+from fedcar.storage import write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fedcar.federation.remote import RemoteNetwork
+    from fedcar.federation.settings import RoundSettings
+    from fedcar.retriever import Retriever
+
+OPTIONS = "run.json"
+ENROLMENT = "enrolment.safetensors"
+RETRIEVER = "retriever"
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What `fedcar run` was asked for, kept in RUN/run.json so that `fedcar resume` needs nothing but its name."""
+
+    method: str
+    adapter: str
+    rounds: Mapping[str, Any]
+    over_selection: float = 1.0
+    cache: str | None = None
+    version: str = __version__
+
+    @classmethod
+    def read(cls, run: Path) -> RunOptions:
+        try:
+            return cls(**json.loads((run / OPTIONS).read_text(encoding="utf-8")))
+        except OSError as error:
+            raise FedcarError(f"{quoted(run.name)}: no such run; fedcar status lists them") from error
+
+
+def new_run(place: ServerFolder, options: RunOptions) -> Path:
+    """A folder for a new run, named by the time."""
+    place.runs.mkdir(exist_ok=True)
+    name = stem = time.strftime("run-%Y%m%d-%H%M%S")
+    number = 1
+    while (place.runs / name).exists():
+        name, number = f"{stem}-{number}", number + 1
+    run = place.runs / name
+    run.mkdir()
+    write_json(run / OPTIONS, asdict(options))
+    return run
+
+
+def train_over(
+    network: RemoteNetwork,
+    untrained: Retriever,
+    run: Path,
+    options: RunOptions,
+    rounds: RoundSettings,
+    collection: Any,  # noqa: ANN401 - a Collection; importing it here would import numpy
+    resume: bool,
+    report: Silent,
+    watch: Callable[[Mapping[str, Any]], None],
+) -> dict[str, Any]:
+    """Enrol the devices, learn the mixture, run the rounds, keep the best candidate as RUN/retriever."""
+    from fedcar.collection import Judged
+    from fedcar.features import FeatureCache
+    from fedcar.federation.clock import VirtualClock
+    from fedcar.federation.local import baselines, matched, train_rounds
+    from fedcar.federation.run_folder import RunFolder
+    from fedcar.questions import prepare
+    from fedcar.retriever import LEARNED, weights_of
+    from fedcar.selection import Standard
+    from fedcar.train import calibrated, candidate, select
+
+    start, cache = time.monotonic(), FeatureCache(Path(options.cache) if options.cache else None)
+    selection = prepare(untrained, collection.judged("dev"), cache, report, "selection questions")
+    if not len(selection):
+        raise FedcarError(
+            f"{collection.name}: no dev split, so the server has no questions to choose by; put some that may be "
+            "public into qrels/dev.tsv"
+        )
+    members = kept_enrolment(run, network, rounds.quorum, report)
+    report.say(f"{len(members)} devices with {sum(members.values())} training questions")
+    settings, rounds = matched(options.method, options.adapter, rounds, untrained, sum(members.values()))
+    together = {**asdict(rounds), **asdict(settings), "devices": sorted(members)}
+    folder = RunFolder(run)
+    folder.belongs_to = {
+        "collection": collection.fingerprint, "encoder": untrained.encoder.fingerprint, "settings": together,
+    }  # fmt: skip
+    weights, exchanges = kept_mixture(run, network)
+    mixed, standard = replace(untrained, weights=weights_of(weights[:LEARNED])), Standard()
+    first = candidate("evidence", standard.fitted(mixed), selection, standard, report)
+    report.say(f"{time.monotonic() - start:.0f} s to the first round, {exchanges} small exchanges for the mixture")
+    shown = {**baselines(untrained, selection), "central": None}
+    trained, records = train_rounds(
+        mixed, {}, selection, settings, rounds, VirtualClock(), folder, resume, watch, shown, network
+    )
+    found = candidate(settings.method, standard.fitted(trained), selection, standard, report)
+    kept = select(untrained, selection, [first, found], standard, report)
+    nobody_answers = collection.unanswerable("dev")
+    unanswered = prepare(untrained, Judged(nobody_answers, ({},) * len(nobody_answers)), cache, report, "")
+    kept = replace(kept, retriever=calibrated(kept.retriever, selection, unanswered))
+    kept.retriever.training = {
+        "method": kept.name, "settings": asdict(settings),
+        "federation": {**asdict(rounds), "clients": len(members), "mixture_rounds": exchanges, "run": run.name},
+        "collection": {"name": collection.name, "fingerprint": collection.fingerprint},
+        "questions": sum(members.values()), "selection_questions": len(selection), "history": records,
+    }  # fmt: skip
+    kept.retriever.save(run / RETRIEVER)
+    per_round = sum(record["bytes_down"] + record["bytes_up"] for record in records) // max(1, len(records))
+    return {
+        "run": str(run), "retriever": str(run / RETRIEVER), "rounds": records, "selection": kept.score.success,
+        "bytes_per_round": per_round, "seconds": {"all": round(time.monotonic() - start, 1)}, "privacy": None,
+    }  # fmt: skip
+
+
+def kept_enrolment(run: Path, network: RemoteNetwork, quorum: float, report: Silent) -> dict[str, int]:
+    """Who takes part, with n_i: asked once a run and kept beside it, so that a device that is gone does not end it."""
+    from safetensors.torch import load_file, save_file
+
+    from fedcar.federation.round import Enrolled
+
+    file = run / ENROLMENT
+    if file.exists():
+        for key, counts in load_file(file).items():
+            questions, name = key.split("@", 1)
+            network.clients[name].enrolled = Enrolled(name, int(questions), counts)
+        network.clients = {name: client for name, client in network.clients.items() if client.enrolled is not None}
+    else:
+        for name, reason in network.enrol(quorum).items():
+            report.say(f"{name} takes no part: {reason}")
+        enrolled = [client.enrol() for client in network.clients.values()]
+        whole = run / f".{ENROLMENT}"
+        save_file({f"{one.questions}@{one.client}": one.row_questions for one in enrolled}, whole)
+        whole.replace(file)
+    return {name: client.enrol().questions for name, client in network.clients.items()}
+
+
+def kept_mixture(run: Path, network: RemoteNetwork) -> tuple[Any, int]:
+    """The mixture's weights: learned once a run and kept beside it, since the rounds build on them bit by bit."""
+    import numpy as np
+
+    file = run / "mixture.json"
+    if file.exists():
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return np.array(content["weights"], dtype=np.float32), content["exchanges"]
+    weights, exchanges = network.mixture()
+    whole = run / ".mixture.json"
+    write_json(whole, {"weights": [float(one) for one in weights], "exchanges": exchanges})
+    whole.replace(file)
+    return weights, exchanges
+
+
+@contextmanager
+def one_run(place: ServerFolder) -> Iterator[None]:
+    """Refuse a second run while one is on."""
+    with place.locked("run.lock") as free:
+        if not free:
+            raise FedcarError(f"{place.folder}: a run is on; see fedcar status, and wait for it or stop it")
+        yield
+
+
+def check_serving(place: ServerFolder) -> None:
+    """Refuse a run without a server."""
+    if not place.serving():
+        raise FedcarError(f"{place.folder}: no fedcar serve runs there; start it first")
+
+
+def start(
+    place: ServerFolder, run: Path, *, resume: bool, report: Silent, watch: Callable[[Mapping[str, Any]], None]
+) -> dict[str, Any]:
+    """Train over the devices of a served folder; goes on with a run where it stands."""
+    from fedcar.collection import Collection
+    from fedcar.encoder import Encoder
+    from fedcar.features import FeatureCache
+    from fedcar.federation.remote import RemoteNetwork
+    from fedcar.federation.settings import RoundSettings
+    from fedcar.retriever import Retriever
+
+    options, served = RunOptions.read(run), place.settings()
+    check_serving(place)
+    nodes = {name: int(node["node"]) for name, node in place.nodes().items()}
+    if not nodes:
+        raise FedcarError(f"{place.folder}: no device is enrolled; fedcar keygen there, then fedcar enroll here")
+    collection = Collection.read(served.collection)
+    model = Encoder.load(served.encoder, served.pooling)
+    rounds = RoundSettings(**options.rounds)
+    if not (run / ENROLMENT).exists():
+        nodes = online(place, nodes, report)
+    cache = FeatureCache(Path(options.cache) if options.cache else None)
+    untrained = Retriever.untrained(collection.documents, model, cache, report)
+    network = RemoteNetwork(
+        lambda: place.link().session(), nodes, untrained, served.documents, run.name,
+        deadline=rounds.deadline, over_selection=options.over_selection, say=report.say,
+    )  # fmt: skip
+    try:
+        return train_over(network, untrained, run, options, rounds, collection, resume, report, watch)
+    finally:
+        network.close()
+
+
+def online(place: ServerFolder, nodes: Mapping[str, int], report: Silent, seconds: float = 20.0) -> dict[str, int]:
+    """The devices that are there now; waits a little for all of them."""
+    end = time.monotonic() + seconds
+    link = place.link()
+    while True:
+        known = link.nodes()
+        there = {name: node for name, node in nodes.items() if node in known and known[node].online}
+        if len(there) == len(nodes) or time.monotonic() > end:
+            break
+        time.sleep(0.5)
+    if not there:
+        raise FedcarError("no enrolled device is online; start fedcar join on them, and see fedcar status")
+    for name in sorted(set(nodes) - set(there)):
+        report.say(f"{name} is not online and takes no part")
+    return there
+
+
+def status(place: ServerFolder) -> dict[str, Any]:
+    """Whether the server runs, its devices, its runs."""
+    served = place.settings()
+    serving, states = place.serving(), {}
+    if serving:
+        states = {node.id: "online" if node.online else "offline" for node in place.link().nodes().values()}
+    on = place.held("run.lock")
+    devices = {name: states.get(int(node["node"]), "unknown") for name, node in sorted(place.nodes().items())}
+    runs = [_run_status(run) for run in sorted(place.runs.glob("run-*"))] if place.runs.exists() else []
+    return {
+        "server": f"{served.host}:{served.port}", "serving": serving, "run_on": on, "devices": devices, "runs": runs,
+    }  # fmt: skip
+
+
+def _run_status(run: Path) -> dict[str, Any]:
+    """Reads only, so that it disturbs no run that is on: half a line at the end of a history is left alone."""
+    options = RunOptions.read(run)
+    history = run / "history.jsonl"
+    lines = history.read_text(encoding="utf-8").split("\n")[:-1] if history.exists() else []
+    last = json.loads(lines[-1]) if lines else {}
+    return {
+        "run": run.name, "method": options.method, "rounds": len(lines), "of": options.rounds["rounds"] or None,
+        "selection": last.get("selection"), "finished": (run / RETRIEVER).exists(),
+    }  # fmt: skip

@@ -1,0 +1,206 @@
+"""The device's side of a federation over a network: a warm worker that answers the server's requests.
+
+Encoder, documents and questions are loaded and prepared once, before the device says that it is there; a round then
+costs its training alone. What leaves is a reply of the allow-list (see `payload`), whatever goes wrong.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import sys
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fedcar import __version__
+from fedcar.collection import Collection
+from fedcar.encoder import Encoder
+from fedcar.errors import FedcarError
+from fedcar.features import FeatureCache
+from fedcar.federation.client import Client, first_moments
+from fedcar.federation.compress import decode
+from fedcar.federation.mixture import Evidence, loss_sums, spread_sums
+from fedcar.federation.payload import REQUESTS, STATE, UPDATE, Payload, named, refusal, with_prefix
+from fedcar.federation.server import FIXED
+from fedcar.federation.settings import RoundSettings
+from fedcar.fit import Settings, prepared, with_learned
+from fedcar.progress import Silent
+from fedcar.questions import prepare
+from fedcar.retriever import Retriever
+
+BEFORE, NOW = "before/", "now/"
+
+
+def documents_fingerprint(collection: Collection) -> str:
+    """sha256 over the documents alone: what server and devices must have in common."""
+    return Collection("", collection.documents, {}, {}).fingerprint
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a request says of the run it belongs to; `settings` is empty before training."""
+
+    run: str
+    version: str
+    encoder: str
+    documents: str
+    settings: Mapping[str, Any]
+    rounds: Mapping[str, Any]
+
+    @classmethod
+    def parse(cls, text: object) -> Setup:
+        """ValueError or TypeError for what is none."""
+        return cls(**json.loads(str(text)))
+
+    @property
+    def json(self) -> str:
+        return json.dumps(self.__dict__, sort_keys=True)
+
+
+class Device:
+    """A device's questions, prepared, and the client that trains on them.
+
+    Formal guarantees:
+        A round asked for twice gives the same reply, also after kill -9: what a client keeps from round to round is on
+        the disk, in `folder`, before its reply leaves.
+        nothing_but_the_reply_leaves: errors become one of the fixed reasons; the text stays in this device's log.
+    """
+
+    def __init__(
+        self, collection: Collection, folder: Path, model: Encoder, cache: FeatureCache, report: Silent | None = None
+    ) -> None:
+        report = report or Silent()
+        training, held_out = collection.judged("train"), collection.judged("dev")
+        if not len(training):
+            raise FedcarError(f"{collection.name}: no training question; a device without any has nothing to teach")
+        self.folder, self.model = folder, model
+        self.documents = documents_fingerprint(collection)
+        self.untrained = Retriever.untrained(collection.documents, model, cache, report)
+        self.training = prepare(self.untrained, training, cache, report, "training questions")
+        self.held_out = prepare(self.untrained, held_out, cache, report, "held-out questions")
+        self.evidence: Evidence | None = None
+        self.client: Client | None = None
+        self.key = ""
+
+    def answer(self, request: Payload) -> Payload:
+        """The reply to any request; it never raises."""
+        try:
+            if request.kind not in REQUESTS:
+                return refusal("request")
+            setup = Setup.parse(request.values["setup"])
+            for name, ours, theirs in (
+                ("version", __version__, setup.version),
+                ("encoder", self.model.fingerprint, setup.encoder),
+                ("documents", self.documents, setup.documents),
+            ):
+                if ours != theirs:
+                    return refusal(name, ours)
+            reply: Payload = getattr(self, f"_{request.kind}")(setup, request)
+            return reply
+        except (ValueError, TypeError, KeyError):
+            self._log()
+            return refusal("request")
+        except MemoryError:
+            return refusal("memory")
+        except OSError as error:
+            self._log()
+            return refusal("disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "failed")
+        except Exception as error:  # whatever goes wrong stays here, and the server hears that something did
+            self._log()
+            return refusal("memory" if "alloc" in str(error) else "failed")
+
+    def _log(self) -> None:
+        traceback.print_exc(file=sys.stderr)
+
+    # ---------------------------------------------------------------- one method a kind of request
+
+    def _enrol(self, setup: Setup, request: Payload) -> Payload:
+        rows = {document.id: row for row, document in enumerate(self.untrained.documents)}
+        counts = torch.from_numpy(self.training.targets(rows) > 0).sum(0)
+        return Payload("enrol", {"questions": len(self.training)}, {"row_questions": counts})
+
+    def _spread(self, setup: Setup, request: Payload) -> Payload:
+        evidence = self._evidence()
+        sums = spread_sums(evidence) if len(evidence.features) else torch.zeros(evidence.features.shape[2] + 1).double()
+        return Payload("spread", {"speaking": len(evidence.features)}, {"spread": sums})
+
+    def _sums(self, setup: Setup, request: Payload) -> Payload:
+        sums = loss_sums(self._evidence(), request.tensors["weights"])
+        return Payload("sums", {"loss": sums.loss}, {"gradient": sums.gradient, "hessian": sums.hessian})
+
+    def _train(self, setup: Setup, request: Payload) -> Payload:
+        client, rounds, state, number = self._ready(setup, request)
+        counts = self._counts(client, state, rounds)
+        update = client.train(state, rounds, number)
+        self._keep(setup.run, client)
+        values = {"questions": update.questions, "loss": update.metrics["loss"], "seconds": update.seconds, **counts}
+        return Payload("train", values, with_prefix(update.tensors, UPDATE))
+
+    def _counts(self, client: Client, state: Mapping[str, Tensor], rounds: RoundSettings) -> dict[str, int]:
+        """Of the held-out questions how many there are and how many the received state gets right."""
+        right = client.evaluate(state, rounds, self.held_out) if len(self.held_out) else 0
+        return {"held_out": len(self.held_out), "right": right}
+
+    # ---------------------------------------------------------------- the client, and what it keeps on the disk
+
+    def _evidence(self) -> Evidence:
+        if self.evidence is None:
+            self.evidence = Evidence.of(self.untrained.features(self.training), self.training.relevance)
+        return self.evidence
+
+    def _ready(self, setup: Setup, request: Payload) -> tuple[Client, RoundSettings, dict[str, Tensor], int]:
+        """The run's client, the settings of its rounds, the server's state and the round's number."""
+        rounds, number = RoundSettings(**setup.rounds), int(request.values["round"])
+        weights = request.tensors["weights"]
+        key = hashlib.sha256(setup.json.encode() + weights.numpy().tobytes()).hexdigest()
+        if self.client is None or key != self.key:
+            self.client, self.key = self._made(setup, weights), key
+        wire = named(request.tensors, STATE)
+        fixed = {name: wire.pop(name) for name in FIXED if name in wire}
+        return self.client, rounds, {**decode(wire, known(self.client.initial, rounds)), **fixed}, number
+
+    def _made(self, setup: Setup, weights: Tensor) -> Client:
+        if self.untrained.encoder.adapter is not None:
+            self.untrained.encoder.remove_adapter()
+        settings = Settings(**setup.settings)
+        retriever = replace(
+            self.untrained, weights=with_learned(weights.numpy()), head=prepared(self.untrained.head, settings)
+        )
+        client = Client("", retriever, self.training, settings)
+        if (file := self._file(setup.run)).exists():
+            kept = load_file(file)
+            client.load_kept(named(kept, NOW), int(kept["round"]))
+            client.before_round = named(kept, BEFORE)
+        return client
+
+    def _keep(self, run: str, client: Client) -> None:
+        """Write what the client keeps, in one step; nothing where it keeps nothing."""
+        before, now = with_prefix(client.before_round, BEFORE), with_prefix(client.kept(), NOW)
+        if not before and not now:
+            return
+        file = self._file(run)
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        whole = file.with_suffix(".new")
+        save_file({**before, **now, "round": torch.tensor(client.round_done)}, whole)
+        whole.replace(file)
+
+    def _file(self, run: str) -> Path:
+        return self.folder / "kept" / f"{hashlib.sha256(run.encode()).hexdigest()[:24]}.safetensors"
+
+
+def known(tensors: Mapping[str, Tensor], rounds: RoundSettings) -> dict[str, Tensor]:
+    """What a device is known to have of a state before it comes: zeros, so that rows nobody has trained need not."""
+    shared = {
+        name: tensor for name, tensor in tensors.items() if rounds.share != "adapter" or name.startswith("adapter.")
+    }
+    if rounds.local_optimizer == "shared":
+        shared.update(first_moments(shared))
+    return {name: torch.zeros_like(tensor) for name, tensor in shared.items()}

@@ -1,0 +1,133 @@
+"""What travels between server and device: a kind, named values and named tensors, each from an allow-list.
+
+Whatever is not in the lists below cannot be sent: `checked` stands on both sides of the wire.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fedcar.errors import quoted
+
+Value = int | float | str
+
+PART_BYTES = 4 << 20  # a tensor travels in parts of this many bytes, so that nobody holds it twice for the wire
+UPDATE, STATE = "update/", "state/"
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        torch.float32, torch.float64, torch.bfloat16, torch.float16,
+        torch.int8, torch.int32, torch.int64, torch.bool, torch.uint8,
+    )
+}  # fmt: skip
+
+# Every reason a device may give for not answering; nothing of the error itself leaves it.
+REASONS = {
+    "version": "has another fedcar version",
+    "encoder": "has another encoder",
+    "documents": "has another collection (its documents differ)",
+    "questions": "has no training question about these documents",
+    "memory": "is out of memory",
+    "disk": "has no space left on its disk",
+    "failed": "failed; its log says why",
+    "request": "did not understand the request",
+}
+
+
+@dataclass(frozen=True)
+class Form:
+    """The fields of one kind: values by name and type, tensors by name; a name that ends in / is a prefix."""
+
+    values: Mapping[str, type]
+    tensors: tuple[str, ...] = ()
+
+
+REQUESTS: Mapping[str, Form] = {
+    "enrol": Form({"setup": str}),
+    "spread": Form({"setup": str}),
+    "sums": Form({"setup": str}, ("weights",)),
+    "train": Form({"setup": str, "round": int}, ("weights", STATE)),
+}
+REPLIES: Mapping[str, Form] = {
+    "enrol": Form({"questions": int}, ("row_questions",)),
+    "spread": Form({"speaking": int}, ("spread",)),
+    "sums": Form({"loss": float}, ("gradient", "hessian")),
+    "train": Form({"questions": int, "loss": float, "seconds": float, "held_out": int, "right": int}, (UPDATE,)),
+    "refused": Form({"reason": str, "found": str}),
+}
+
+
+@dataclass(frozen=True)
+class Payload:
+    """One message: its kind, plain values, tensors by name."""
+
+    kind: str
+    values: Mapping[str, Value] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of its tensors and values, without what the carrier adds."""
+        return sum(tensor.nbytes for tensor in self.tensors.values()) + sum(len(str(v)) for v in self.values.values())
+
+
+def refusal(reason: str, found: str = "") -> Payload:
+    """The reply of a device that cannot do what was asked; `found` is a version or a fingerprint."""
+    return Payload("refused", {"reason": reason, "found": found[:64]})
+
+
+def checked(payload: Payload, forms: Mapping[str, Form]) -> Payload:
+    """The payload itself; ValueError, with the reason, for a kind, a field or a type that is not in the list."""
+    form = forms.get(payload.kind)
+    if form is None:
+        raise ValueError(f"unknown kind {quoted(payload.kind)}")
+    if set(payload.values) != set(form.values):
+        raise ValueError(f"{payload.kind}: fields {quoted(sorted(payload.values))}, not {sorted(form.values)}")
+    for name, kind in form.values.items():
+        value = payload.values[name]
+        if type(value) is not kind:
+            raise ValueError(f"{payload.kind}: {name} is {type(value).__name__}, not {kind.__name__}")
+    prefixes = tuple(name for name in form.tensors if name.endswith("/"))
+    for name in payload.tensors:
+        if name not in form.tensors and not (prefixes and name.startswith(prefixes)):
+            raise ValueError(f"{payload.kind}: unknown tensor {quoted(name)}")
+    if missing := [name for name in form.tensors if name not in prefixes and name not in payload.tensors]:
+        raise ValueError(f"{payload.kind}: no tensor {missing[0]!r}")
+    if payload.kind == "refused" and payload.values["reason"] not in REASONS:
+        raise ValueError(f"refused: unknown reason {quoted(payload.values['reason'])}")
+    return payload
+
+
+def parts(tensor: Tensor) -> list[bytes]:
+    """A tensor's bytes in parts of at most PART_BYTES; one empty part for an empty tensor."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return [flat[start : start + PART_BYTES].numpy().tobytes() for start in range(0, max(1, len(flat)), PART_BYTES)]
+
+
+def joined(content: list[bytes], dtype: str, shape: tuple[int, ...]) -> Tensor:
+    """What `parts` was given; the list is emptied on the way. ValueError where bytes, type and shape do not agree."""
+    if dtype not in DTYPES or any(size < 0 for size in shape):
+        raise ValueError(f"a tensor of type {quoted(dtype)} and shape {quoted(shape)}")
+    expected = torch.Size(shape).numel() * DTYPES[dtype].itemsize
+    if sum(map(len, content)) != expected:
+        raise ValueError(f"{sum(map(len, content))} bytes for {dtype} {shape}")
+    flat, start = torch.empty(expected, dtype=torch.uint8), 0
+    while content:
+        part = content.pop(0)
+        if part:
+            flat[start : start + len(part)] = torch.frombuffer(bytearray(part), dtype=torch.uint8)
+        start += len(part)
+    return flat.view(DTYPES[dtype]).reshape(shape)
+
+
+def named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose name begins with the prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in tensors.items()}

@@ -1,0 +1,296 @@
+"""Whole deployments on this machine as real processes: the walk of docs/federate.md, kill -9, equal to in process."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import REPOSITORY, environment, fedcar, learnable
+
+pytest.importorskip("flwr")
+
+import torch  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+
+from fedcar.collection import Collection  # noqa: E402
+from fedcar.federation import deploy_keys as keys  # noqa: E402
+from fedcar.federation.local import share_of  # noqa: E402
+from fedcar.federation.loopback import Deployment  # noqa: E402
+from fedcar.federation.processes import fedcar_command, free_port  # noqa: E402
+from fedcar.partition import partition  # noqa: E402
+
+pytestmark = pytest.mark.slow
+DEVICES = ("hospital-a", "hospital-b")
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_model: Callable[..., Path]) -> Path:
+    return tiny_model("llama")
+
+
+@pytest.fixture(scope="module")
+def collections(toy_collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with whole, central (dev and test), questions-a and questions-b (train)."""
+    folder = tmp_path_factory.mktemp("collections")
+    whole = learnable(Collection.read(toy_collection))
+    whole.write(folder / "whole")
+    judgements = {split: judged for split, judged in whole.judgements.items() if split != "train"}
+    replace(whole, judgements=judgements).write(folder / "central")
+    training = whole.judged("train")
+    for name, rows in zip("ab", partition(training, "iid", 2, 0).values(), strict=True):
+        share_of(whole, training, rows).write(folder / f"questions-{name}")
+    return folder
+
+
+@pytest.fixture
+def deployment(tmp_path: Path, collections: Path, encoder: Path) -> Iterator[Deployment]:
+    """A server and two devices, online."""
+    running = Deployment(tmp_path)
+    try:
+        running.serve(collections / "central", str(encoder))
+        for name in DEVICES:
+            running.join(name, collections / f"questions-{name[-1]}", str(encoder), tmp_path / "cache")
+        running.wait_for_devices()
+        yield running
+    finally:
+        running.stop()
+
+
+def start(place: Path, *words: object) -> subprocess.Popen[str]:
+    """`fedcar ...` as a process of its own."""
+    command = fedcar_command(*words, "--data-dir", place)
+    return subprocess.Popen(command, text=True, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def finished(process: subprocess.Popen[str]) -> Any:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return json.loads(out)
+
+
+def run(place: Path, *options: object) -> Any:
+    return finished(start(place, "run", "--no-privacy", "--rounds", 4, "--json", *options))
+
+
+def newest(place: Path) -> Path:
+    return max((place / "runs").iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
+
+
+def until(done: Callable[[], bool], seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def rounds(folder: Path) -> int:
+    history = folder / "history.jsonl"
+    return history.read_text().count("\n") if history.exists() else 0
+
+
+def state(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "checkpoint" / "state.safetensors")
+
+
+def check_equal(one: Path, other: Path) -> None:
+    ours, theirs = state(one), state(other)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def descendants(process: int) -> list[int]:
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except OSError:
+                continue
+    found = [process]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found[1:]
+
+
+def alive(process: int) -> bool:
+    try:
+        return (Path("/proc") / str(process) / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+# -------------------------------------------------------------------- the same as in process
+
+
+@pytest.mark.parametrize("method", ["head", "adapter"])
+def test_engine_flower_equals_engine_local(collections: Path, encoder: Path, tmp_path: Path, method: str) -> None:
+    results = {}
+    for engine in ("local", "flower"):
+        words = ["federate", collections / "whole", "-o", tmp_path / engine, "--clients", 2, "--method", method]
+        words += ["--rounds", 2, "--engine", engine, "--encoder", encoder, "--cache", tmp_path / "cache"]
+        process = subprocess.run(
+            fedcar_command(*words, "--no-central", "--no-privacy", "--json"), text=True, env=environment(),
+            capture_output=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert process.returncode == 0, process.stderr
+        results[engine] = json.loads(process.stdout)
+    check_equal(tmp_path / "local.run", tmp_path / "flower.run")
+    assert results["local"]["federated"] == results["flower"]["federated"]
+
+
+# -------------------------------------------------------------------- the walk
+
+
+def check_strangers(machines: dict[str, Path], collections: Path) -> None:
+    """A key that nobody enrolled, and another collection, are refused in one line by a server that runs."""
+    stranger = machines["server"] / "stranger"
+    assert fedcar("keygen", "--node", "stranger", "--out", stranger).code == 0
+    told = json.loads((machines["hospital-a"] / "hospital-a.join").read_text())
+    _, public = keys.read_public(stranger / "stranger.pub")
+    changed = {**told, "node": "stranger", "key": keys.key_fingerprint(public)}
+    (stranger / "stranger.join").write_text(json.dumps(changed))
+    refused = fedcar("join", "--file", stranger / "stranger.join", "--collection", collections / "questions-a")
+    assert refused.code == 1 and "does not know this device's key" in refused.err
+    fewer = Collection.read(collections / "questions-a")
+    replace(fewer, documents=fewer.documents[::-1]).write(stranger / "other")
+    refused = fedcar(
+        "join", "--file", machines["hospital-a"] / "hospital-a.join", "--collection", stranger / "other",
+    )  # fmt: skip
+    assert refused.code == 1 and "its documents differ from the server's" in refused.err
+
+
+def carry(machines: dict[str, Path]) -> None:
+    """What people carry from machine to machine: public keys to the server, join files to the devices."""
+    for name in DEVICES:
+        for folder, suffix in ((machines["server"], ".pub"), (machines[name], ".join")):
+            for other in machines.values():
+                if (file := other / f"{name}{suffix}").exists() and not (folder / file.name).exists():
+                    (folder / file.name).write_bytes(file.read_bytes())
+
+
+def test_the_walk_of_the_guide(collections: Path, encoder: Path, tmp_path: Path) -> None:
+    """Every command of docs/federate.md, as it stands there; only names of machines and files' places are ours."""
+    text = (REPOSITORY / "docs" / "federate.md").read_text()
+    commands = re.findall(r"^(server|hospital-a|hospital-b)\$ fedcar (.*)$", text, re.M)
+    assert 9 <= len(commands) <= 11, "about ten commands"
+    machines = {name: tmp_path / name for name in ("server", "hospital-a", "hospital-b")}
+    for folder in machines.values():
+        folder.mkdir()
+    port, running, said = free_port(), [], {}
+    own = {"central": collections / "central", "questions-a": collections / "questions-a"}
+    own |= {"questions-b": collections / "questions-b", "server.example": "127.0.0.1", "9443": port}
+    try:
+        for machine, line in commands:
+            words = [str(own.get(word, word)) for word in shlex.split(line.rstrip("& "))]
+            words = [said.get(word, word) for word in words]
+            if words[0] in ("serve", "join"):
+                words += ["--encoder", str(encoder)]
+            carry(machines)
+            log = (machines[machine] / f"{words[0]}.log").open("w")
+            process = subprocess.Popen(
+                fedcar_command(*words), cwd=machines[machine], stdout=log, stderr=log, env=environment()
+            )
+            if line.endswith("&"):
+                running.append(process)
+                ready = "serving on" if words[0] == "serve" else "joining"
+                until(lambda log=log, ready=ready: ready in Path(log.name).read_text())
+                continue
+            assert process.wait(200) == 0, Path(log.name).read_text()
+            if words[0] == "run":
+                said["RETRIEVER"] = str(newest(machines["server"] / "server") / "retriever")
+        status = (machines["server"] / "status.log").read_text()
+        assert "hospital-a: online" in status and "4 of 4 rounds" in status and "finished" in status
+        assert (machines["server"] / "search.log").read_text().strip()
+        private = [file for folder in machines.values() for file in folder.rglob("hospital-*.key")]
+        assert sorted(private) == [machines[name] / f"{name}.key" for name in DEVICES], "no private key has left"
+        doctor = fedcar("doctor", "--data-dir", machines["server"] / "server")
+        assert doctor.code == 0 and "2 of 2 devices online" in doctor.out, doctor.out
+        check_strangers(machines, collections)
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait(20)
+    time.sleep(1.0)
+    assert not [one for process in running for one in descendants(process.pid)], "nothing is left running"
+
+
+# -------------------------------------------------------------------- kill -9
+
+
+def test_killed_server_and_run_resume_to_the_uninterrupted_model(
+    deployment: Deployment, collections: Path, encoder: Path
+) -> None:
+    place = deployment.place.folder
+    whole = Path(run(place)["run"])
+    assert rounds(whole) == 4
+    for phase in ("enrolment", "rounds"):
+        process = start(place, "run", "--no-privacy", "--rounds", 4, "--json")
+        until(lambda whole=whole: newest(place) != whole and (newest(place) / "run.json").exists())
+        folder = newest(place)
+        second = start(place, "run", "--no-privacy")
+        _, err = second.communicate(timeout=100)
+        assert second.returncode == 1 and "a run is on" in err
+        if phase == "rounds":
+            until(lambda folder=folder: rounds(folder) >= 2)
+        else:
+            until(lambda folder=folder: (folder / "enrolment.safetensors").exists())
+        assert deployment.server is not None and deployment.server.process is not None
+        left = descendants(deployment.server.process.pid)
+        os.kill(process.pid, signal.SIGKILL)
+        os.kill(deployment.server.process.pid, signal.SIGKILL)
+        process.wait()
+        deployment.server.process.wait()
+        until(lambda left=left: not any(map(alive, left)), 10)
+        (deployment.folder / "serve.log").unlink()
+        port = json.loads(deployment.place.file.read_text())["port"]
+        deployment.serve(collections / "central", str(encoder), port=port)
+        deployment.wait_for_devices()
+        result = finished(start(place, "resume", folder.name, "--json"))
+        assert len(result["rounds"]) == 4 and rounds(folder) == 4
+        check_equal(whole, folder)
+        whole = folder
+    background = start(place, "run", "--no-privacy", "--rounds", 2, "--detach")
+    out, _ = background.communicate(timeout=100)
+    assert background.returncode == 0 and "runs in the background" in out
+    until(lambda: newest(place) != whole and (newest(place) / "retriever").exists(), 200)
+    found = fedcar("status", "--data-dir", place, "--json").json
+    assert found["runs"][-1]["finished"] and found["runs"][-1]["rounds"] == 2
+
+
+def test_killed_devices_and_superlink_come_back_and_the_run_goes_on(deployment: Deployment) -> None:
+    place = deployment.place.folder
+    whole = Path(run(place, "--local-optimizer", "kept")["run"])
+    options = ("--rounds", 4, "--json", "--deadline", 60, "--quorum", 1, "--local-optimizer", "kept")
+    process = start(place, "run", "--no-privacy", *options)
+    until(lambda: newest(place) != whole)
+    folder = newest(place)
+    until(lambda: rounds(folder) >= 1)
+    device = deployment.devices["hospital-a"]
+    assert device.process is not None and deployment.server is not None and deployment.server.process is not None
+    for one in descendants(device.process.pid):  # the SuperNode; join starts it again
+        os.kill(one, signal.SIGKILL)
+    until(lambda: rounds(folder) >= 2, 200)
+    for one in descendants(deployment.server.process.pid):  # the SuperLink; serve starts it again
+        os.kill(one, signal.SIGKILL)
+    result = finished(process)
+    assert len(result["rounds"]) == 4 and all(len(record["clients"]) == 2 for record in result["rounds"])
+    check_equal(whole, folder)
+    os.kill(device.process.pid, signal.SIGKILL)  # the whole device
+    device.process.wait()
+    device.start()
+    again = run(place, "--local-optimizer", "kept", "--quorum", "0.5", "--deadline", 30)
+    assert len(again["rounds"]) == 4
+    assert sys.platform != "linux" or "was started again" in (deployment.folder / "hospital-a.log").read_text()

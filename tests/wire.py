@@ -1,0 +1,89 @@
+"""A carrier without any network: devices in this process, every message seen by the test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fedcar.collection import Collection
+from fedcar.encoder import Encoder
+from fedcar.features import FeatureCache
+from fedcar.federation.device import Device, documents_fingerprint
+from fedcar.federation.parts import REPLY_PARTS, REQUEST_PARTS, InParts
+from fedcar.federation.payload import REPLIES, REQUESTS, Payload, checked, joined, parts
+from fedcar.federation.remote import RemoteNetwork
+from fedcar.retriever import Retriever
+
+Spoil = Callable[[Payload, Payload], "Payload | str | None"]  # request and honest reply -> what arrives; None: nothing
+
+
+def over_the_wire(payload: Payload) -> Payload:
+    """The payload as bytes and back."""
+    tensors = {}
+    for name, tensor in payload.tensors.items():
+        tensors[name] = joined(parts(tensor), str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+    return Payload(payload.kind, dict(payload.values), tensors)
+
+
+class Wire:
+    """Carries payloads to devices and back; `seen` keeps every one, `spoil` changes what a device's reply becomes."""
+
+    def __init__(self, devices: Mapping[int, Device], spoil: Mapping[int, Spoil] | None = None) -> None:
+        self.devices, self.spoil = dict(devices), dict(spoil or {})
+        self.answers = {node: InParts(device.answer, REQUESTS) for node, device in devices.items()}
+        self.seen: list[tuple[int, Payload, Payload]] = []
+        self.waiting: dict[str, Payload | str] = {}
+        self.opened = self.sent = 0
+        self.breaks_at: set[int] = set()  # the numbers of messages at which the connection breaks
+
+    def open(self) -> Wire:
+        self.opened += 1
+        self.waiting.clear()
+        return self
+
+    def send(self, node: int, payload: Payload, seconds: float) -> str:
+        self.sent += 1
+        if self.sent in self.breaks_at:
+            raise ConnectionError("cable pulled")
+        request = over_the_wire(checked(payload, {**REQUESTS, **REQUEST_PARTS}))
+        reply: Payload | str | None = over_the_wire(checked(self.answers[node](request), {**REPLIES, **REPLY_PARTS}))
+        assert isinstance(reply, Payload)
+        self.seen.append((node, request, reply))
+        if node in self.spoil:
+            reply = self.spoil[node](request, reply)
+        message = str(self.sent)
+        if reply is not None:
+            self.waiting[message] = reply
+        return message
+
+    def collect(self, ids: Iterable[str]) -> list[tuple[str, Payload | str]]:
+        return [(message, self.waiting.pop(message)) for message in ids if message in self.waiting]
+
+    def there(self) -> dict[int, str]:
+        return dict.fromkeys(self.devices, "ever")
+
+    def close(self) -> None:
+        self.waiting.clear()
+
+
+@contextmanager
+def over_wire(folder: Path, encoder: Path, cache: Path, **options: Any) -> Iterator[Any]:
+    """What `federate(over=...)` takes; the value has the wire as `wire` once the devices are there."""
+
+    def over(untrained: Retriever, shares: Mapping[str, Collection]) -> RemoteNetwork:
+        devices = {
+            number: Device(share, folder / name, Encoder.load(encoder), FeatureCache(cache))
+            for number, (name, share) in enumerate(sorted(shares.items()), 1)
+        }
+        nodes = {name: number for number, name in enumerate(sorted(shares), 1)}
+        spoil = {nodes[name]: how for name, how in options.pop("spoil", {}).items()}
+        over.wire = Wire(devices, spoil)  # type: ignore[attr-defined]
+        documents = documents_fingerprint(next(iter(shares.values())))
+        network = RemoteNetwork(over.wire.open, nodes, untrained, documents, folder.name, **options)  # type: ignore[attr-defined]
+        over.network = network  # type: ignore[attr-defined]
+        network.enrol(0.5)
+        return network
+
+    yield over
