@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow lint wheel-test clean
+.PHONY: demo test test-slow lint bench wheel-test clean
 
 demo: .venv/core
 	$(BIN)/fedcar demo
@@ -17,6 +17,9 @@ test-slow: .venv/dev  ## real models and long runs; uses ../shared where it is t
 lint: .venv/dev
 	$(BIN)/ruff check fedcar tests
 	$(BIN)/mypy
+
+bench: .venv/dev  ## ratios of a short set against the committed ones; fails past 25 %
+	$(BIN)/python benchmarks/guard.py
 
 wheel-test: .venv/dev  ## the built wheel, alone in an empty environment, runs the demo
 	rm -rf dist/wheel-test && $(BIN)/python -m build --quiet --wheel --outdir dist .

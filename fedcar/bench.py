@@ -20,6 +20,7 @@ from fedcar.bench_peer import MODULES, Outcome, fresh_questions, limited
 from fedcar.bench_train import BUDGET_SECONDS, LeftOut, Task
 from fedcar.collection import Collection
 from fedcar.errors import FedcarError
+from fedcar.measure import processor
 from fedcar.model_files import DEFAULT_ENCODER, default_pooling, find
 from fedcar.progress import Silent
 
@@ -230,14 +231,6 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: installed(name) for name in PACKAGES},
     }
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def memory_gb() -> float | None:

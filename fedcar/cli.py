@@ -27,9 +27,18 @@ FOLDER = click.Path(path_type=Path)
 
 INPUT_MISTAKE = 1
 INTERRUPTED = 130
+TRAINING_MODULES = ("torch", "transformers", "huggingface_hub", "tokenizers")
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 encoder_option = click.option("--encoder", type=FOLDER, help="Where the encoder lies, if it has moved since training.")
+runtime_option = click.option(
+    "--runtime",
+    default="torch",
+    show_default=True,
+    callback=lambda context, option, name: _use_runtime(name),
+    expose_value=False,
+    help="torch (float32), torch-bf16, openvino, openvino-bf16, onnx, onnx-int8, or auto: the fastest that agrees.",
+)
 cache_option = click.option("--cache", type=FOLDER, help="Folder of the hidden states.  [default: the user's cache]")
 
 
@@ -52,6 +61,8 @@ def main() -> None:
     except click.ClickException as error:
         command = getattr(getattr(error, "ctx", None), "command_path", "fedcar")
         _leave(f"error: {error.format_message()} (see {command} --help)", error.exit_code)
+    except ModuleNotFoundError as error:
+        _leave(f"error: {_to_install(error)}", INPUT_MISTAKE)
     except OSError as error:  # what no part of fedcar saw coming: a full disk behind stdout, a file that went away
         _abandon_stdout()
         _leave(f"error: {error.filename or 'standard output'}: {error.strerror or error}", INPUT_MISTAKE)
@@ -133,8 +144,10 @@ def import_file(
 @click.option(
     "--against-advice", is_flag=True, help="With --epsilon: train even where search is expected to be better."
 )
+@click.option("--adaptive-clip", is_flag=True, help="With --epsilon: the clip norm follows noised counts.")
 @click.option("--seed", default=0, show_default=True)
 @cache_option
+@runtime_option
 @click.option("--resume", is_flag=True, help="Go on from where an interrupted training stopped.")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be done.")
 @as_json
@@ -198,6 +211,7 @@ def train(
 @click.option("--run", type=FOLDER, help="Write the retriever's ranking as a TREC run file.")
 @encoder_option
 @cache_option
+@runtime_option
 @as_json
 def evaluate(
     retriever: Path,
@@ -225,18 +239,16 @@ def evaluate(
 
 
 @commands.command()
-@click.argument("retriever", type=FOLDER)
+@click.argument("retriever", metavar="RETRIEVER|BUNDLE", type=FOLDER)
 @click.argument("question")
 @click.option("-k", default=5, show_default=True, help="How many documents.")
 @encoder_option
 @as_json
 def search(retriever: Path, question: str, k: int, encoder: Path | None, as_json: bool) -> None:
-    """Find the documents of RETRIEVER that answer QUESTION."""
+    """Find the documents of a retriever or an exported bundle that answer QUESTION."""
     from dataclasses import asdict
 
-    from fedcar.retriever import Retriever
-
-    answer = Retriever.load(retriever, encoder).search(question, k)
+    answer = _searchable(retriever, encoder).search(question, k)
     if as_json:
         _print_json(asdict(answer))
     else:
@@ -282,23 +294,44 @@ def remove(retriever: Path, ids: tuple[str, ...], encoder: Path | None, as_json:
 @commands.command()
 @click.argument("retriever", type=FOLDER)
 @click.option("--format", "export_format", type=click.Choice(["transformers", "onnx", "bundle"]), required=True)
+@click.option("--precision", type=click.Choice(["fp32", "int8"]), default="fp32", show_default=True)
 @click.option("--out", type=FOLDER, required=True, help="The folder to make; it must not exist or be empty.")
 @encoder_option
 @as_json
-def export(retriever: Path, export_format: str, out: Path, encoder: Path | None, as_json: bool) -> None:
-    """Write RETRIEVER as a folder that other programs read: a stock model, and the documents' vectors beside it."""
+def export(
+    retriever: Path, export_format: str, precision: str, out: Path, encoder: Path | None, as_json: bool
+) -> None:
+    """Write RETRIEVER as a folder that other programs read (a stock model, or ONNX), or as a bundle without torch."""
     from fedcar.export import check_export
     from fedcar.export import export as export_retriever
     from fedcar.retriever import Retriever
 
-    check_export(out, export_format)
+    check_export(out, export_format, precision)
     loaded = Retriever.load(retriever, encoder)
-    export_retriever(loaded, out, export_format)
+    export_retriever(loaded, out, export_format, precision)
     if as_json:
         documents, dimension = len(loaded.documents), loaded.encoder.dimension
         _print_json({"folder": str(out), "format": export_format, "documents": documents, "dimension": dimension})
     else:
-        click.echo(f"{out}: written; SentenceTransformer and AutoModel read it, README.md says what is what")
+        readers = {
+            "transformers": "SentenceTransformer and AutoModel read it, README.md says what is what",
+            "onnx": "ONNX Runtime reads it, README.md says what is what",
+            "bundle": f'next: fedcar search {shlex.quote(str(out))} "QUESTION"',
+        }
+        click.echo(f"{out}: written; {readers[export_format]}")
+
+
+def _searchable(folder: Path, encoder: Path | None) -> Retriever:
+    """The retriever, or the bundle: that one without torch."""
+    from fedcar.storage import kind_of
+
+    if kind_of(folder) == "bundle":
+        from fedcar.bundle import load_bundle
+
+        return load_bundle(folder)
+    from fedcar.retriever import Retriever
+
+    return Retriever.load(folder, encoder)
 
 
 def _edit(folder: Path, encoder: Path | None, change: Callable[[Retriever], Retriever]) -> int:
@@ -343,6 +376,20 @@ def _identity(folder: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_ino, status.st_mtime_ns
+
+
+def _to_install(error: ModuleNotFoundError) -> str:
+    """What to install for a module that is not there; an error of fedcar's own is one all the same."""
+    name = (error.name or "").partition(".")[0]
+    if name not in TRAINING_MODULES:
+        raise error
+    return f"{name} is not installed; pip install fedcar brings it"
+
+
+def _use_runtime(name: str) -> None:
+    from fedcar.runtime import choice
+
+    choice.use(name)
 
 
 def _this_command(*, resume: bool) -> str:

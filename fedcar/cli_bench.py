@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -61,6 +62,80 @@ def train(
         from fedcar.tables import print_bench
 
         print_bench(result)
+
+
+clock_option = click.option(
+    "--clock",
+    type=click.Choice(["wall", "cpu"]),
+    default="wall",
+    show_default=True,
+    help="cpu: CPU seconds, for a machine that does other work too.",
+)
+
+
+@bench.command("encode")
+@click.argument("collection", type=click.Path(path_type=Path))
+@click.option("--runtime", default="auto", show_default=True, metavar="NAME,...", help="Which of fedcar's runtimes.")
+@click.option("--encoder", default=None, help="A model on the hub or a folder.  [default: all-MiniLM-L6-v2]")
+@click.option("--questions", default=256, show_default=True)
+@click.option("--paragraphs", default=64, show_default=True)
+@click.option("--runs", default=5, show_default=True, help="How often; the figures are medians.")
+@clock_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def encode(
+    collection: Path,
+    runtime: str,
+    encoder: str | None,
+    questions: int,
+    paragraphs: int,
+    runs: int,
+    clock: str,
+    as_json: bool,
+) -> None:
+    """Encode COLLECTION's questions and paragraphs, beside SentenceTransformer.encode."""
+    from fedcar.bench_encode import bench_encode
+    from fedcar.model_files import DEFAULT_ENCODER
+    from fedcar.progress import Console
+    from fedcar.runtime.choice import NAMES
+
+    names = _listed(runtime)
+    if not names or (unknown := [name for name in names if name not in (*NAMES, "auto")]):
+        message = f'"{unknown[0] if names else runtime}" is not known; give auto or some of {", ".join(NAMES)}'
+        raise click.BadParameter(message, param_hint="--runtime")
+    result = bench_encode(
+        collection,
+        runtimes=names,
+        encoder=encoder or DEFAULT_ENCODER,
+        questions=questions,
+        paragraphs=paragraphs,
+        runs=runs,
+        clock=clock,
+        report=Console(),
+    )
+    _show(result, as_json)
+
+
+@bench.command("search")
+@click.option("--rows", default=1_000_000, show_default=True, help="How many made-up ones.")
+@click.option("--cache", type=click.Path(path_type=Path), help="Search the hidden states of this cache instead.")
+@click.option("--runs", default=20, show_default=True, help="Single questions timed; the figures are medians.")
+@clock_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def search(rows: int, cache: Path | None, runs: int, clock: str, as_json: bool) -> None:
+    """Find the ten best of many rows: exact, in fewer bits, and by the index, beside faiss' IndexFlatIP."""
+    from fedcar.bench_search import bench_search
+    from fedcar.progress import Console
+
+    _show(bench_search(rows, runs=runs, cache=cache, clock=clock, report=Console()), as_json)
+
+
+def _show(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(result, ensure_ascii=False))
+        return
+    from fedcar.tables import print_rows
+
+    print_rows(result)
 
 
 def _listed(words: str) -> list[str]:

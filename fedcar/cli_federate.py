@@ -81,6 +81,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--recipe", default="private", show_default=True, help="paper: for comparison, no formal guarantee.")
 @click.option("--public-dev", is_flag=True, help="With --epsilon: dev is public, choices are made on it.")
 @click.option("--against-advice", is_flag=True, help="With --epsilon: train where search is expected to be better.")
+@click.option("--adaptive-clip", is_flag=True, help="With --epsilon: the clip norm follows noised counts.")
 @click.option("--ledgers", type=FOLDER, help="Folder of the clients' ledgers, kept over runs.  [default: RUN/clients]")
 @click.option("--no-privacy", is_flag=True, help="Un-noised on purpose.")
 @click.option("--no-central", is_flag=True, help="Leave out central training, which is there for comparison.")
@@ -107,6 +108,7 @@ def federate(
     recipe: str,
     public_dev: bool,
     against_advice: bool,
+    adaptive_clip: bool,
     ledgers: Path | None,
     no_privacy: bool,
     no_central: bool,
@@ -118,8 +120,11 @@ def federate(
     **options: Any,  # noqa: ANN401 - the settings of the rounds
 ) -> None:
     """Train one retriever over simulated clients; a question never leaves its client."""
-    _refuse_together(epsilon, no_privacy, recipe)
-    _refuse_over_flower(engine, epsilon, recipe, method, clock)
+    _refuse_together(epsilon, no_privacy, recipe, engine)
+    if engine == "flower" and method == "ridge":
+        raise FedcarError("--engine flower: carries the methods head and adapter; ridge runs with --engine local")
+    if engine == "flower" and clock is not None:
+        raise FedcarError("--engine flower: measures real seconds; leave --clock out, or give --engine local")
     from fedcar.collection import Collection
     from fedcar.federation.clock import parse_clock
     from fedcar.partition import parse
@@ -142,7 +147,7 @@ def federate(
     if epsilon is not None:
         from fedcar.private_plan import Target
 
-        target = Target(epsilon, delta, unit, public_dev, None, against_advice)
+        target = Target(epsilon, delta, unit, public_dev, None, against_advice, adaptive_clip)
         target.check()
         _federate_under_epsilon(
             loaded, target, out, run, as_json, dry_run, collection, clients=clients, kind=kind, encoder=encoder,
@@ -177,55 +182,15 @@ def federate(
         _print_summary(result, out, collection)
 
 
-def round_settings(rounds: int | None, options: dict[str, Any]) -> RoundSettings:
-    """The options of the rounds as settings, checked."""
-    from fedcar.federation.settings import RoundSettings
-
-    options["weight"] = options["weight"] or ("row" if options["private_documents"] else "step")
-    if options["server_rate"] is None:
-        options["server_rate"] = 0.01 if options["server_optimizer"] == "adam" else 1.0
-    if rounds is not None and rounds < 1:
-        raise FedcarError(f"--rounds {rounds}: must be 1 or more")
-    settings = RoundSettings(rounds=rounds or 0, **options)
-    settings.check()
-    return settings
-
-
-@contextmanager
-def _over(engine: str, cache: Path | None, deadline: float | None, report: Silent) -> Iterator[Over | None]:
-    """Where the clients are: None for this process."""
-    if engine == "local":
-        yield None
-        return
-    from fedcar.cli_deploy import extra
-
-    with extra():
-        from fedcar.federation import flower  # noqa: F401 - said at once where it is missing
-        from fedcar.federation.loopback import over_flower
-    with over_flower(cache, deadline, report) as over:
-        yield over
-
-
-def _refuse_together(epsilon: float | None, no_privacy: bool, recipe: str) -> None:
+def _refuse_together(epsilon: float | None, no_privacy: bool, recipe: str, engine: str) -> None:
     if epsilon is not None and no_privacy:
         raise FedcarError("--epsilon and --no-privacy: one or the other")
     if recipe not in ("private", "paper"):
         raise FedcarError(f'--recipe "{recipe}": not known; give private or paper')
     if recipe == "paper" and epsilon is not None:
         raise FedcarError(f"--recipe paper --epsilon {epsilon:g}: that recipe has no epsilon; leave one of them out")
-
-
-def _refuse_over_flower(engine: str, epsilon: float | None, recipe: str, method: str, clock: str | None) -> None:
-    """What travels over a network so far: un-noised rounds of head and adapter."""
-    if engine != "flower":
-        return
-    if epsilon is not None or recipe != "private":
-        what = f"--epsilon {epsilon:g}" if epsilon is not None else f"--recipe {recipe}"
-        raise FedcarError(f"--engine flower {what}: not carried yet; leave one of them out")
-    if method == "ridge":
-        raise FedcarError("--engine flower: carries the methods head and adapter; ridge runs with --engine local")
-    if clock is not None:
-        raise FedcarError("--engine flower: measures real seconds; leave --clock out, or give --engine local")
+    if epsilon is not None and engine == "flower":
+        raise FedcarError(f"--engine flower --epsilon {epsilon:g}: noise runs with --engine local so far")
 
 
 def _federate_under_epsilon(
@@ -260,6 +225,35 @@ def _federate_under_epsilon(
         _print_summary(result, out, collection)
     if result.refusal is not None:
         raise result.refusal
+
+
+def round_settings(rounds: int | None, options: dict[str, Any]) -> RoundSettings:
+    """The options of the rounds as settings, checked."""
+    from fedcar.federation.settings import RoundSettings
+
+    options["weight"] = options["weight"] or ("row" if options["private_documents"] else "step")
+    if options["server_rate"] is None:
+        options["server_rate"] = 0.01 if options["server_optimizer"] == "adam" else 1.0
+    if rounds is not None and rounds < 1:
+        raise FedcarError(f"--rounds {rounds}: must be 1 or more")
+    settings = RoundSettings(rounds=rounds or 0, **options)
+    settings.check()
+    return settings
+
+
+@contextmanager
+def _over(engine: str, cache: Path | None, deadline: float | None, report: Silent) -> Iterator[Over | None]:
+    """Where the clients are: None for this process."""
+    if engine == "local":
+        yield None
+        return
+    from fedcar.cli_deploy import extra
+
+    with extra():
+        from fedcar.federation import flower  # noqa: F401 - said at once where it is missing
+        from fedcar.federation.loopback import over_flower
+    with over_flower(cache, deadline, report) as over:
+        yield over
 
 
 @contextmanager

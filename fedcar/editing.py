@@ -69,6 +69,8 @@ def with_added(
         head=_head(retriever.head, everyone, embeddings),
         ridge=_ridge(retriever.ridge, everyone, len(documents)),
     )
+    if retriever.row_index is not None:
+        added = replace(added, row_index=retriever.row_index.added(added.evidence.embeddings))
     return refined(added, len(documents), report) if refine else added
 
 
@@ -100,6 +102,7 @@ def without(retriever: Retriever, ids: Sequence[str]) -> Retriever:
         evidence=evidence.remove(gone),
         head=_head(retriever.head, kept, retriever.head.embeddings[:0]),
         ridge=_ridge(retriever.ridge, kept, 0),
+        row_index=retriever.row_index.without(gone) if retriever.row_index is not None else None,
     )
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,25 +29,18 @@ from fedcar.model_files import (
     tokenizer_files,
     weight_files,
 )
+from fedcar.runtime import choice
+from fedcar.runtime.protocol import Progress, States, Tokens, encoded, encoded_tokens, padded, state_type
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from fedcar.runtime.protocol import Runtime, TokenStates
+
 POOLINGS = ("mean", "last", "cls")
 MAX_TOKENS = 256
 LAYERS_KEPT = 6
-TOKENS_PER_BATCH = 4096
 POSITIONS_START_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "data2vec-text", "mpnet", "longformer")
-
-Progress = Callable[[int], None]
-
-
-class TokenStates(NamedTuple):
-    """A text's t tokens, special ones left out: ids (t,), where each begins and ends (t, 2), states (t, d)."""
-
-    ids: NDArray[np.int64]
-    offsets: NDArray[np.int64]
-    states: NDArray[np.float16]
 
 
 class Encoder:
@@ -71,6 +64,8 @@ class Encoder:
             warnings.warn(message, FedcarWarning, stacklevel=2)
         self.adapter: Adapter | None = None
         self.texts_cut = 0
+        self._runtime_name: str | None = None
+        self._runtime: Runtime | None = None
         self._folded: str | None = None
 
     @classmethod
@@ -192,11 +187,11 @@ class Encoder:
         if not texts:
             return []
         end = self.tokenizer.eos_token_id if self.pooling == "last" else None
-        room = self.max_tokens - (end is not None and not self._adds_end)
+        room = self.max_tokens - (end is not None and not self.adds_end)
         readable = [text.encode("utf-8", "replace").decode() for text in texts]  # lone surrogates are no text
-        encoded = self.tokenizer(readable, truncation=True, max_length=room, return_attention_mask=False)
-        ids: list[list[int]] = [list(map(int, row)) for row in encoded["input_ids"]]
-        cut = sum(bool(encoding.overflowing) for encoding in encoded.encodings or [])
+        found = self.tokenizer(readable, truncation=True, max_length=room, return_attention_mask=False)
+        ids: list[list[int]] = [list(map(int, row)) for row in found["input_ids"]]
+        cut = sum(bool(encoding.overflowing) for encoding in found.encodings or [])
         if cut and not self.texts_cut:
             message = f"{cut} of {len(texts)} texts are longer than {self.max_tokens} tokens and were cut"
             warnings.warn(message, FedcarWarning, stacklevel=2)
@@ -212,7 +207,8 @@ class Encoder:
         return [row or [self.padding_id] for row in ids]
 
     @cached_property
-    def _adds_end(self) -> bool:
+    def adds_end(self) -> bool:
+        """Whether the tokenizer puts EOS behind a text by itself."""
         return list(self.tokenizer("")["input_ids"][-1:]) == [self.tokenizer.eos_token_id]
 
     def hidden_states(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
@@ -220,39 +216,45 @@ class Encoder:
         output, mask = self._forward(token_ids)
         return pool(output.last_hidden_state, mask, self.pooling)
 
-    def _forward(self, token_ids: Sequence[Sequence[int]], **options: bool) -> tuple[Any, Tensor]:
+    def _forward(self, token_ids: Sequence[Sequence[int]]) -> tuple[Any, Tensor]:
         """One padded pass through the model: its output and the mask (n, t)."""
-        longest = max(map(len, token_ids))
-        batch = torch.full((len(token_ids), longest), self.padding_id)
-        mask = torch.zeros((len(token_ids), longest), dtype=torch.long)
-        for row, ids in enumerate(token_ids):
-            batch[row, : len(ids)] = torch.tensor(ids)
-            mask[row, : len(ids)] = 1
-        mask = mask.to(self.device)
-        return self.model(input_ids=batch.to(self.device), attention_mask=mask, **options), mask
+        batch, mask = (torch.from_numpy(array).to(self.device) for array in padded(token_ids, self.padding_id))
+        return self.model(input_ids=batch, attention_mask=mask), mask
+
+    def runtime(self, texts: Sequence[str]) -> Runtime:
+        """What runs the encoder on these texts: with an adapter torch in float32, otherwise what `choice` says."""
+        name = self.runtime_name(texts)
+        if self.adapter is not None:
+            return self
+        if self._runtime is None:
+            self._runtime = choice.built(self, name)
+        return self._runtime
+
+    def runtime_name(self, texts: Sequence[str]) -> str:
+        """Its name, chosen when it is first asked for."""
+        if self.adapter is not None:
+            return choice.EXACT
+        if self._runtime_name is None:
+            self._runtime_name = choice.chosen(self, texts)
+        return self._runtime_name
 
     @torch.inference_mode()
+    def run(self, token_ids: NDArray[np.int64], mask: NDArray[np.int64]) -> States:
+        """One batch in float32 through torch, the reference; see `runtime.protocol.Runtime`."""
+        kept = torch.from_numpy(mask).to(self.device)
+        found = states_of(self.model, torch.from_numpy(token_ids).to(self.device), kept, self.layers, self.pooling)
+        return States(*(tensor.float().cpu().numpy() for tensor in found))
+
     def encode(self, texts: Sequence[str], progress: Progress | None = None) -> NDArray[np.float32]:
         """Texts -> hidden states (n, d), float32, not normalised, in the order given."""
         hidden_states: NDArray[np.float32] = self.encode_states(texts, progress)["pooled"]
         return hidden_states
 
-    @torch.inference_mode()
     def encode_states(self, texts: Sequence[str], progress: Progress | None = None) -> NDArray[np.void]:
         """Texts -> records (n,) of `state_type`, in the order given."""
-        token_ids = self.tokenize(texts)
         result = np.empty(len(texts), dtype=self.state_type)
-        for rows in batches_by_length([len(ids) for ids in token_ids]):
-            output, mask = self._forward([token_ids[row] for row in rows], output_hidden_states=True)
-            result["pooled"][rows] = pool(output.last_hidden_state, mask, self.pooling).float().cpu().numpy()
-            for place, layer in enumerate(self.layers):
-                pooled = pool(output.hidden_states[layer], mask, "mean")
-                result["layers"][rows, place] = pooled.float().cpu().numpy()
-            if progress is not None:
-                progress(len(rows))
-        return result
+        return encoded(self.runtime(texts), self.tokenize(texts), result, self.padding_id, progress)
 
-    @torch.inference_mode()
     def token_states(self, texts: Sequence[str], progress: Progress | None = None) -> list[TokenStates]:
         """Texts -> the last hidden states of their tokens, of unit length, float16; cut at `max_tokens` like a text.
 
@@ -260,7 +262,7 @@ class Encoder:
         """
         if not texts:
             return []
-        encoded = self.tokenizer(
+        found = self.tokenizer(
             [text.encode("utf-8", "replace").decode() for text in texts],
             truncation=True,
             max_length=self.max_tokens,
@@ -268,19 +270,8 @@ class Encoder:
             return_offsets_mapping=True,
             return_special_tokens_mask=True,
         )
-        result: dict[int, TokenStates] = {}
-        for rows in batches_by_length([len(ids) for ids in encoded["input_ids"]]):
-            batch = [encoded["input_ids"][row] or [self.padding_id] for row in rows]
-            last = self._forward(batch)[0].last_hidden_state.float()
-            states = torch.nn.functional.normalize(last, dim=-1).half().cpu()
-            for place, row in enumerate(rows):
-                own = np.flatnonzero(np.asarray(encoded["special_tokens_mask"][row], dtype=np.int64) == 0)
-                ids = np.asarray(encoded["input_ids"][row], dtype=np.int64)[own]
-                offsets = np.asarray(encoded["offset_mapping"][row], dtype=np.int64).reshape(-1, 2)[own]
-                result[row] = TokenStates(ids, offsets, states[place].numpy()[own])
-            if progress is not None:
-                progress(len(rows))
-        return [result[row] for row in range(len(texts))]
+        rows = zip(found["input_ids"], found["offset_mapping"], found["special_tokens_mask"], strict=True)
+        return encoded_tokens(self.runtime(texts), [Tokens(*row) for row in rows], self.padding_id, progress)
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -291,8 +282,7 @@ class Encoder:
     @property
     def state_type(self) -> np.dtype[np.void]:
         """What is kept of a text: h (d,) in float32 and the mean states of `layers` (k, d) in float16."""
-        shape = (len(self.layers), self.dimension)
-        return np.dtype([("pooled", np.float32, (self.dimension,)), ("layers", np.float16, shape)])
+        return state_type(len(self.layers), self.dimension)
 
     # ---------------------------------------------------------------- the adapter
 
@@ -347,6 +337,7 @@ class Encoder:
         embedding = self.embedding
         embedding.weight.copy_(self.adapter(embedding.weight))
         self.remove_adapter()
+        self._runtime = None  # it ran the encoder as it was
 
     def checkpoint_gradients(self) -> None:
         """Recompute activations in the backward pass: less memory, about one more forward pass a step."""
@@ -361,6 +352,20 @@ class Encoder:
                 module.training = True
 
 
+def states_of(
+    model: Any,  # noqa: ANN401 - any AutoModel
+    token_ids: Tensor,
+    mask: Tensor,
+    layers: Sequence[int],
+    pooling: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The last hidden states (n, t, d), pooled (n, d), and the mean states of the layers (n, k, d)."""
+    output = model(input_ids=token_ids, attention_mask=mask, output_hidden_states=True)
+    last = output.last_hidden_state
+    means = torch.stack([pool(output.hidden_states[layer], mask, "mean") for layer in layers], dim=1)
+    return last, pool(last, mask, pooling), means
+
+
 def pool(hidden_states: Tensor, mask: Tensor, pooling: str) -> Tensor:
     """Token states (n, t, d) and mask (n, t) -> (n, d): the mean, the last or the first token that the mask keeps.
 
@@ -371,7 +376,8 @@ def pool(hidden_states: Tensor, mask: Tensor, pooling: str) -> Tensor:
         return (hidden_states * weights).sum(1) / weights.sum(1).clamp(min=1)
     positions = torch.arange(mask.shape[1], device=mask.device)
     index = (mask * (positions + 1)).argmax(1) if pooling == "last" else mask.argmax(1)
-    return hidden_states[torch.arange(len(mask), device=mask.device), index]
+    chosen = index[:, None, None].expand(-1, 1, hidden_states.shape[2])
+    return hidden_states.gather(1, chosen).squeeze(1)
 
 
 def _switch_off_dropout(model: torch.nn.Module) -> None:
@@ -382,15 +388,3 @@ def _switch_off_dropout(model: torch.nn.Module) -> None:
         for name, value in list(vars(module).items()):
             if "dropout" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
-
-
-def batches_by_length(lengths: Sequence[int], tokens: int = TOKENS_PER_BATCH) -> Iterator[list[int]]:
-    """Row numbers in batches of similar length, longest first, each of at most `tokens` tokens with its padding."""
-    batch: list[int] = []
-    for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
-        if batch and lengths[batch[0]] * (len(batch) + 1) > tokens:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch

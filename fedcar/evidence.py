@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from fedcar.collection import Document
-from fedcar.encoder import Encoder
 from fedcar.errors import FedcarError
 from fedcar.late_interaction import LateInteraction, body_sentences, unit
-from fedcar.lexical import LexicalIndex, SentenceCoverage, relative
+from fedcar.lexical import LexicalIndex, SentenceCoverage, numbered, relative
 from fedcar.metrics import top_k
 from fedcar.progress import Silent
 from fedcar.storage import RESTORE, write_json
@@ -21,6 +20,8 @@ from fedcar.words import bigrams, stems, word_count
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from fedcar.encoder import Encoder
 
 CANDIDATES = 100
 ALL_ARE_CANDIDATES = 200
@@ -190,7 +191,10 @@ class Evidence:
 
     @classmethod
     def from_tensors(
-        cls, tensors: Mapping[str, NDArray[Any]], vocabularies: Mapping[str, Sequence[str]], encoder: Encoder
+        cls,
+        tensors: Mapping[str, NDArray[Any]],
+        vocabularies: Mapping[str, Sequence[str] | Mapping[str, int]],
+        encoder: Encoder,
     ) -> Evidence:
         """What `tensors` and `vocabularies` gave; the arrays are taken as they are, memory-mapped ones too."""
 
@@ -199,8 +203,7 @@ class Evidence:
             return {key.removeprefix(prefix): array for key, array in tensors.items() if key.startswith(prefix)}
 
         indices = {
-            name: LexicalIndex({word: row for row, word in enumerate(vocabularies[name])}, part(name), words)
-            for name, words in VOCABULARIES.items()
+            name: LexicalIndex(numbered(vocabularies[name]), part(name), words) for name, words in VOCABULARIES.items()
         }
         coverage = SentenceCoverage(indices["stems"], part("coverage"))
         late = LateInteraction(part("late")) if part("late") else None

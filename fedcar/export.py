@@ -6,6 +6,7 @@ import copy
 import json
 import secrets
 import shutil
+import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,10 @@ from fedcar.collection import check_free
 from fedcar.encoder import Encoder
 from fedcar.errors import FedcarError, FedcarWarning, quoted
 from fedcar.head import Head
+from fedcar.late_interaction import unit
 from fedcar.model_files import first_line, read_json
 from fedcar.retriever import Retriever
+from fedcar.runtime.onnx_file import PRECISIONS
 from fedcar.storage import write_json
 
 if TYPE_CHECKING:
@@ -32,10 +35,7 @@ README = """# A fedcar retriever's encoder, for any program that reads Hugging F
 
 The model is {encoder}, {adapter}.
 
-- `config.json`, `model.safetensors`, `tokenizer.json` and their like: for `AutoModel` and `AutoTokenizer`. Pooling
-  `{pooling}`, texts cut at {tokens} tokens, padding on the right.
-- `modules.json`, `sentence_bert_config.json`, `1_Pooling/`: the same for `SentenceTransformer(FOLDER)`. Vectors are not
-  normalised; compare them by cosine.
+{files}
 - `documents.jsonl`: the {documents} documents, one a line, in the order of the vectors.
 - `rows.safetensors`: `embeddings` ({documents}, {dimension}), the documents' vectors of unit length from the encoder
   *before* training (take these, do not encode the documents again; 0 for an empty document, which is no answer);
@@ -48,11 +48,29 @@ The score of the head, for a question's vector as a row q:
 That is a part of what `fedcar search` on the retriever itself does. Left out here:
 {left_out}.
 """
+FILES = """\
+- `config.json`, `model.safetensors`, `tokenizer.json` and their like: for `AutoModel` and `AutoTokenizer`. Pooling
+  `{pooling}`, texts cut at {tokens} tokens, padding on the right.
+- `modules.json`, `sentence_bert_config.json`, `1_Pooling/`: the same for `SentenceTransformer(FOLDER)`. Vectors are not
+  normalised; compare them by cosine."""
+ONNX_FILES = """\
+- `model.onnx`: from `input_ids` and `attention_mask` (n, t), int64, padded on the right with any token, to `pooled`
+  (n, d), the texts' vectors (pooling `{pooling}`, not normalised; compare them by cosine), `token_states` (n, t, d) and
+  `layers` (n, k, d), the mean states of some lower layers.
+- `tokenizer.json`: for `tokenizers.Tokenizer.from_file`; it cuts at {tokens} tokens. The mask is 1 for each token of a
+  text and 0 for what fills it up."""
 TOLERANCE = 1e-4
+LEAST_COSINE = {"fp32": 0.999999, "int8": 0.9}
 
 
-def export(retriever: Retriever, folder: str | Path, export_format: str = "transformers") -> None:
+def export(
+    retriever: Retriever, folder: str | Path, export_format: str = "transformers", precision: str = "fp32"
+) -> None:
     """Write the encoder with its adapter folded in, the documents, their vectors and a README into a new folder.
+
+    `onnx` writes the encoder as `model.onnx` and `tokenizer.json` in place of the Hugging Face files, `bundle` the
+    whole retriever for a machine without torch (see `fedcar.bundle`); both in fp32 or int8. What follows is about
+    `transformers`.
 
     `AutoModel`, `AutoTokenizer` and `SentenceTransformer` read the folder without code of fedcar's, and give the hidden
     states that `Encoder.encode` gives (to 1e-5 of vectors of ordinary length; not normalised). The retriever is not
@@ -67,14 +85,22 @@ def export(retriever: Retriever, folder: str | Path, export_format: str = "trans
     Formal guarantees:
         exported_equals_fedcar: AutoModel and SentenceTransformer give the embeddings of the retriever's encoder.
     """
-    check_export(Path(folder), export_format)
+    check_export(Path(folder), export_format, precision)
+    if export_format == "bundle":
+        from fedcar.bundle import write_bundle
+
+        write_bundle(retriever, folder, precision)
+        return
     target = Path(folder).resolve()
     temporary = target.with_name(f".{target.name}.new-{secrets.token_hex(4)}")
     try:
         temporary.mkdir(parents=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FedcarWarning)  # about the encoder, said when it was loaded
-            _write(retriever, temporary)
+            if export_format == "onnx":
+                _write_onnx(retriever, temporary, precision)
+            else:
+                _write(retriever, temporary)
         if target.exists():
             target.rmdir()
         temporary.rename(target)
@@ -85,12 +111,14 @@ def export(retriever: Retriever, folder: str | Path, export_format: str = "trans
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check_export(folder: Path, export_format: str) -> None:
-    """Refuse a format that cannot be written and a folder that is not free."""
+def check_export(folder: Path, export_format: str, precision: str = "fp32") -> None:
+    """Refuse a format that is not known, one that cannot be had in this precision, and a folder that is not free."""
     if export_format not in FORMATS:
-        raise FedcarError(f"--format {quoted(export_format)}: not known; give transformers")
-    if export_format != "transformers":
-        raise FedcarError(f"--format {export_format}: cannot be written yet; give --format transformers")
+        raise FedcarError(f"--format {quoted(export_format)}: not known; give one of {', '.join(FORMATS)}")
+    if precision not in PRECISIONS:
+        raise FedcarError(f"--precision {quoted(precision)}: not known; give one of {', '.join(PRECISIONS)}")
+    if export_format == "transformers" and precision != "fp32":
+        raise FedcarError(f"--precision {precision}: a stock folder holds float32; give --format onnx or bundle")
     check_free(folder)
 
 
@@ -99,14 +127,40 @@ def _write(retriever: Retriever, folder: Path) -> None:
     encoder.model.save_pretrained(folder)
     _write_tokenizer(encoder, folder)
     _write_modules(encoder, folder)
+    _write_documents(retriever, folder)
+    (folder / "README.md").write_text(_readme(retriever, FILES), encoding="utf-8", newline="\n")
+    _check(retriever, folder)
+
+
+def _write_onnx(retriever: Retriever, folder: Path, precision: str) -> None:
+    """The encoder for ONNX Runtime, its tokenizer for the library `tokenizers`, documents and vectors as ever."""
+    from fedcar.runtime import onnx_file
+
+    encoder = _folded(retriever.encoder)
+    onnx_file.write(encoder, folder / "model.onnx", precision)
+    with tempfile.TemporaryDirectory() as settings:
+        _write_tokenizer(encoder, Path(settings))
+        tokenizer = Path(settings) / "tokenizer.json"
+        if not tokenizer.is_file():
+            message = "its tokenizer has no tokenizer.json; take --format transformers"
+            raise FedcarError(f"{retriever.encoder.folder}: {message}")
+        content = read_json(tokenizer)
+    content["truncation"] = {"direction": "Right", "max_length": encoder.max_tokens, "strategy": "LongestFirst"}
+    content["truncation"]["stride"] = 0
+    (folder / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    _write_documents(retriever, folder)
+    (folder / "README.md").write_text(_readme(retriever, ONNX_FILES), encoding="utf-8", newline="\n")
+    _check_onnx(retriever, folder, precision)
+
+
+def _write_documents(retriever: Retriever, folder: Path) -> None:
+    """The documents, one a line, and their vectors in the same order."""
     save_file(_vectors(retriever.head), folder / "rows.safetensors")
     with (folder / "documents.jsonl").open("w", encoding="utf-8", newline="\n") as stream:
         for document in retriever.documents:
             line = {"_id": document.id, "title": document.title, "text": document.text}
             more = {"metadata": dict(document.metadata)} if document.metadata else {}
             stream.write(json.dumps(line | more, ensure_ascii=False) + "\n")
-    (folder / "README.md").write_text(_readme(retriever), encoding="utf-8", newline="\n")
-    _check(retriever, folder)
 
 
 def _folded(encoder: Encoder) -> Encoder:
@@ -187,7 +241,7 @@ def _vectors(head: Head) -> dict[str, NDArray[np.float32]]:
     return {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in tensors.items()}
 
 
-def _readme(retriever: Retriever) -> str:
+def _readme(retriever: Retriever, files: str) -> str:
     encoder, head = retriever.encoder, retriever.head
     variant = encoder.adapter.variant if encoder.adapter is not None else None
     adapter = f"its adapter ({variant}) folded into the embedding table" if variant else "unchanged"
@@ -206,8 +260,7 @@ def _readme(retriever: Retriever) -> str:
     return README.format(
         encoder=Path(encoder.name).name if Path(encoder.name).is_dir() else encoder.name,
         adapter=adapter,
-        pooling=encoder.pooling,
-        tokens=encoder.max_tokens,
+        files=files.format(pooling=encoder.pooling, tokens=encoder.max_tokens),
         documents=len(retriever.documents),
         dimension=encoder.dimension,
         steps="\n".join(f"    {step}" for step in steps),
@@ -215,12 +268,37 @@ def _readme(retriever: Retriever) -> str:
     )
 
 
+def _probes(retriever: Retriever) -> list[str]:
+    texts = [document.full_text for document in retriever.documents if document.full_text][:PROBES]
+    return [*texts, "who?", "Is it 3.5 % or more"]
+
+
+def _check_onnx(retriever: Retriever, folder: Path, precision: str) -> None:
+    """Refuse a file that would not give what the retriever's encoder gives, by the two libraries that read it."""
+    from tokenizers import Tokenizer
+
+    from fedcar.runtime.onnx import OnnxRuntime
+    from fedcar.runtime.protocol import padded
+
+    texts, encoder = _probes(retriever), retriever.encoder
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ids = [one.ids or [encoder.padding_id] for one in tokenizer.encode_batch(texts)]
+    if ids != encoder.tokenize(texts):
+        message = "its tokenizer cannot be exported so that it makes the same tokens; train with --pooling mean"
+        raise FedcarError(f"{encoder.folder}: {message}")
+    runtime = OnnxRuntime(folder / "model.onnx")
+    found = unit(np.concatenate([runtime.run(*padded([one], encoder.padding_id)).pooled for one in ids]))
+    least = float(np.einsum("nd,nd->n", found, unit(encoder.encode(texts))).min())
+    if least < LEAST_COSINE[precision]:
+        message = f"the ONNX file gives other hidden states (cosine {least:.4f}); take --precision fp32"
+        raise FedcarError(f"{encoder.folder}: {message}")
+
+
 def _check(retriever: Retriever, folder: Path) -> None:
     """Refuse a folder that would not give what the retriever's encoder gives."""
     from transformers import AutoTokenizer
 
-    texts = [document.full_text for document in retriever.documents if document.full_text][:PROBES]
-    texts += ["who?", "Is it 3.5 % or more"]
+    texts = _probes(retriever)
     ids = retriever.encoder.tokenize(texts)
     tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     if list(map(list, tokenizer(texts, truncation=True)["input_ids"])) != ids:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedcar.encoder import MAX_TOKENS, Encoder, Progress
+from fedcar.encoder import MAX_TOKENS, Encoder
 from fedcar.errors import FedcarError
+from fedcar.runtime.choice import EXACT
+from fedcar.runtime.protocol import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,6 +54,8 @@ class FeatureCache:
         """Texts -> records (n,) of `Encoder.state_type`: the hidden state and the mean states of lower layers."""
         keys = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts]
         shape = f"{encoder.dimension}-{MAX_TOKENS}-{len(encoder.layers)}"
+        name = encoder.runtime_name(texts)  # another runtime's states are near, not the same
+        shape = shape if name == EXACT else f"{shape}-{name}"
         place = self.folder / f"{encoder.state_fingerprint[:24]}-{encoder.pooling}-{shape}"
         try:
             for folder in (self.folder, place):

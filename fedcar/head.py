@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 from fedcar.errors import FedcarError
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 KINDS = ("linear", "cosine")
@@ -91,6 +91,25 @@ class Head(nn.Module):
         """
         cosines = _products(functional.normalize(untrained, dim=1), self.embeddings, documents)
         return self.forward(hidden_states, documents) - self.log_scale.exp() * cosines
+
+    @torch.inference_mode()
+    def learned_scores(
+        self,
+        hidden_states: NDArray[np.float32],
+        untrained: NDArray[np.float32],
+        candidates: NDArray[np.int64] | None = None,
+    ) -> NDArray[np.float32]:
+        """`learned` for plain arrays."""
+        adapted, original = (torch.tensor(np.ascontiguousarray(one)) for one in (hidden_states, untrained))
+        chosen = None if candidates is None else torch.from_numpy(candidates)
+        scores: NDArray[np.float32] = self.learned(adapted, original, chosen).numpy()
+        return scores
+
+    @property
+    def has_row(self) -> NDArray[np.bool_]:
+        """Which documents have a trained row (n,)."""
+        active: NDArray[np.bool_] = self.active.numpy()
+        return active
 
     @property
     def has_rows_alone(self) -> bool:

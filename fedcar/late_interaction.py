@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fedcar.collection import Document
-from fedcar.encoder import Encoder, TokenStates
 from fedcar.lexical import inverse_document_frequencies
 from fedcar.progress import Silent
 from fedcar.words import sentences
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from fedcar.encoder import Encoder
+    from fedcar.runtime.protocol import TokenStates
 
 WIDTH = 96
 BASIS_TOKENS = 30_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedcar.errors import FedcarWarning
+from fedcar.words import STOP_WORDS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 Words = Callable[[str], list[str]]
 
 K1, B = 1.5, 0.75
+_WORD = re.compile(r"\b\w\w+\b")
 MOST_COUNTED = np.iinfo(np.uint16).max
 
 
@@ -32,7 +35,7 @@ class LexicalIndex:
     def __init__(
         self, vocabulary: Mapping[str, int], arrays: Mapping[str, NDArray[Any]], words: Words | None = None
     ) -> None:
-        self.vocabulary = dict(vocabulary)
+        self.vocabulary = vocabulary
         self.arrays = dict(arrays)
         self.words = words
 
@@ -88,14 +91,24 @@ class LexicalIndex:
         return inverse_document_frequencies(np.diff(self.arrays["indptr"]), self.documents)
 
     @cached_property
-    def _data(self) -> NDArray[np.float32]:
-        """What each occurrence adds to the score of its document."""
-        counts, lengths = self.arrays["counts"].astype(np.float64), self.arrays["lengths"]
+    def _saturation(self) -> NDArray[np.float64]:
+        lengths = self.arrays["lengths"]
         average = lengths.mean() if lengths.any() else 1.0
-        saturation = K1 * ((1 - B) + B * lengths / average)
-        idf = self.weights[_columns(self.arrays["indptr"])]
-        data: NDArray[np.float32] = (idf * (counts / (saturation[self.arrays["indices"]] + counts))).astype(np.float32)
-        return data
+        saturation: NDArray[np.float64] = K1 * ((1 - B) + B * lengths / average)
+        return saturation
+
+    @cached_property
+    def _asked(self) -> dict[int, tuple[NDArray[np.int32], NDArray[np.float32]]]:
+        return {}
+
+    def _of_word(self, column: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """The documents that have the word, and what it adds to the score of each; worked out when first asked for."""
+        if column not in self._asked:
+            part = slice(*self.arrays["indptr"][column : column + 2])
+            documents, counts = self.arrays["indices"][part], self.arrays["counts"][part].astype(np.float64)
+            added = self.weights[column] * (counts / (self._saturation[documents] + counts))
+            self._asked[column] = documents, added.astype(np.float32)
+        return self._asked[column]
 
     def scores(self, queries: Sequence[str]) -> NDArray[np.float32]:
         """Queries -> BM25 (n, documents), float32; a row of zeros for a query of stop words or unknown words only."""
@@ -116,16 +129,15 @@ class LexicalIndex:
         return relative(self._scores(words))
 
     def _words(self, texts: Sequence[str]) -> list[list[str]]:
-        return _english_words(texts) if self.words is None else [self.words(text) for text in texts]
+        return [*map(self.words or english_words, texts)]
 
     def _scores(self, queries: Sequence[Sequence[str]]) -> NDArray[np.float32]:
         result = np.zeros((len(queries), self.documents), dtype=np.float32)
-        data, indices, indptr = self._data, self.arrays["indices"], self.arrays["indptr"]
         for scores, words in zip(result, queries, strict=True):
             for column in map(self.vocabulary.get, words):
                 if column is not None:
-                    part = slice(indptr[column], indptr[column + 1])
-                    scores[indices[part]] += data[part]
+                    documents, added = self._of_word(column)
+                    scores[documents] += added
         return result
 
 
@@ -209,12 +221,14 @@ def inverse_document_frequencies(found: NDArray[np.int64], documents: int) -> ND
     return frequencies
 
 
-def _english_words(texts: Sequence[str]) -> list[list[str]]:
-    """The words of each text as bm25s sees them: lower case, without stop words."""
-    import bm25s
+def numbered(vocabulary: Sequence[str] | Mapping[str, int]) -> Mapping[str, int]:
+    """Words in the order of their numbers -> their numbers."""
+    return vocabulary if isinstance(vocabulary, Mapping) else {word: row for row, word in enumerate(vocabulary)}
 
-    words: list[list[str]] = bm25s.tokenize(list(texts), stopwords="en", show_progress=False, return_ids=False)
-    return words
+
+def english_words(text: str) -> list[str]:
+    """The words of a text as bm25s sees them: two letters and more, lower case, without its English stop words."""
+    return [word for word in _WORD.findall(text.lower()) if word not in STOP_WORDS]
 
 
 def _columns(indptr: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 import time
+from pathlib import Path
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 class Clock:
@@ -27,3 +31,12 @@ def peak_memory_mb() -> float | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1)
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

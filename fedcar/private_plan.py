@@ -25,7 +25,8 @@ class Target:
     """What the user asks for. `public_dev`: dev is declared public, and choices may be made on it.
 
     `noise_seed` is for tests: noise that can be repeated, so that epsilon is infinite. `against_advice` trains even
-    where the plan expects less than search gives.
+    where the plan expects less than search gives. `adaptive_clip` moves the clip norm to the median gradient, by
+    noised counts.
     """
 
     epsilon: float
@@ -34,6 +35,7 @@ class Target:
     public_dev: bool = False
     noise_seed: int | None = None
     against_advice: bool = False
+    adaptive_clip: bool = False
 
     def check(self, units: int | None = None) -> None:
         """Refuse what nobody should promise; `units` is how many questions (or clients) there are."""
@@ -97,6 +99,8 @@ class PrivatePlan:
             "head": "sums of clipped gradients of the rows, noised",
             "adapter": "sums of clipped gradients of adapter and rows, noised",
         }
+        if self.target.adaptive_clip:
+            what |= {name: f"{what[name]}, with how many were not clipped" for name in ("head", "adapter")}
         names = list(dict.fromkeys(release.name for release in given))
         return state(
             given,
@@ -147,7 +151,7 @@ def make_plan(
         template = replace(
             counted,
             name=method,
-            sensitivity=clip_norm,
+            sensitivity=1.0 if target.adaptive_clip else clip_norm,
             sampler="full-batch" if rate == 1 else "poisson",
             sampling_rate=rate,
             steps=steps or (STEPS if rate == 1 else round(SAMPLED_EPOCHS / rate)),

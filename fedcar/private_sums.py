@@ -13,7 +13,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from fedcar.adapter import Adapter, SoftEmbedding
-from fedcar.encoder import Encoder, batches_by_length
+from fedcar.encoder import Encoder
 from fedcar.errors import FedcarWarning
 from fedcar.head import START_SCALE, candidate_losses
 from fedcar.privacy.clip import Part, clip, linear_head, output_gradients
@@ -23,12 +23,14 @@ from fedcar.privacy.noise import NoiseSource, add_noise
 from fedcar.privacy.release import Release
 from fedcar.questions import Questions
 from fedcar.retriever import LEARNED, Retriever
+from fedcar.runtime.protocol import batches_by_length
 
 CELLS_AT_ONCE = 1 << 23  # of (questions, documents) in memory at a time
 TOKENS_AT_ONCE = 4096  # of questions that go through the encoder together
 EVIDENCE_SHARE = 0.25  # of the evidence's default weights, beside rows; chosen on dev splits, fixed
 ADAPTER_SCALE = 0.1  # what is trained is the adapter's difference to the identity over this: one clip norm fits both
-COUNT, SUMS, ROWS = "count", "sums", "rows"
+COUNT, SUMS, ROWS, BELOW = "count", "sums", "rows", "below"
+BELOW_SHARE = 0.01  # of a question's squared length in a step goes to whether it was clipped, where the norm adapts
 
 Tensors = Mapping[str, Tensor]
 
@@ -77,12 +79,27 @@ class Asked:
 
     def gradients(self, state: Tensors, clip_norm: float, rows: Tensor | None = None) -> dict[str, Tensor]:
         """The clipped gradients of the chosen questions' losses, summed, by the names of `state`; zeros for none."""
-        total = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+        return self.clipped(state, clip_norm, rows)[0]
+
+    def gradients_and_below(self, state: Tensors, clip_norm: float, rows: Tensor | None = None) -> dict[str, Tensor]:
+        """The same in units of the clip norm, and how many gradients are no longer than it, for the next one.
+
+        One question's gradient and its bit less a half, scaled, have length 1 together at most: they are noised as one
+        sum (Andrew et al. 2021, section 3, where the two noises are split alike).
+        """
+        sums, below = self.clipped(state, clip_norm, rows)
+        scaled = {name: (1 - BELOW_SHARE) ** 0.5 / clip_norm * tensor for name, tensor in sums.items()}
+        return {**scaled, BELOW: torch.tensor([2 * BELOW_SHARE**0.5 * below])}
+
+    def clipped(self, state: Tensors, clip_norm: float, rows: Tensor | None) -> tuple[dict[str, Tensor], float]:
+        """Sums of clipped gradients; the number of those that were not clipped less half of all."""
+        total, below = {name: torch.zeros_like(tensor) for name, tensor in state.items()}, 0.0
         for part in self.batches(rows):
-            parts = self.parts(state, part)
-            for name, tensor in clip(parts, clip_norm).sums.items():
+            found = clip(self.parts(state, part), clip_norm)
+            below += found.examples / 2 - found.clipped - found.non_finite
+            for name, tensor in found.sums.items():
                 total[name] += tensor
-        return total
+        return total, below
 
     def batches(self, rows: Tensor | None) -> Iterator[Tensor | slice]:
         """Parts that fit into memory, slices where all take part; through the encoder texts of like length together."""
@@ -207,10 +224,15 @@ class Device:
         """The noised sum of its questions' vectors for each document (documents, d)."""
         return self.release(number, release, self.asked.class_sums)[SUMS]
 
-    def gradients(self, number: int, release: Release, state: Tensors) -> dict[str, Tensor]:
-        """The noised sum of clipped gradients over all its questions, or over those drawn for this step."""
-        clip_norm = float(release.sensitivity or 0.0)
-        return self.release(number, release, lambda: self.asked.gradients(state, clip_norm, self.drawn(release)))
+    def gradients(
+        self, number: int, release: Release, state: Tensors, adaptive: float | None = None
+    ) -> dict[str, Tensor]:
+        """The noised sum of clipped gradients over all its questions, or over those drawn for this step.
+
+        With `adaptive`, the clip norm of this step, also how many were not clipped.
+        """
+        sums = summand(release, state, adaptive)
+        return self.release(number, release, lambda: sums(self.asked, self.drawn(release)))
 
     def drawn(self, release: Release) -> Tensor | None:
         """Each question by its own coin from the operating system (Poisson sampling); None where all take part."""
@@ -255,11 +277,11 @@ class Cohort:
     def class_sums(self, number: int, release: Release) -> Tensor:
         return self.device.release(number, release, lambda: self.summed(release, Asked.class_sums))[SUMS]
 
-    def gradients(self, number: int, release: Release, state: Tensors) -> dict[str, Tensor]:
-        clip_norm = float(release.sensitivity or 0.0)
-        return self.device.release(
-            number, release, lambda: self.summed(release, lambda asked: asked.gradients(state, clip_norm))
-        )
+    def gradients(
+        self, number: int, release: Release, state: Tensors, adaptive: float | None = None
+    ) -> dict[str, Tensor]:
+        sums = summand(release, state, adaptive)
+        return self.device.release(number, release, lambda: self.summed(release, lambda asked: sums(asked, None)))
 
     def summed(self, release: Release, sums: Callable[[Asked], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The drawn clients' means, summed; zeros by name where none is drawn."""
@@ -269,6 +291,15 @@ class Cohort:
             for name, tensor in sums(asked).items():
                 total[name] += tensor / len(asked)
         return total
+
+
+def summand(
+    release: Release, state: Tensors, adaptive: float | None
+) -> Callable[[Asked, Tensor | None], dict[str, Tensor]]:
+    """What is summed in a step: gradients clipped to what the release says; or to `adaptive`, in units of it."""
+    if adaptive is not None:
+        return lambda asked, rows: asked.gradients_and_below(state, adaptive, rows)
+    return lambda asked, rows: asked.gradients(state, float(release.sensitivity or 0.0), rows)
 
 
 def noised(sums: Tensors, release: Release, source: NoiseSource) -> dict[str, Tensor]:

@@ -15,11 +15,12 @@ from torch import Tensor
 from fedcar.adapter import Adapter
 from fedcar.errors import FedcarError
 from fedcar.head import START_SCALE
+from fedcar.privacy.clip import next_clip_norm
 from fedcar.privacy.errors import BudgetError
 from fedcar.privacy.release import Release
 from fedcar.privacy.statement import Statement
 from fedcar.private_plan import LEAST_STRENGTH, PrivatePlan
-from fedcar.private_sums import ADAPTER_SCALE, EVIDENCE_SHARE, ROWS, Cohort, Device
+from fedcar.private_sums import ADAPTER_SCALE, BELOW, BELOW_SHARE, EVIDENCE_SHARE, ROWS, Cohort, Device
 from fedcar.progress import Silent
 from fedcar.questions import Questions
 from fedcar.retriever import LEARNED, Retriever, weights_of
@@ -32,6 +33,7 @@ LOGIT_NOISE = 0.8  # standard deviation that the noise of all steps together may
 ADAPTER_RATE = 1.0  # of the rows' rate
 NORM_FACTOR = 30.0  # a client whose noised sum is longer than this many times the median is left out
 LEAST_WEIGHT = 0.1
+CLIP_QUANTILE, CLIP_RATE = 0.5, 0.2  # of an adaptive clip norm: Andrew et al. 2021
 STEPS_PER_LOOK = 10  # at a public dev set, where every look means encoding it anew
 
 Watch = Callable[[Mapping[str, Any]], None]
@@ -76,6 +78,7 @@ class PrivateTraining:
         self.plan = plan
         self.selection = selection
         self.adapter = adapter
+        self.clip_norm = plan.clip_norm
         self.report = report or Silent()
         self.watch = watch or (lambda record: None)
         self.outcome = Outcome(untrained, "none")
@@ -118,8 +121,14 @@ class PrivateTraining:
         self, state: dict[str, Tensor], number: int, step: Release, rates: Mapping[str, float], units: float
     ) -> dict[str, Tensor]:
         """One noised step over all devices. Divided by the (noised) number expected to take part, not by the actual."""
-        sums = self.exchange(number + 1, lambda device: device.gradients(number + 1, step, state))
         expected = units * step.sampling_rate
+        adaptive = self.clip_norm if self.plan.target.adaptive_clip else None
+        sums = self.exchange(number + 1, lambda device: device.gradients(number + 1, step, state, adaptive))
+        if adaptive is not None:
+            below = float(sums.pop(BELOW)) / (2 * BELOW_SHARE**0.5 * expected) + 0.5
+            sums = {name: adaptive / (1 - BELOW_SHARE) ** 0.5 * tensor for name, tensor in sums.items()}
+            self.clip_norm = next_clip_norm(adaptive, below, CLIP_QUANTILE, CLIP_RATE)
+            self.outcome.records[-1]["clip_norm"] = adaptive
         return {name: tensor - rates[name] / expected * sums[name] for name, tensor in state.items()}
 
     def exchange(self, number: int, ask: Callable[[Any], Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -193,7 +202,8 @@ class PrivateTraining:
         plan, step = self.plan, self.plan.step
         assert step is not None
         expected = units * step.sampling_rate
-        loudness = self.loudness * step.standard_deviation * step.steps**0.5 * plan.documents / expected
+        deviation = step.noise_multiplier * plan.clip_norm
+        loudness = self.loudness * deviation * step.steps**0.5 * plan.documents / expected
         rate = min(LONGEST_PATH / step.steps, LOGIT_NOISE / loudness) * plan.documents
         return {ROWS: rate} | dict.fromkeys(("difference", "left", "right"), ADAPTER_RATE * rate)
 
@@ -274,6 +284,7 @@ def choices(plan: PrivatePlan) -> dict[str, str]:
         "the step that is kept": by_dev,
         "weights of evidence and rows": by_dev,
         "confidence and answer threshold": by_dev,
+        "clip norm": "charged" if plan.target.adaptive_clip else "fixed in advance",
         "centring": "fixed in advance",
         "prior of the rows": "documents alone",
         "rates, and whether to train at all": "charged" if plan.count is not None else "fixed in advance",

@@ -1,4 +1,7 @@
-"""The retriever: encoder, evidence, head and documents together; search, scores, save and load."""
+"""The retriever: encoder, evidence, head and documents together; search, scores, save and load.
+
+Searching imports no torch, so that a bundle (see `fedcar.bundle`) is searched by this very code.
+"""
 
 from __future__ import annotations
 
@@ -6,33 +9,31 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from safetensors.numpy import save_file
 
-from fedcar import editing
-from fedcar.adapter import Adapter
 from fedcar.calibration import Calibration
 from fedcar.collection import Document
-from fedcar.encoder import Encoder
 from fedcar.errors import FedcarError, FedcarWarning
 from fedcar.evidence import Evidence
-from fedcar.feature_map import FeatureMap
-from fedcar.features import FeatureCache
-from fedcar.head import Head
+from fedcar.late_interaction import unit
 from fedcar.metrics import top_k
 from fedcar.progress import Silent
-from fedcar.reference import reference_states
-from fedcar.ridge_rows import RidgeRows
+from fedcar.row_index import RowIndex, index_for, indexed_candidates
+from fedcar.rows import products
 from fedcar.storage import check_folder, read_tensors, write_folder, write_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from fedcar.encoder import Encoder
+    from fedcar.features import FeatureCache
+    from fedcar.head import Head
     from fedcar.questions import Questions
+    from fedcar.ridge_rows import RidgeRows
 
 KIND = "retriever"
 LEARNED = len(Evidence.NAMES)
@@ -93,7 +94,8 @@ class Retriever:
 
     The score of a document is weights . (evidence, learned): the evidence of encoder and words, and what training has
     learned (`head` or `ridge`). Where some documents have trained rows, the others stand apart: they are mixed with
-    weights of their own and a constant, which put both kinds on one scale.
+    weights of their own and a constant, which put both kinds on one scale. All documents are compared; past
+    `row_index.INDEX_FROM` of them, and where faiss is installed, a saved retriever has an index that says which.
 
     Formal guarantees:
         load_rejects_a_changed_file: one changed byte in a saved retriever, or another encoder, is refused.
@@ -108,6 +110,7 @@ class Retriever:
     ridge: RidgeRows | None = None
     calibration: Calibration = field(default_factory=Calibration)
     training: dict[str, Any] = field(default_factory=dict)
+    row_index: RowIndex | None = None
 
     @classmethod
     def untrained(
@@ -122,6 +125,10 @@ class Retriever:
         seed: int = 0,
     ) -> Retriever:
         """Search over the documents by the evidence alone, with fixed weights: hybrid search and more."""
+        from fedcar.feature_map import FeatureMap
+        from fedcar.head import Head
+        from fedcar.reference import reference_states
+
         report = report or Silent()
         texts = [document.full_text for document in documents]
         with report.track("encoding documents", len(texts)) as advance:
@@ -173,19 +180,18 @@ class Retriever:
             return np.empty((0, 0), dtype=np.int64), np.empty((0, 0, LEARNED), dtype=np.float32)
         return np.concatenate(candidates), np.concatenate(evidence)
 
-    @torch.inference_mode()
     def candidates(self, texts: Sequence[str], states: NDArray[np.void]) -> NDArray[np.int64]:
         """The documents worth a closer look (n, c): by encoder, words and what was learned."""
-        hidden_states = torch.from_numpy(np.ascontiguousarray(states["pooled"]))
-        cosines = torch.nn.functional.normalize(hidden_states, dim=1) @ self.head.embeddings.T
+        hidden_states, lexical = unit(states["pooled"]), self.evidence.lexical(texts)
         unit_of_cosine, learned = max(float(self.weights[0]), 1.0), self.learned(texts, states)
         added = learned @ self.weights[LEARNED:APART]
-        if self.apart.any():
-            of_apart = learned[:, self.apart] @ self.weights[APART + LEARNED : -1] + self.weights[-1]
-            added[:, self.apart] = of_apart
-        return self.evidence.candidates(cosines.numpy() + added / unit_of_cosine, self.evidence.lexical(texts))
+        if (apart := self.apart).any():
+            added[:, apart] = learned[:, apart] @ self.weights[APART + LEARNED : -1] + self.weights[-1]
+        added /= unit_of_cosine
+        if self.row_index is not None:
+            return indexed_candidates(self, self.row_index, hidden_states, lexical, added)
+        return self.evidence.candidates(products(hidden_states, self.evidence.embeddings) + added, lexical)
 
-    @torch.inference_mode()
     def learned(
         self, texts: Sequence[str], states: NDArray[np.void], candidates: NDArray[np.int64] | None = None
     ) -> NDArray[np.float32]:
@@ -196,15 +202,13 @@ class Retriever:
         shape = (len(texts), len(self.documents)) if candidates is None else candidates.shape
         learned = np.zeros((*shape, 2), dtype=np.float32)
         if self.is_trained:
-            untrained = torch.from_numpy(np.ascontiguousarray(states["pooled"]))
-            adapted = untrained if self.encoder.adapter is None else torch.from_numpy(self.encoder.encode(texts))
-            rows = None if candidates is None else torch.from_numpy(candidates)
-            learned[..., 0] = self.head.learned(adapted, untrained, rows).numpy()
+            adapted = states["pooled"] if self.encoder.adapter is None else self.encoder.encode(texts)
+            learned[..., 0] = self.head.learned_scores(adapted, states["pooled"], candidates)
         return learned
 
     @property
     def is_trained(self) -> bool:
-        return self.ridge is not None or self.head.query_map or bool(self.head.active.any())
+        return self.ridge is not None or self.head.query_map or bool(self.head.has_row.any())
 
     @property
     def apart(self) -> NDArray[np.bool_]:
@@ -213,7 +217,7 @@ class Retriever:
             rows = np.zeros(len(self.documents), dtype=bool)
             rows[self.ridge.documents] = True
         else:
-            rows = self.head.active.numpy()
+            rows = self.head.has_row
         return ~rows if rows.any() else np.zeros(len(rows), dtype=bool)
 
     def features(self, questions: Questions) -> NDArray[np.float32]:
@@ -244,19 +248,24 @@ class Retriever:
             for candidates, row, places in zip(questions.candidates, scores, top_k(scores, k), strict=True)
         ]
 
-    @property
+    @cached_property
     def empty(self) -> NDArray[np.bool_]:
         """Which documents have no text: kept, never returned."""
-        return np.array([not document.full_text for document in self.documents], dtype=bool)
+        stored: NDArray[np.bool_] | None = getattr(self.documents, "empty", None)  # a bundle's, read when asked for
+        return np.array([not one.full_text for one in self.documents], dtype=bool) if stored is None else stored
 
     # ---------------------------------------------------------------- documents come and go
 
     def add(self, documents: Sequence[Document], refine: bool = False, report: Silent | None = None) -> Retriever:
         """A new retriever with these documents too, found without training; see `editing.with_added`."""
+        from fedcar import editing
+
         return editing.with_added(self, documents, refine, report)
 
     def remove(self, ids: Sequence[str]) -> Retriever:
         """A new retriever without these documents, for good; see `editing.without`."""
+        from fedcar import editing
+
         return editing.without(self, ids)
 
     # ---------------------------------------------------------------- on disk
@@ -266,6 +275,8 @@ class Retriever:
         write_folder(Path(folder), KIND, self._write)
 
     def _write(self, folder: Path) -> None:
+        from safetensors.numpy import save_file
+
         state = {name: tensor.detach().numpy() for name, tensor in self.head.state_dict().items()}
         save_file(state, folder / "head.safetensors")
         adapter = self.encoder.adapter
@@ -275,6 +286,8 @@ class Retriever:
         if self.ridge is not None:
             save_file(self.ridge.tensors(), folder / "ridge.safetensors")
         self.evidence.write(folder)
+        if (index := index_for(self)) is not None:
+            index.write(folder)
         if self.training.get("privacy"):
             write_json(folder / "privacy.json", self.training["privacy"])
         with (folder / "documents.jsonl").open("w", encoding="utf-8") as stream:
@@ -312,6 +325,13 @@ class Retriever:
         Raises FedcarError for a folder that is not a retriever, a changed file, and an encoder that is missing or not
         the one the retriever was trained with.
         """
+        import torch
+
+        from fedcar.adapter import Adapter
+        from fedcar.encoder import Encoder
+        from fedcar.head import Head
+        from fedcar.ridge_rows import RidgeRows
+
         folder = Path(folder)
         check_folder(folder, KIND)
         settings = json.loads((folder / "retriever.json").read_text(encoding="utf-8"))
@@ -344,4 +364,5 @@ class Retriever:
             ridge,
             Calibration(**settings["calibration"]),
             settings["training"],
+            RowIndex.read(folder),
         )

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
-from fedcar.closed_form import Ridge
 from fedcar.feature_map import FeatureMap
 from fedcar.naive_bayes import BUCKETS, NaiveBayes, gram_counts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from fedcar.closed_form import Ridge
+
+COLUMNS_AT_ONCE = 4096  # made float32 at once
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,10 @@ class RidgeRows:
         words = self.words.scores(gram_counts(texts))
         rows = np.zeros_like(words)
         columns = np.concatenate([self.documents, self.pseudo_documents])
-        rows[:, columns] = self.feature_map(states) @ self.weights.astype(np.float32)
+        features = self.feature_map(states)
+        for start in range(0, len(columns), COLUMNS_AT_ONCE):
+            part = slice(start, start + COLUMNS_AT_ONCE)
+            rows[:, columns[part]] = features @ self.weights[:, part].astype(np.float32)
         return np.stack([rows, words], axis=2)
 
     def tensors(self) -> dict[str, NDArray[np.generic]]:
@@ -73,7 +79,10 @@ class RidgeRows:
     def from_tensors(cls, tensors: dict[str, NDArray[Any]], seed: int, number_of_documents: int) -> RidgeRows:
         """What `tensors` gave, with the seed of the random features."""
         spread = float(tensors["layer_spread"][0])
-        fixed = FeatureMap(tensors["centre"], tensors["layer_centre"], spread, seed)
+        drawn = None
+        if "hidden_frequencies" in tensors:
+            drawn = tensors["hidden_frequencies"], tensors["layer_frequencies"]
+        fixed = FeatureMap(tensors["centre"], tensors["layer_centre"], spread, seed, drawn)
         parts = (tensors["word_counts"], tensors["word_grams"], tensors["word_starts"])
         words = NaiveBayes(sparse.csr_array(parts, shape=(number_of_documents, BUCKETS)))
         return cls(fixed, tensors["weights"], tensors["documents"], words, tensors["pseudo_documents"])

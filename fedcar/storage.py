@@ -141,6 +141,34 @@ def read_tensors(file: Path) -> dict[str, NDArray[Any]]:
     return tensors
 
 
+def mapped_tensors(file: Path) -> dict[str, NDArray[Any]]:
+    """The tensors of a safetensors file, mapped into memory: each is read from the disk as far as it is used."""
+    import numpy as np
+
+    types = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1"}
+    types |= {"U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?"}
+    tensors: dict[str, NDArray[Any]] = {}
+    try:
+        with file.open("rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(size))
+        header.pop("__metadata__", None)
+        content = np.memmap(file, np.uint8, "r", offset=8 + size) if file.stat().st_size > 8 + size else None
+        for name, about in header.items():
+            first, last = about["data_offsets"]
+            part = np.zeros(0, np.uint8) if content is None or first == last else content[first:last]
+            tensors[name] = np.asarray(part).view(types[about["dtype"]]).reshape(about["shape"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FedcarError(f"{file}: not a safetensors file ({error}); {RESTORE}") from error
+    return tensors
+
+
+def kind_of(folder: Path) -> str | None:
+    """Which kind of fedcar folder this is, before anything in it is checked; None where it is none."""
+    manifest = _manifest(folder)
+    return None if manifest is None else str(manifest["kind"])
+
+
 def write_json(file: Path, content: object) -> None:
     file.write_bytes((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 

@@ -86,6 +86,25 @@ def _difference(part: str, found: dict[str, float]) -> str:
     return f"{'' if part == 'all' else f'{part} '}{numbers[0]} [{numbers[1]}, {numbers[2]}]"
 
 
+def print_rows(result: dict[str, Any]) -> None:
+    """A benchmark's rows as they are, with what stands beside them."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console, machine = Console(highlight=False), result["machine"]
+    console.print(f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB", markup=False)
+    beside = {one["what"]: one for name in ("encoded", "searched") for one in machine.get(name, [])}
+    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0), header_style="")
+    for name in ("", "unit", "fedcar", result["rows"][0]["peer_name"], "ratio", "beside"):
+        table.add_column(name, justify="left" if name in ("", "unit", "beside") else "right")
+    for one in result["rows"]:
+        more = beside.get(one["what"], beside.get(one["what"].rpartition(", ")[0], {}))
+        said = ", ".join(f"{name} {value}" for name, value in more.items() if name != "what")
+        table.add_row(one["what"], one["unit"], f"{one['ours']:.4g}", f"{one['peer']:.4g}", f"{one['ratio']}", said)
+    console.print(table)
+
+
 def print_answer(answer: Answer) -> None:
     """The hits of one question, best first."""
     from rich.console import Console

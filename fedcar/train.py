@@ -72,6 +72,7 @@ def train(
     delta: float = DELTA,
     public_dev: bool = False,
     against_advice: bool = False,
+    adaptive_clip: bool = False,
     noise_seed: int | None = None,
     recipe: str = "private",
 ) -> Retriever:
@@ -84,8 +85,9 @@ def train(
     question) and asked what users would ask of them: pseudo-queries for ridge.
 
     `epsilon` trains under differential privacy (docs/privacy.md): class sums, head or adapter with noise, `epochs` full
-    steps, no checkpoint. Dev is then not read, unless `public_dev` declares it public. `noise_seed` is for tests and
-    makes epsilon infinite. `recipe` "paper" is that of arXiv 2509.16508, without epsilon and without formal guarantee.
+    steps, no checkpoint. Dev is then not read, unless `public_dev` declares it public. `adaptive_clip` moves the clip
+    norm by noised counts. `noise_seed` is for tests and makes epsilon infinite. `recipe` "paper" is that of arXiv
+    2509.16508, without epsilon and without formal guarantee.
 
     Formal guarantees:
         never_below_baselines_on_selection_data: BM25, MIPS, hybrid, the evidence alone and every epoch are candidates;
@@ -101,7 +103,7 @@ def train(
     settings = with_recipe(settings, recipe, method, epsilon)
     target = None
     if epsilon is not None:
-        target = Target(epsilon, delta, "example", public_dev, noise_seed, against_advice)
+        target = Target(epsilon, delta, "example", public_dev, noise_seed, against_advice, adaptive_clip)
         refuse_without_epsilon_only(head, pre_classifier, questions_from, resume)
         target.check()
     model = encoder if isinstance(encoder, Encoder) else Encoder.load(encoder, pooling)
@@ -228,6 +230,7 @@ def plan(
     delta: float = DELTA,
     public_dev: bool = False,
     against_advice: bool = False,
+    adaptive_clip: bool = False,
     recipe: str = "private",
     **options: object,
 ) -> dict[str, object]:
@@ -239,7 +242,7 @@ def plan(
     training, selection = split_for_selection(collection, settings.seed)
     noised: dict[str, object] = {}
     if epsilon is not None:
-        target = Target(epsilon, delta, "example", public_dev, None, against_advice)
+        target = Target(epsilon, delta, "example", public_dev, None, against_advice, adaptive_clip)
         target.check(len(collection.judged("train")))
         found = make_plan(target, str(options["method"]), len(collection.documents), steps=options["epochs"])  # type: ignore[arg-type]
         noised = {"privacy": found.in_words()}

@@ -173,9 +173,9 @@ def test_noise_that_nobody_charged_is_flagged(
 ) -> None:
     plain = Device.gradients
 
-    def twice(self: Device, number: int, release: Release, state: Any) -> Any:
+    def twice(self: Device, number: int, release: Release, state: Any, adaptive: Any = None) -> Any:
         self.source.normal((1,))
-        return plain(self, number, release, state)
+        return plain(self, number, release, state, adaptive)
 
     monkeypatch.setattr(Device, "gradients", twice)
     assert "steps charged = steps noised" in flagged(collection, encoder, cache)

@@ -14,9 +14,10 @@ import torch
 from conftest import FAMILIES, POSITIONS, VOCABULARY
 
 from fedcar.adapter import Adapter
-from fedcar.encoder import MAX_TOKENS, POOLINGS, Encoder, batches_by_length, pool
+from fedcar.encoder import MAX_TOKENS, POOLINGS, Encoder, pool
 from fedcar.errors import FedcarError, FedcarWarning
 from fedcar.features import FeatureCache
+from fedcar.runtime.protocol import batches_by_length
 
 RAGGED = ["fan", "my pump is broken and makes trouble again", "", "who looks after the display", "fan"]
 LONG = " fan" * 300

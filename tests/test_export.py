@@ -254,11 +254,44 @@ def test_export_by_the_command_line(saved: Path, tmp_path: Path) -> None:
     assert result.code == 0 and result.out.startswith(f"{tmp_path / 'new' / 'out'}: written")
 
 
-@pytest.mark.parametrize("name", ["onnx", "bundle"])
-def test_formats_that_come_later_are_refused_with_one_line(saved: Path, tmp_path: Path, name: str) -> None:
-    result = fedcar("export", saved, "--format", name, "--out", tmp_path / "out")
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("int8", marks=pytest.mark.slow)])
+def test_onnx_runtime_reads_an_exported_encoder_by_itself(
+    documents: tuple[Document, ...], tiny_model: Callable[..., Path], cache: Path, tmp_path: Path, precision: str
+) -> None:
+    """As a program without fedcar would: the README's two files, two libraries and nothing else."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    from tokenizers import Tokenizer
+
+    retriever = retriever_of(tiny_model("llama"), "last", documents, cache)
+    export(retriever, tmp_path / "out", "onnx", precision)
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        "README.md",
+        "documents.jsonl",
+        "model.onnx",
+        "rows.safetensors",
+        "tokenizer.json",
+    ]
+    tokenizer = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    tokenizer.enable_padding(pad_id=0)
+    batch = tokenizer.encode_batch(list(TEXTS))
+    inputs = {
+        "input_ids": np.array([one.ids for one in batch]),
+        "attention_mask": np.array([one.attention_mask for one in batch]),
+    }
+    session = onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"))
+    (found,) = session.run(["pooled"], inputs)
+    expected = retriever.encoder.encode(TEXTS)
+    if precision == "fp32":
+        check_same(found, expected)
+    cosines = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
+    assert cosines.min() > (0.99999 if precision == "fp32" else 0.9)
+
+
+def test_a_stock_folder_in_eight_bits_is_refused_with_one_line(saved: Path, tmp_path: Path) -> None:
+    result = fedcar("export", saved, "--format", "transformers", "--precision", "int8", "--out", tmp_path / "out")
     assert (result.code, result.out) == (1, "") and not list(tmp_path.iterdir())
-    assert result.err == f"error: --format {name}: cannot be written yet; give --format transformers\n"
+    assert result.err == "error: --precision int8: a stock folder holds float32; give --format onnx or bundle\n"
 
 
 def test_a_folder_that_is_not_free_is_refused(saved: Path, tmp_path: Path) -> None:

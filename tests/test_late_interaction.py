@@ -13,8 +13,9 @@ from conftest import TOY_DOCUMENTS, TOY_QUESTIONS
 import fedcar.late_interaction as module
 from fedcar.adapter import Adapter
 from fedcar.collection import Document
-from fedcar.encoder import Encoder, TokenStates
+from fedcar.encoder import Encoder
 from fedcar.late_interaction import LateInteraction, body_sentences, main_directions, packed, unit, unpacked
+from fedcar.runtime.protocol import TokenStates
 
 SENTENCES = [text for _, text, _ in TOY_DOCUMENTS.values()]
 DOCUMENTS = (

@@ -11,7 +11,7 @@ import pytest
 from conftest import TOY_DOCUMENTS
 
 from fedcar.errors import FedcarWarning
-from fedcar.lexical import LexicalIndex, SentenceCoverage, Words, relative
+from fedcar.lexical import LexicalIndex, SentenceCoverage, Words, english_words, relative
 from fedcar.words import bigrams, stems
 
 TEXTS = [f"{title}. {text}" for title, text, _ in TOY_DOCUMENTS.values()]
@@ -50,6 +50,12 @@ def test_scores_equal_those_of_bm25s() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
     assert (found.max(axis=1) > 0).all()
     assert not found[:, [7, 8]].any()
+
+
+def test_words_are_those_of_bm25s() -> None:
+    texts = [*sum(corpus(), []), "A b cd, e_f g-h İstanbul ΣΑΣ don't x2\u00a0y ﬁne水泵 3.5%", "the"]
+    expected = bm25s.tokenize(texts, stopwords="en", show_progress=False, return_ids=False)
+    assert [english_words(text) for text in texts] == expected
 
 
 def test_the_ranking_equals_that_of_bm25s_retrieve() -> None:

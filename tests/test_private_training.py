@@ -161,6 +161,9 @@ def test_one_question_moves_a_sum_by_at_most_its_sensitivity(
         moved = asked.gradients(state, 0.05, others)
         distance = torch.cat([(whole[name] - moved[name]).flatten() for name in state]).norm()
         assert 0.01 < distance <= 0.05 * (1 + 1e-4)
+        both = [asked.gradients_and_below(state, 0.05, rows) for rows in (None, others)]
+        distance = torch.cat([(both[0][name] - both[1][name]).flatten() for name in both[0]]).norm()
+        assert 0.1 < distance <= 1 + 1e-4, "gradient and bit together"
     empty = torch.tensor([], dtype=torch.long)
     assert all(not tensor.any() for tensor in asked.gradients(state, 0.05, empty).values())
     assert not asked.class_sums(empty)[SUMS].any()
@@ -212,6 +215,32 @@ def test_learns_under_a_budget_and_steps_charged_equal_steps_noised(world: World
     statement = outcome.statement
     assert statement is not None and 0.99 < statement.epsilon <= 1.0 and statement.holds
     assert outcome.retriever.head.active.all()
+
+
+@pytest.mark.parametrize("start", [0.02, 0.0002])
+def test_an_adaptive_clip_norm_finds_the_median_and_costs_nothing_more(world: World, start: float) -> None:
+    untrained = world.retriever()
+    asked = Asked(untrained, world.training)
+    chosen = make_plan(Target(300.0, 1e-5, adaptive_clip=True), "head", 6, steps=150, clip_norm=start)
+    assert 0.99 * 300 < chosen.epsilon <= 300
+    server = PrivateTraining(untrained, [Device("one", asked)], chosen)
+    server.rates = lambda units: {ROWS: 0.0}  # type: ignore[method-assign]  # the state stays: its median too
+    outcome = server.run()
+    norms = [record["clip_norm"] for record in outcome.records if "clip_norm" in record]
+    sums = server.best[0]
+    assert sums is not None and len(norms) == 150 and norms[0] == start
+    part = asked.parts({ROWS: sums[ROWS]}, slice(0, len(asked)))
+    below = float((part[0].squared_norms.sqrt() <= norms[-1]).float().mean())
+    assert below == pytest.approx(0.5, abs=0.05), "from either side"
+    assert outcome.statement is not None and dict(outcome.statement.selection)["clip norm"] == "charged"
+
+
+def test_learns_with_an_adaptive_clip_norm(world: World) -> None:
+    untrained = world.retriever()
+    device = Device("one", Asked(untrained, world.training))
+    outcome = PrivateTraining(untrained, [device], plan(1.0, adaptive_clip=True)).run()
+    after = Standard().score(world.selection, outcome.retriever.scores_of(world.selection)).success
+    assert after > 0.85 and outcome.statement is not None and 0.99 < outcome.statement.epsilon <= 1.0
 
 
 @pytest.mark.parametrize("method", ["ridge", "head", "adapter"])

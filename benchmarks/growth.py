@@ -1,0 +1,219 @@
+"""How the steps grow with documents and with training questions: a log-log table and figure with fitted exponents.
+
+python benchmarks/growth.py COLLECTION... [--documents 30000] [--rows 1000000] [--questions 30000] [--figure FILE.svg]
+
+CPU seconds of one thread, so that other work on the machine counts little. Documents are real and repeated; their
+states are made up, since only sizes count here. Questions are those of the last collection, made distinct by a number.
+Exponents are fitted to the upper half of the sizes, where constants have worn off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import cycle, islice
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import numpy as np
+from made_up import documents_of, made_up_encoder
+
+from fedcar import Collection, Encoder, Retriever, train
+from fedcar.bench import machine
+from fedcar.bench_search import clustered
+from fedcar.closed_form import Statistics
+from fedcar.collection import Document, Query
+from fedcar.feature_map import FeatureMap
+from fedcar.features import FeatureCache
+from fedcar.metrics import top_k
+from fedcar.naive_bayes import gram_counts
+from fedcar.row_index import RowIndex, is_installed
+from fedcar.rows import Rows
+
+Points = dict[str, dict[int, float]]
+NEW = Document("new", "A new one", "It came later than all others. It is found at once.")
+COLOURS = ("#1b6ca8", "#c1440e", "#2e7d32", "#6a1b9a", "#8d6e00", "#00838f", "#ad1457", "#455a64", "#5d4037", "#283593")
+
+
+def sizes(first: int, last: int) -> list[int]:
+    """Two a decade."""
+    steps = int(round(2 * np.log10(last / first)))
+    return [round(first * 10 ** (step / 2)) for step in range(steps + 1)]
+
+
+def seconds(job: Callable[[], object], least: float = 0.05) -> float:
+    """CPU seconds of one call, the mean of as many as take a twentieth of a second."""
+    calls, start = 0, time.process_time()
+    while True:
+        job()
+        calls += 1
+        if (spent := time.process_time() - start) > least:
+            return spent / calls
+
+
+def documents(collections: Sequence[str], most: int) -> Iterator[tuple[str, int, float]]:
+    """Building, saving, loading, searching and editing a whole retriever that reads token by token."""
+    encoder = made_up_encoder()
+    for number in sizes(100, most):
+        with tempfile.TemporaryDirectory() as folder:
+            chosen, place = documents_of(collections, number), Path(folder) / "retriever"
+            start = time.process_time()
+            retriever = Retriever.untrained(chosen, encoder, FeatureCache(Path(folder) / "cache"))
+            yield "build", number, time.process_time() - start
+            yield "save", number, seconds(lambda retriever=retriever, place=place: retriever.save(place))
+            yield "load", number, seconds(lambda place=place: Retriever.load(place))
+            retriever.search("warm up")
+            yield "search", number, seconds(lambda retriever=retriever: retriever.search("how does it work and why?"))
+            yield "add one", number, seconds(lambda retriever=retriever: retriever.add([NEW]))
+            yield "remove one", number, seconds(lambda retriever=retriever: retriever.remove(["d5"]))
+            size = sum(file.stat().st_size for file in place.iterdir())
+            yield "MB on disk", number, size / 1e6
+
+
+def rows(most: int) -> Iterator[tuple[str, int, float]]:
+    """The ten nearest of many rows, by all products and by the index."""
+    vectors = clustered(most + 50)
+    vectors, asked = vectors[:-50], vectors[-50:]
+    for number in sizes(1000, most):
+        stored = Rows(vectors[:number])
+        yield "all rows", number, seconds(lambda stored=stored: top_k(stored.products(asked[:1]), 10))
+        if not is_installed():
+            continue
+        start = time.process_time()
+        index = RowIndex.build(stored)
+        yield "build index", number, time.process_time() - start
+        every = cycle(asked)
+        yield (
+            "index",
+            number,
+            seconds(lambda stored=stored, index=index, every=every: index.search(next(every)[None], stored, 10)),
+        )
+
+
+def questions(collection: str, most: int) -> Iterator[tuple[str, int, float]]:
+    """What ridge sums up and two epochs of a head over more and more questions, from states that cost nothing.
+
+    Solving for ridge's rows costs the same however many questions there are.
+    """
+    few = made_up_encoder()
+    feature_map = FeatureMap.of_reference(few.encode_states([f"question {row}" for row in range(64)]))
+    found = Collection.read(collection)
+    judged = found.judged("train")
+    real = list(zip(judged.texts, judged.relevant, strict=True))
+    for number in sizes(1000, most):
+        texts = [f"{text} {row // len(real)}" for row, (text, _) in enumerate(islice(cycle(real), number))]
+        yield "count words", number, seconds(lambda texts=texts: gram_counts(texts))
+        asked = {f"q{row}": Query(f"q{row}", text) for row, text in enumerate(texts)}
+        answers = {f"q{row}": relevant for row, (_, relevant) in enumerate(islice(cycle(real), number))}
+        kept = replace(found, queries={**found.queries, **asked}, judgements={**found.judgements, "train": answers})
+        states = made_up_encoder().encode_states(texts)
+        targets = np.zeros((number, len(found.documents)), dtype=np.float32)
+        start = time.process_time()
+        Statistics.of(feature_map(states), targets)
+        yield "sums of ridge", number, time.process_time() - start
+        with tempfile.TemporaryDirectory() as folder:
+            for measured in (False, True):  # the second time from the cache
+                encoder: Encoder = made_up_encoder()
+                start = time.process_time()
+                train(kept, encoder=encoder, cache=Path(folder), method="head", epochs=2)
+                if measured:
+                    yield "head, two epochs", number, time.process_time() - start
+
+
+def exponent(points: dict[int, float]) -> float:
+    """The slope of log time over log size, by least squares over the upper half of the sizes."""
+    upper = sorted(points)[len(points) // 2 :] if len(points) > 3 else sorted(points)
+    return float(np.polyfit(np.log(upper), np.log([max(points[size], 1e-9) for size in upper]), 1)[0])
+
+
+def table(points: Points, unit: str) -> str:
+    """Markdown: a row a step, a column a size, the exponent last."""
+    columns = sorted({size for one in points.values() for size in one})
+    lines = [f"| {unit} | " + " | ".join(f"{size:,}" for size in columns) + " | exponent |"]
+    lines.append("|---" * (len(columns) + 2) + "|")
+    for name, one in points.items():
+        cells = " | ".join(f"{one[size]:.3g}" if size in one else "" for size in columns)
+        lines.append(f"| {name} | {cells} | {exponent(one):.2f} |")
+    return "\n".join(lines)
+
+
+def figure(points: Points, across: str) -> str:
+    """A log-log plot as SVG, a line a step, with its exponent."""
+    width, height, left, bottom, right = 760, 420, 60, 40, 190
+    flat = [(size, max(value, 1e-6)) for one in points.values() for size, value in one.items()]
+    low, high = (np.log10([f(values) for values in zip(*flat, strict=True)]) for f in (min, max))
+    low, high = np.floor(low), np.ceil(high)
+
+    def place(size: float, value: float) -> tuple[float, float]:
+        x, y = (np.log10([size, max(value, 1e-6)]) - low) / np.maximum(high - low, 1)
+        return left + x * (width - left - right), (height - bottom) - y * (height - bottom - 20)
+
+    style = 'font-family="sans-serif" font-size="12"'
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" {style}>']
+    parts.append(f'<rect width="{width}" height="{height}" fill="#ffffff"/>')
+    for power in range(int(low[0]), int(high[0]) + 1):
+        x, y = place(10.0**power, 10.0 ** low[1])
+        parts.append(f'<text x="{x:.0f}" y="{y + 18:.0f}" text-anchor="middle">10^{power}</text>')
+        parts.append(f'<line x1="{x:.0f}" y1="20" x2="{x:.0f}" y2="{y:.0f}" stroke="#dddddd"/>')
+    for power in range(int(low[1]), int(high[1]) + 1):
+        x, y = place(10.0 ** low[0], 10.0**power)
+        parts.append(f'<text x="{x - 6:.0f}" y="{y + 4:.0f}" text-anchor="end">10^{power}</text>')
+        parts.append(f'<line x1="{x:.0f}" y1="{y:.0f}" x2="{width - right}" y2="{y:.0f}" stroke="#dddddd"/>')
+    ends = []
+    for colour, (name, one) in zip(cycle(COLOURS), points.items()):
+        line = [place(size, value) for size, value in sorted(one.items())]
+        parts.append(
+            f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="'
+            + " ".join(f"{x:.1f},{y:.1f}" for x, y in line)
+            + '"/>'
+        )
+        ends.append((line[-1][1], colour, f"{name}: n^{exponent(one):.2f}"))
+    below = 0.0
+    for y, colour, label in sorted(ends):
+        below = max(y + 4, below + 15)
+        parts.append(f'<text x="{width - right + 8}" y="{below:.0f}" fill="{colour}">{escape(label)}</text>')
+    middle, said = (width - right + left) / 2, f"{escape(across)}; CPU seconds"
+    parts.append(f'<text x="{middle:.0f}" y="{height - 4}" text-anchor="middle">{said}</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("collections", nargs="+")
+    parser.add_argument("--documents", type=int, default=31_623)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--questions", type=int, default=31_623)
+    parser.add_argument("--figures", type=Path, help="Write growth-*.svg into this folder.")
+    asked = parser.parse_args()
+    warnings.simplefilter("ignore")
+    parts: dict[str, Points] = {}
+    for across, steps in (
+        ("documents", documents(asked.collections, asked.documents) if asked.documents else ()),
+        ("rows", rows(asked.rows) if asked.rows else ()),
+        ("training questions", questions(asked.collections[-1], asked.questions) if asked.questions else ()),
+    ):
+        points: Points = {}
+        for name, size, value in steps:
+            points.setdefault(name, {})[size] = value
+            print(f"{across} {size}: {name} {value:.4g}", flush=True)
+        if points:
+            parts[across] = points
+    print(json.dumps(machine()))
+    for across, points in parts.items():
+        print("\n" + table(points, f"{across}, CPU s"))
+        if asked.figures:
+            drawn = {name: one for name, one in points.items() if name != "MB on disk"}
+            file = asked.figures / f"growth-{across.replace(' ', '-')}.svg"
+            file.write_text(figure(drawn, across), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""Which runtime encodes: the one that was asked for, or the fastest on the user's own texts, remembered by machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedcar.errors import FedcarError, quoted
+from fedcar.late_interaction import unit
+from fedcar.measure import processor
+from fedcar.runtime.protocol import Runtime, batches_by_length, padded
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fedcar.encoder import Encoder
+
+EXACT = "torch"  # float32, the reference for all others
+NAMES = (EXACT, "torch-bf16", "openvino", "openvino-bf16", "onnx", "onnx-int8")
+PACKAGES = {"openvino": ("openvino", "onnxscript"), "onnx": ("onnxruntime", "onnxscript")}
+AGREEMENT = 0.9999
+PROBES = 24
+SECONDS = 1.0  # for all candidates together, after each is built and has run once
+
+
+@dataclass
+class Setting:
+    """What this process encodes with; the command line's --runtime writes it, every encoder reads it once."""
+
+    name: str = EXACT
+    agreement: float = AGREEMENT
+
+
+setting = Setting()
+
+
+def use(name: str, agreement: float = AGREEMENT) -> None:
+    """Encode with this runtime from now on, or `auto`: the fastest whose mean cosine with float32 is `agreement`."""
+    if name not in (*NAMES, "auto"):
+        raise FedcarError(f"--runtime {quoted(name)}: not known; give auto or one of {', '.join(NAMES)}")
+    setting.name, setting.agreement = name, agreement
+
+
+def chosen(encoder: Encoder, texts: Sequence[str]) -> str:
+    """The name of the runtime for this encoder; with `auto` measured on these texts where nothing is remembered."""
+    if setting.name != "auto":
+        return setting.name
+    memory, key = _memory(), _key(encoder)
+    name = memory.get(key)
+    if name not in NAMES or not is_installed(name):
+        name = fastest(encoder, texts) if texts else EXACT
+        if texts:
+            _remember(memory | {key: name})
+    return name
+
+
+def fastest(encoder: Encoder, texts: Sequence[str]) -> str:
+    """Run every installed runtime on some of the texts; the fastest that agrees."""
+    order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+    picked = [texts[order[place]] for place in np.linspace(0, len(order) - 1, min(PROBES, len(order))).astype(int)]
+    token_ids = encoder.tokenize(picked)
+    batches = [
+        padded([token_ids[row] for row in rows], encoder.padding_id)
+        for rows in batches_by_length([len(ids) for ids in token_ids], 1024)
+    ]
+    runtimes: dict[str, Runtime] = {}
+    wanted: NDArray[np.float32] | None = None
+    for name in candidates(encoder):
+        try:
+            runtime = built(encoder, name)
+            found = unit(np.concatenate([runtime.run(*batch).pooled for batch in batches]))
+        except FedcarError:
+            continue  # what cannot express this model is no candidate
+        wanted = found if wanted is None else wanted
+        if float(np.einsum("nd,nd->n", found, wanted).mean()) >= setting.agreement:
+            runtimes[name] = runtime
+    return min(measured(runtimes, batches).items(), key=lambda one: one[1])[0]
+
+
+def measured(
+    runtimes: dict[str, Runtime],
+    batches: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
+    seconds: float = SECONDS,
+) -> dict[str, float]:
+    """Each one's least time for all batches; they take turns, so that other work on the machine hits all alike."""
+    times: dict[str, float] = dict.fromkeys(runtimes, np.inf)
+    end = time.perf_counter() + seconds
+    while True:
+        for name, runtime in runtimes.items():
+            start = time.perf_counter()
+            for batch in batches:
+                runtime.run(*batch)
+            times[name] = min(times[name], time.perf_counter() - start)
+        if time.perf_counter() > end:
+            return times
+
+
+def candidates(encoder: Encoder) -> list[str]:
+    """The installed runtimes that may agree; on a GPU torch's alone. Eight bits only where less agreement will do."""
+    names = [name for name in NAMES if is_installed(name)]
+    if encoder.device.type != "cpu":
+        return [name for name in names if name.startswith("torch")]
+    return [name for name in names if name != "onnx-int8" or setting.agreement < 0.999]
+
+
+def is_installed(name: str) -> bool:
+    packages = PACKAGES.get(name.partition("-")[0], ())
+    return all(find_spec(package) is not None for package in packages)
+
+
+def built(encoder: Encoder, name: str) -> Runtime:
+    """The runtime for the encoder as it is now, without an adapter; ONNX files are kept in the user's cache folder."""
+    if name == EXACT:
+        return encoder
+    if name == "torch-bf16":
+        from fedcar.runtime.torch_bf16 import TorchBfloat16
+
+        return TorchBfloat16(encoder)
+    if name.startswith("openvino"):
+        from fedcar.runtime.openvino import OpenVino
+
+        return OpenVino(_file(encoder, "fp32"), "bf16" if name.endswith("bf16") else "f32")
+    from fedcar.runtime.onnx import OnnxRuntime
+
+    return OnnxRuntime(_file(encoder, "int8" if name.endswith("int8") else "fp32"))
+
+
+def _file(encoder: Encoder, precision: str) -> Path:
+    """The encoder as an ONNX file, written the first time."""
+    from fedcar.features import default_cache
+    from fedcar.runtime import onnx_file
+
+    folder = default_cache() / "onnx"
+    file = folder / f"{encoder.state_fingerprint[:24]}-{encoder.pooling}-{precision}.onnx"
+    if not file.is_file():
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            temporary = file.with_suffix(f".{os.getpid()}.new")
+            onnx_file.write(encoder, temporary, precision)
+            temporary.replace(file)
+        except OSError as error:
+            raise FedcarError(f"{file}: cannot be written ({error.strerror}); take --runtime torch") from error
+    return file
+
+
+def _key(encoder: Encoder) -> str:
+    """The machine, the packages and the encoder that a measurement holds for."""
+    parts = [platform.platform(), processor(), str(os.environ.get("OMP_NUM_THREADS")), str(os.cpu_count())]
+    parts += [f"{package}={_version(package)}" for package in ("torch", "openvino", "onnxruntime")]
+    parts += [encoder.state_fingerprint, encoder.pooling, str(setting.agreement), encoder.device.type]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _memory_file() -> Path:
+    from fedcar.features import default_cache
+
+    return default_cache() / "runtime.json"
+
+
+def _memory() -> dict[str, str]:
+    try:
+        found = json.loads(_memory_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _remember(memory: dict[str, str]) -> None:
+    """Kept for the next time where that can be; otherwise it is measured again."""
+    from fedcar.storage import whole_file
+
+    try:
+        _memory_file().parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with whole_file(_memory_file()) as stream:
+            json.dump(memory, stream, indent=2)
+    except OSError:
+        pass

@@ -1,0 +1,117 @@
+"""What an encoder makes of texts, whatever runs it: batches of token ids go in, plain arrays come out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+TOKENS_PER_BATCH = 4096
+
+Progress = Callable[[int], None]
+
+
+class States(NamedTuple):
+    """One batch: tokens (n, t, d), pooled (n, d) and the mean states of the kept layers (n, k, d), float32."""
+
+    tokens: NDArray[np.float32]
+    pooled: NDArray[np.float32]
+    layers: NDArray[np.float32]
+
+
+class TokenStates(NamedTuple):
+    """A text's t tokens, special ones left out: ids (t,), where each begins and ends (t, 2), states (t, d)."""
+
+    ids: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    states: NDArray[np.float16]
+
+
+class Tokens(NamedTuple):
+    """A text's t tokens: ids, where each begins and ends in the text, and whether it is a special one."""
+
+    ids: Sequence[int]
+    offsets: Sequence[tuple[int, int]]
+    special: Sequence[int]
+
+
+class Runtime(Protocol):
+    """Runs the frozen model on one batch, padded on the right."""
+
+    def run(self, token_ids: NDArray[np.int64], mask: NDArray[np.int64]) -> States:
+        """Token ids and mask (n, t) -> states; those of padding mean nothing."""
+        ...
+
+
+def state_type(layers: int, dimension: int) -> np.dtype[np.void]:
+    """What is kept of a text: h (d,) in float32 and the mean states of the kept layers (k, d) in float16."""
+    return np.dtype([("pooled", np.float32, (dimension,)), ("layers", np.float16, (layers, dimension))])
+
+
+def encoded(
+    runtime: Runtime,
+    token_ids: Sequence[Sequence[int]],
+    result: NDArray[np.void],
+    padding_id: int,
+    progress: Progress | None = None,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+) -> NDArray[np.void]:
+    """Token ids of n texts -> `result`, records (n,) of `state_type`, filled in the order given."""
+    for rows in batches_by_length([len(ids) for ids in token_ids], tokens_per_batch):
+        states = runtime.run(*padded([token_ids[row] for row in rows], padding_id))
+        result["pooled"][rows] = states.pooled
+        result["layers"][rows] = states.layers
+        if progress is not None:
+            progress(len(rows))
+    return result
+
+
+def encoded_tokens(
+    runtime: Runtime,
+    texts: Sequence[Tokens],
+    padding_id: int,
+    progress: Progress | None = None,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+) -> list[TokenStates]:
+    """Tokens of n texts -> the last hidden states of those that are not special, of unit length, float16."""
+    result: dict[int, TokenStates] = {}
+    for rows in batches_by_length([len(text.ids) for text in texts], tokens_per_batch):
+        states = runtime.run(*padded([texts[row].ids or [padding_id] for row in rows], padding_id)).tokens
+        for place, row in enumerate(rows):
+            own = np.flatnonzero(np.asarray(texts[row].special, dtype=np.int64) == 0)
+            found = states[place, own]
+            lengths = np.sqrt(np.einsum("td,td->t", found, found))[:, None]
+            result[row] = TokenStates(
+                np.asarray(texts[row].ids, dtype=np.int64)[own],
+                np.asarray(texts[row].offsets, dtype=np.int64).reshape(-1, 2)[own],
+                (found / np.maximum(lengths, np.float32(1e-12))).astype(np.float16),
+            )
+        if progress is not None:
+            progress(len(rows))
+    return [result[row] for row in range(len(texts))]
+
+
+def padded(token_ids: Sequence[Sequence[int]], padding_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Token id lists as one batch, filled up on the right, and its mask (n, t)."""
+    lengths = np.array([len(ids) for ids in token_ids])
+    mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
+    batch = np.full(mask.shape, padding_id, dtype=np.int64)
+    for row, ids in enumerate(token_ids):
+        batch[row, : len(ids)] = ids
+    return batch, mask
+
+
+def batches_by_length(lengths: Sequence[int], tokens: int = TOKENS_PER_BATCH) -> Iterator[list[int]]:
+    """Row numbers in batches of similar length, longest first, each of at most `tokens` tokens with its padding."""
+    batch: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
+        if batch and lengths[batch[0]] * (len(batch) + 1) > tokens:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch

@@ -1,0 +1,52 @@
+"""Rows in 32, 16 and 8 bits: the products are those of their float32 values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from fedcar import rows as rows_module
+from fedcar.rows import KINDS, Rows, products
+from fedcar.storage import mapped_tensors
+
+VECTORS = np.random.default_rng(0).standard_normal((50, 12)).astype(np.float32)
+QUERIES = np.random.default_rng(1).standard_normal((3, 12)).astype(np.float32)
+WORST = {"float32": 0.0, "float16": 2**-11, "int8": 0.5 / 127}  # of a row's largest entry
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_entry_is_kept_as_well_as_its_kind_can(kind: str) -> None:
+    error = np.abs(Rows.of(VECTORS, kind)[:] - VECTORS) / np.abs(VECTORS).max(axis=1, keepdims=True)
+    assert error.max() <= WORST[kind] * 1.001
+
+
+@pytest.mark.parametrize("block", [7, 4096])
+@pytest.mark.parametrize("kind", KINDS)
+def test_products_of_stored_rows_are_those_of_their_float32_values(
+    kind: str, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows_module, "BLOCK", block)
+    stored = Rows.of(VECTORS, kind)
+    np.testing.assert_allclose(stored.products(QUERIES), QUERIES @ stored[:].T, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(products(QUERIES, stored), stored.products(QUERIES))
+    assert products(QUERIES, stored[:]).shape == (3, 50) == (3, len(stored))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_come_back_from_a_mapped_file(kind: str, tmp_path: Path) -> None:
+    stored = Rows.of(VECTORS, kind)
+    save_file(stored.arrays("some"), tmp_path / "rows.safetensors")
+    again = Rows.from_arrays(mapped_tensors(tmp_path / "rows.safetensors"), "some")
+    assert again.kind == kind and again.shape == (50, 12)
+    np.testing.assert_array_equal(again[[3, 1, 1]], stored[[3, 1, 1]])
+    np.testing.assert_array_equal(again[np.array([[0, 1], [2, 49]])], stored[:][[[0, 1], [2, 49]]])
+    np.testing.assert_array_equal(again.products(QUERIES), stored.products(QUERIES))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_of_zeros_and_no_row_at_all(kind: str) -> None:
+    assert not Rows.of(np.zeros((2, 4), np.float32), kind).products(np.ones((1, 4), np.float32)).any()
+    assert Rows.of(np.zeros((0, 4), np.float32), kind).products(np.ones((2, 4), np.float32)).shape == (2, 0)
