@@ -24,12 +24,12 @@ bench: .venv/dev  ## ratios of a short set against the committed ones; fails pas
 wheel-test: .venv/dev  ## the built wheel, alone in an empty environment, runs the demo
 	rm -rf dist/wheel-test && $(BIN)/python -m build --quiet --wheel --outdir dist .
 	$(PYTHON) -m venv dist/wheel-test
-	dist/wheel-test/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "$$(ls dist/*.whl)[train]"
+	dist/wheel-test/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt dist/*.whl
 	cd dist/wheel-test && bin/fedcar demo
 
 .venv/core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(INSTALL) --editable '.[train]'
+	$(INSTALL) --editable .
 	touch $@
 
 .venv/dev: .venv/core

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 KIND = "bundle"
 ROWS = {"fp32": "float32", "int8": "int8"}
 PROBES = 16
+REQUIREMENTS = ("click", "numpy", "onnxruntime", "rich", "safetensors", "scipy", "tokenizers")  # what searching needs
 LEAST_COSINE = {"fp32": 0.999999, "int8": 0.9}
 
 
@@ -125,6 +126,7 @@ def _write(retriever: Retriever, folder: Path, precision: str) -> None:
     from fedcar.runtime.onnx_file import write
 
     encoder, kind = retriever.encoder, ROWS[precision]
+    (folder / "requirements.txt").write_text("\n".join(REQUIREMENTS) + "\n", encoding="utf-8")
     _write_tokenizer(encoder, folder)
     write(encoder, folder / "encoder.onnx", precision, both=encoder.adapter is not None)
     embeddings = Rows.of(np.asarray(retriever.evidence.embeddings), kind)

@@ -383,7 +383,7 @@ def _to_install(error: ModuleNotFoundError) -> str:
     name = (error.name or "").partition(".")[0]
     if name not in TRAINING_MODULES:
         raise error
-    return f"{name} is not installed; pip install 'fedcar[train]'"
+    return f"{name} is not installed; pip install fedcar brings it"
 
 
 def _use_runtime(name: str) -> None:

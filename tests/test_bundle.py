@@ -145,6 +145,8 @@ def test_bundle_imports_no_torch(bundle: Path) -> None:
     )
     out, err = python(code, bundle, env=environment()).communicate()
     assert err == "" and json.loads(out)["hits"][0]["id"] == "fan"
+    needed = (bundle / "requirements.txt").read_text(encoding="utf-8").split()
+    assert "onnxruntime" in needed and not {"torch", "transformers"} & set(needed)
 
 
 def test_training_without_torch_says_what_to_install(toy_collection: Path, tmp_path: Path) -> None:
@@ -157,7 +159,7 @@ def test_training_without_torch_says_what_to_install(toy_collection: Path, tmp_p
     )
     process = python(code, toy_collection, "-o", tmp_path / "out", env=environment())
     _, err = process.communicate()
-    assert err == "error: torch is not installed; pip install 'fedcar[train]'\n" and process.returncode == 1
+    assert err == "error: torch is not installed; pip install fedcar brings it\n" and process.returncode == 1
 
 
 def test_in_eight_bits_a_bundle_is_near(saved: Path, bundle: Path) -> None:
