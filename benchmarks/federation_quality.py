@@ -22,7 +22,13 @@ from fedcar.collection import Collection
 from fedcar.encoder import Encoder
 from fedcar.features import FeatureCache
 from fedcar.federation.clock import VirtualClock
-from fedcar.federation.local import central_training, matched, ridge_candidates, train_rounds, with_mixture
+from fedcar.federation.local import (
+    central_training,
+    matched,
+    ridge_candidates,
+    train_rounds,
+    with_federated_mixture,
+)
 from fedcar.federation.run_folder import RunFolder
 from fedcar.federation.settings import RoundSettings
 from fedcar.measure import peak_memory_mb
@@ -32,7 +38,7 @@ from fedcar.progress import Silent
 from fedcar.questions import prepare, split_for_selection
 from fedcar.questions import subset as held_out
 from fedcar.retriever import Retriever
-from fedcar.selection import score
+from fedcar.selection import Standard, success_and_mrr
 from fedcar.train import candidate, select
 
 
@@ -55,7 +61,7 @@ class Bench:
 
     def success(self, retriever: Retriever) -> dict[str, float]:
         """Success@1 on the test questions."""
-        return {"success@1": score(self.test, retriever.scores_of(self.test)).success}
+        return {"success@1": success_and_mrr(self.test.relevance, retriever.scores_of(self.test))[0]}
 
     def without_adapter(self) -> None:
         if self.untrained.encoder.adapter is not None:
@@ -85,20 +91,21 @@ class Bench:
         settings, rounds = matched(method, adapter, rounds, self.untrained, len(self.training))
         parts = partition(self.judged, kind, clients, self.seed)
         shares = {name: self.training.take(rows) for name, rows in parts.items()}
-        mixed, _ = with_mixture(self.untrained, shares)
-        first = candidate("evidence", mixed, self.selection, Silent())
+        mixed, _ = with_federated_mixture(self.untrained, shares)
+        standard = Standard()
         with tempfile.TemporaryDirectory() as place:
             folder = RunFolder(Path(place))
             if method == "ridge":
-                found, records = ridge_candidates(
+                found, standard, records = ridge_candidates(
                     mixed, shares, self.selection, self.features, rounds, folder, Silent()
                 )
             else:
                 trained, records = train_rounds(
                     mixed, shares, self.selection, settings, rounds, VirtualClock(), folder, False, ignore, {}
                 )
-                found = [candidate("trained", trained, self.selection, Silent())]
-        kept = select(self.untrained, self.selection, [first, *found], Silent())
+                found = [candidate("trained", standard.fitted(trained), self.selection, standard, Silent())]
+        first = candidate("evidence", standard.fitted(mixed), self.selection, standard, Silent())
+        kept = select(self.untrained, self.selection, [first, *found], standard, Silent())
         reached = self.success(kept.retriever)["success@1"]
         self.without_adapter()
         return reached, kept.name, records

@@ -27,7 +27,7 @@ from safetensors.torch import load, save
 
 from fedcar.federation.client import Client
 from fedcar.federation.clock import parse_clock
-from fedcar.federation.local import first_tensors, matched, with_mixture
+from fedcar.federation.local import first_tensors, matched, with_federated_mixture
 from fedcar.federation.network import LocalNetwork
 from fedcar.federation.round import Enrolled, ServerState, Update
 from fedcar.federation.server import aggregate, check_updates
@@ -75,7 +75,7 @@ class World:
 
     def __init__(self, bench: Bench, method: str, adapter: str, rounds: int, questions: int | None) -> None:
         self.training = bench.training if questions is None else bench.training.take(np.arange(questions))
-        mixed, _ = with_mixture(bench.untrained, {"all": self.training})
+        mixed, _ = with_federated_mixture(bench.untrained, {"all": self.training})
         options = RoundSettings(rounds=rounds, seed=bench.seed)
         self.settings, self.rounds = matched(method, adapter, options, bench.untrained, len(self.training))
         self.base = mixed

@@ -164,11 +164,13 @@ class HeldOut:
 
     `seen`: each question alone is left out, so that its document keeps its other questions. `unseen`: all questions of
     its document's fold are left out, so that it asks for one of several documents that nobody asked about (were it the
-    only one, "has no questions" would give it away); pseudo-queries stay. None where there are no folds.
+    only one, "has no questions" would give it away); pseudo-queries stay. None where there are no folds. `beside`,
+    where all documents have questions: as `seen`, among documents of another fold that have no row, as added ones.
     """
 
     seen: NDArray[np.float32]
     unseen: NDArray[np.float32] | None
+    beside: NDArray[np.float32] | None
     relevance: NDArray[np.float32]
     empty: NDArray[np.bool_]
 
@@ -178,24 +180,32 @@ class HeldOut:
         first = answers.argmax(axis=1)
         by_words = taught.words.scores_without(sample.grams, first)
         apart = counts - answers == 0
-        silent = apart & (taught.pseudo.counts == 0)
+        no_text = taught.pseudo.counts == 0
+        silent = apart & no_text
         seen = features_without(ridge, sample, np.arange(len(first)), by_words, apart, silent)
-        unseen = None
+        unseen = beside = None
         if folds.exist:
+            groups, whole = folds.of_document[first], answers.sum(axis=0) == counts
+            if not folds.share:
+                others = (groups + 1) % (folds.of_document.max() + 1)
+                added = (folds.of_document == others[:, None]) & whole & ~answers
+                beside = features_without(
+                    ridge, sample, np.arange(len(first)), by_words, apart | added, silent | added & no_text
+                )
             if taught.pseudo.counts.any():
                 by_words = taught.words.scores_without(sample.grams, first, taught.asked.words.counts[first, :])
-            groups, whole = folds.of_document[first], answers.sum(axis=0) == counts
             apart = (folds.of_document == groups[:, None]) & whole | answers | (counts == 0)
-            silent = apart & (taught.pseudo.counts == 0) | answers & ~sample.alone[:, None]
+            silent = apart & no_text | answers & ~sample.alone[:, None]
             unseen = features_without(ridge, sample, groups, by_words, apart, silent)
-        return cls(seen, unseen, sample.questions.relevance, empty[sample.questions.candidates])
+        return cls(seen, unseen, beside, sample.questions.relevance, empty[sample.questions.candidates])
 
     def stacked(self, share: float) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
         """Features, relevance, and how much each question counts: document folds together by their share."""
         if self.unseen is None or not share:
             return self.seen, self.relevance, np.ones(len(self.relevance), dtype=np.float32)
         importance = np.repeat(np.array([1 - share, share], dtype=np.float32), len(self.relevance))
-        return np.concatenate([self.seen, self.unseen]), np.concatenate([self.relevance] * 2), importance
+        seen = self.seen if self.beside is None else self.beside
+        return np.concatenate([seen, self.unseen]), np.concatenate([self.relevance] * 2), importance
 
     def unseen_success(self, weights: NDArray[np.float32]) -> float:
         """Success@1 on document folds; 0 where there are none."""

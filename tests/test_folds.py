@@ -117,3 +117,26 @@ def test_documents_without_questions_are_still_found(
         for name, one in (("trained", retriever), ("hybrid", hybrid))
     }
     assert len(unseen) == 32 and right["trained"] >= right["hybrid"] > 0, right
+
+
+def test_documents_added_after_ridge_are_found_and_leave_the_others_alone(
+    collection: Collection, encoder_folder: Path, tmp_path: Path
+) -> None:
+    """Also where every document had training questions, so that nothing stood apart in training."""
+    asked = collection.documents[:12]
+    cache = tmp_path / "cache"
+    retriever = train(replace(collection, documents=asked), encoder=encoder_folder, method="ridge", cache=cache)
+    added = retriever.add(collection.documents[12:])
+    hybrid = replace(
+        Retriever.untrained(collection.documents, Encoder.load(encoder_folder), FeatureCache(cache)),
+        weights=plain_weights(1.0, 0.2),
+    )
+
+    def right(one: Retriever, questions: list[Query]) -> int:
+        return sum(one.search(query.text, 1).hits[0].id == query.id.split("-")[0] for query in questions)
+
+    test = collection.judged("test").queries
+    old = [query for query in test if WORDS.index(query.id.split("-")[0]) < 12]
+    new = [query for query in test if query not in old]
+    assert right(added, new) >= right(hybrid, new) > 0
+    assert right(added, old) >= right(retriever, old) - 1
