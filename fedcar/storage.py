@@ -217,7 +217,7 @@ def _temporary_beside(place: Path) -> Iterator[Path]:
         if re.fullmatch(rf"\.{re.escape(place.name)}\.new-[0-9a-f]{{8}}", leftover.name):
             with _locked(leftover, wait=False) as locked:
                 if locked:
-                    shutil.rmtree(leftover, ignore_errors=True)
+                    _remove(leftover)
     while True:
         temporary = place.with_name(f".{place.name}.new-{secrets.token_hex(4)}")
         temporary.mkdir()
@@ -227,7 +227,13 @@ def _temporary_beside(place: Path) -> Iterator[Path]:
                     yield temporary
                     return
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _remove(temporary)
+
+
+def _remove(folder: Path) -> None:
+    """As far as it can be removed. An interrupt within rmtree may end in an error that it does not ignore."""
+    with suppress(OSError):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -290,14 +290,17 @@ def test_killed_at_any_point_never_under_counts(tmp_path):
     path, trained, sent = tmp_path / "ledger.jsonl", tmp_path / "trained", tmp_path / "sent"
     Ledger(path).create(Budget(3.0, 1e-5))
     trained.touch(), sent.touch()
+
+    def client() -> subprocess.Popen:
+        command = [sys.executable, "-c", CLIENT, str(path), str(trained), str(sent)]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        return subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
+
     begun = time.perf_counter()
     Ledger(path).charge("first", 0, release(300.0))
     one_charge, chance = time.perf_counter() - begun, random.Random(7)
     for _ in range(20):
-        command = [sys.executable, "-c", CLIENT, str(path), str(trained), str(sent)]
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-        ) as child:
+        with client() as child:
             assert child.stdout.readline() == b"ready\n"
             time.sleep(one_charge * chance.uniform(0.0, 6.0))
             child.kill()
@@ -309,4 +312,9 @@ def test_killed_at_any_point_never_under_counts(tmp_path):
         for entry in stored[-2:]:
             update = Ledger(path).stored_update("run", entry.values["round"])
             assert update == f"update {entry.values['round']}".encode()
-    assert trained.stat().st_size > 5
+    before, deadline = sent.stat().st_size, time.monotonic() + 60
+    with client() as child:
+        while sent.stat().st_size <= before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        child.kill()
+    assert sent.stat().st_size > before, "it goes on"
