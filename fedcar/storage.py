@@ -268,14 +268,14 @@ def _put_in_place(temporary: Path, place: Path) -> None:
                 raise  # otherwise another writer was first, and what it wrote is replaced
     if not _exchange(temporary, place):
         aside = place.with_name(f".{place.name}.before")
-        shutil.rmtree(aside, ignore_errors=True)
+        _remove(aside)
         place.rename(aside)
         try:
             temporary.rename(place)
         except BaseException:
             aside.rename(place)
             raise
-        shutil.rmtree(aside, ignore_errors=True)
+        _remove(aside)
     _to_disk(place.parent)
 
 
