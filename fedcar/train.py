@@ -290,7 +290,7 @@ def trained_candidates(
         folds = view.folds[:1] if settings.method == "adapter" else view.folds
         fitted = fit(mixed, training, selection, settings, history, checkpoint, resume, report, folds, standard)
         candidates.append(candidate(settings.method, fitted, selection, standard, report))
-    if method == "auto" and adapter_pays(untrained):
+    if method == "auto" and is_small(untrained):
         chosen = suited(of_adapter(settings), untrained)
         folds = view.folds[:1]
         fitted = fit(mixed, training, selection, chosen, History(), None, False, report, folds, standard)
@@ -298,10 +298,10 @@ def trained_candidates(
     return candidates
 
 
-def adapter_pays(untrained: Retriever) -> bool:
-    """Whether `auto` tries the adapter: small encoders are weak ones, which it helps, and it costs them seconds.
+def is_small(untrained: Retriever) -> bool:
+    """Whether the encoder is small: then it is weak, an adapter helps it much and costs seconds, so `auto` tries it.
 
-    stories260K gains .045 on BANKING77, all-MiniLM-L6-v2 (23 million parameters) nothing for minutes (docs/log.md).
+    stories260K gains .076 on BANKING77, all-MiniLM-L6-v2 (23 million parameters) .005 for minutes (docs/log.md).
     """
     parameters: int = sum(tensor.numel() for tensor in untrained.encoder.model.parameters())
     return parameters <= SMALL_ENCODER
@@ -339,7 +339,12 @@ class FoldView:
 
 
 def suited(settings: Settings, untrained: Retriever) -> Settings:
-    """For labels rows are trained; for texts, where a document has few questions, a query map instead."""
+    """For labels rows are trained; for texts, where a document has few questions, a query map instead.
+
+    An adapter on an encoder that is not small moves slowly and is pulled harder to the identity, or it over-fits.
+    """
+    if settings.method == "adapter" and not is_small(untrained):
+        settings = replace(settings, adapter_rate=1e-3, adapter_decay=0.1)
     if not untrained.evidence.deep:
         return settings
     if settings.method == "adapter":
