@@ -141,9 +141,11 @@ def federate(
     from fedcar.federation.local import federate as run_federation
     from fedcar.federation.local import plan
     from fedcar.model_files import DEFAULT_ENCODER
+    from fedcar.train import refuse_with_epsilon_only
 
     encoder = encoder or DEFAULT_ENCODER
     report = Console()
+    refuse_with_epsilon_only(epsilon, public_dev=public_dev, against_advice=against_advice, adaptive_clip=adaptive_clip)
     if epsilon is not None:
         from fedcar.private_plan import Target
 

@@ -101,6 +101,7 @@ def train(
     settings = choose_settings(method, adapter, head, pre_classifier, epochs, seed, gradient_checkpointing)
     check_questions_from(questions_from, questions_model, method)
     settings = with_recipe(settings, recipe, method, epsilon)
+    refuse_with_epsilon_only(epsilon, public_dev=public_dev, against_advice=against_advice, adaptive_clip=adaptive_clip)
     target = None
     if epsilon is not None:
         target = Target(epsilon, delta, "example", public_dev, noise_seed, against_advice, adaptive_clip)
@@ -218,6 +219,12 @@ def refuse_without_epsilon_only(head: str, pre_classifier: int, questions_from: 
         raise FedcarError("--epsilon: no checkpoint is kept, as it takes seconds; start again without --resume")
 
 
+def refuse_with_epsilon_only(epsilon: float | None, **options: bool) -> None:
+    """Refuse an option that would be taken for privacy where there is none: training would be un-noised."""
+    for option in (name.replace("_", "-") for name, given in options.items() if given and epsilon is None):
+        raise FedcarError(f"--{option}: is for training under --epsilon; give that too, or leave it out")
+
+
 def plan(
     collection: Collection,
     *,
@@ -237,6 +244,7 @@ def plan(
     """What `train` would do with the same arguments, without doing it: counts, encoder and settings."""
     settings = choose_settings(**options)  # type: ignore[arg-type]
     settings = with_recipe(settings, recipe, str(options["method"]), epsilon)
+    refuse_with_epsilon_only(epsilon, public_dev=public_dev, against_advice=against_advice, adaptive_clip=adaptive_clip)
     check_questions_from(questions_from, questions_model, str(options["method"]))
     model = Encoder.load(encoder, pooling)
     training, selection = split_for_selection(collection, settings.seed)

@@ -295,6 +295,8 @@ def test_the_statement_goes_with_the_retriever(collection: Collection, encoder: 
         (("--epsilon", 1, "--delta", 0), "delta is 0.0"),
         (("--epsilon", 1, "--head", "cosine"), "the head is then linear"),
         (("--epsilon", 1, "--resume"), "no checkpoint is kept"),
+        (("--adaptive-clip",), "--adaptive-clip: is for training under --epsilon"),
+        (("--public-dev",), "--public-dev: is for training under --epsilon"),
     ],
 )
 def test_refused_in_one_line(
