@@ -562,14 +562,17 @@ def test_the_full_disk_keeps_finished_epochs(place: Place) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
-def test_a_folder_without_the_right_to_write(place: Place) -> None:
+def test_a_folder_without_the_right_to_write(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Permissions stop everybody but root."""
     with TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
+        assert fedcar(*place.train(folder / "new"), "--dry-run").code == 0  # nobody may not read our modules
+        monkeypatch.chdir(folder)  # nor, perhaps, the folder we are in
         os.seteuid(65534)
         try:
             result = fedcar(*place.train(folder / "new"))
         finally:
             os.seteuid(0)
+            monkeypatch.undo()
     assert f"{folder / 'new'}: cannot be written (Permission denied)" in last_line(result)
