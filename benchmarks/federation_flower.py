@@ -145,7 +145,6 @@ def stock(cache: Path, deadline: float | None, report: Console, notes: dict[str,
                 lambda: link.session({"stock.py": STOCK_APP.encode()}, "stock:app"), enrolled, untrained,
                 place.settings().documents, "stock", deadline=deadline, say=report.say,
             )  # fmt: skip
-            network.enrol(1.0)
             notes["start to first round, without the mixture"] = round(time.monotonic() - start, 1)
             return network
 

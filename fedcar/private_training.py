@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from statistics import median_low
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as functional
@@ -17,10 +17,10 @@ from fedcar.errors import FedcarError
 from fedcar.head import START_SCALE
 from fedcar.privacy.clip import next_clip_norm
 from fedcar.privacy.errors import BudgetError
-from fedcar.privacy.release import Release
 from fedcar.privacy.statement import Statement
+from fedcar.private_devices import Crowd, Order
 from fedcar.private_plan import LEAST_STRENGTH, PrivatePlan
-from fedcar.private_sums import ADAPTER_SCALE, BELOW, BELOW_SHARE, EVIDENCE_SHARE, ROWS, Cohort, Device
+from fedcar.private_sums import ADAPTER_SCALE, BELOW, BELOW_SHARE, COUNT, EVIDENCE_SHARE, ROWS
 from fedcar.progress import Silent
 from fedcar.questions import Questions
 from fedcar.retriever import LEARNED, Retriever, weights_of
@@ -37,6 +37,13 @@ CLIP_QUANTILE, CLIP_RATE = 0.5, 0.2  # of an adaptive clip norm: Andrew et al. 2
 STEPS_PER_LOOK = 10  # at a public dev set, where every look means encoding it anew
 
 Watch = Callable[[Mapping[str, Any]], None]
+
+
+class Store(Protocol):
+    """Where exchanges that are done are kept, so that a run goes on without asking again: record and sums."""
+
+    def get(self, number: int) -> tuple[dict[str, Any], dict[str, Tensor]] | None: ...
+    def put(self, record: Mapping[str, Any], sums: Mapping[str, Tensor]) -> None: ...
 
 
 @dataclass
@@ -57,6 +64,8 @@ class Outcome:
 class PrivateTraining:
     """The server: adds up what the devices give out, and turns it into rows and adapter.
 
+    `store` keeps what was added up, where devices are not there to be asked again.
+
     Formal guarantees:
         no_private_question_changes_anything_un_noised: what is here comes from documents, from noised sums, or from a
             dev set that was declared public.
@@ -65,16 +74,18 @@ class PrivateTraining:
     def __init__(
         self,
         untrained: Retriever,
-        devices: Sequence[Device] | Sequence[Cohort],
+        crowd: Crowd,
         plan: PrivatePlan,
         *,
+        store: Store | None = None,
         selection: Questions | None = None,
         adapter: Adapter | None = None,
         report: Silent | None = None,
         watch: Watch | None = None,
     ) -> None:
         self.untrained = untrained
-        self.devices = devices
+        self.crowd = crowd
+        self.store = store
         self.plan = plan
         self.selection = selection
         self.adapter = adapter
@@ -82,9 +93,8 @@ class PrivateTraining:
         self.report = report or Silent()
         self.watch = watch or (lambda record: None)
         self.outcome = Outcome(untrained, "none")
-        self.weights = {device.name: 1.0 for device in devices}
+        self.weights: dict[str, float] = {}
         self.best = self.before()
-        self.clients = sum(len(one.members) if isinstance(one, Cohort) else 1 for one in devices)
 
     # ---------------------------------------------------------------- the run, top to bottom
 
@@ -105,25 +115,24 @@ class PrivateTraining:
         if strength < LEAST_STRENGTH and not plan.target.against_advice:
             self.report.say(advice(strength))
             return
-        sums = self.exchange(1, lambda device: {ROWS: device.class_sums(1, plan.sums)})[ROWS]
-        state = {ROWS: self.first_rows(sums)}
+        state = {ROWS: self.first_rows(self.exchange(Order.of(plan, 1))[ROWS])}
         self.keep("ridge" if plan.step is None else "class sums", state)
         if plan.step is None:
             return
         state |= self.first_adapter()
         rates = self.rates(units)
-        step = replace(plan.step, steps=1)
         for number in range(1, plan.steps + 1):
-            state = self.stepped(state, number, step, rates, units)
+            state = self.stepped(state, number, rates, units)
             self.keep(plan.method, state, number)
 
     def stepped(
-        self, state: dict[str, Tensor], number: int, step: Release, rates: Mapping[str, float], units: float
+        self, state: dict[str, Tensor], number: int, rates: Mapping[str, float], units: float
     ) -> dict[str, Tensor]:
         """One noised step over all devices. Divided by the (noised) number expected to take part, not by the actual."""
-        expected = units * step.sampling_rate
         adaptive = self.clip_norm if self.plan.target.adaptive_clip else None
-        sums = self.exchange(number + 1, lambda device: device.gradients(number + 1, step, state, adaptive))
+        order = Order.of(self.plan, number + 1, state, adaptive)
+        expected = units * order.release.sampling_rate
+        sums = self.exchange(order)
         if adaptive is not None:
             below = float(sums.pop(BELOW)) / (2 * BELOW_SHARE**0.5 * expected) + 0.5
             sums = {name: adaptive / (1 - BELOW_SHARE) ** 0.5 * tensor for name, tensor in sums.items()}
@@ -131,24 +140,41 @@ class PrivateTraining:
             self.outcome.records[-1]["clip_norm"] = adaptive
         return {name: tensor - rates[name] / expected * sums[name] for name, tensor in state.items()}
 
-    def exchange(self, number: int, ask: Callable[[Any], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """What all devices give out in this exchange, checked and added up."""
-        answers = {device.name: ask(device) for device in self.devices}
-        passed, refused = checked(answers)
-        if not passed:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(refused.items())[:5])
-            raise FedcarError(f"exchange {number}: no client gave out anything that can be used ({reasons})")
-        sent = sum(4 * tensor.numel() for answer in answers.values() for tensor in answer.values())
-        record = {"round": number, "clients": sorted(passed), "refused": refused, "bytes_up": sent}
-        record["bytes_down"] = sent if number > 1 else 0  # a step is taken at a state of the same shape
+    def exchange(self, order: Order) -> dict[str, Tensor]:
+        """What all devices give out in this exchange, checked and added up; of the count each one's answer."""
+        known = self.store.get(order.number) if self.store is not None else None
+        if known is not None:
+            record, sums = known
+            self.crowd.given.append(order.release)
+        else:
+            record, passed = self.asked(order)
+            sums = {name: answer[COUNT] for name, answer in passed.items()} if not order.number else self.added(passed)
+            if self.store is not None:
+                self.store.put(record, sums)
         self.outcome.records.append(record)
         self.watch(record)
+        return sums
+
+    def asked(self, order: Order) -> tuple[dict[str, Any], dict[str, Mapping[str, Tensor]]]:
+        """The exchange's record, and the answers that passed."""
+        answers = self.crowd.ask(order)
+        passed, refused = checked(answers.given)
+        if not passed:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(refused.items())[:5])
+            raise FedcarError(f"exchange {order.number}: no client gave out anything that can be used ({reasons})")
+        sent = sum(4 * tensor.numel() for answer in answers.given.values() for tensor in answer.values())
+        record = {"round": order.number, "clients": sorted(passed), "refused": refused, "failed": dict(answers.failed)}
+        record["bytes_up"], record["clock_seconds"] = sent, answers.seconds
+        record["bytes_down"] = sent if order.number > 1 else 0  # a step is taken at a state of the same shape
+        return record, passed
+
+    def added(self, passed: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The weighted sum. A client left out is missing from it and not from the divisor: its part of a step is 0."""
         names = next(iter(passed.values()))
-        # a client left out is missing from the sum and not from the divisor: its part of a step is 0
         weighted = {name: torch.zeros_like(tensor) for name, tensor in names.items()}
         for client, answer in passed.items():
             for name, tensor in answer.items():
-                weighted[name] += self.weights[client] * tensor
+                weighted[name] += self.weights.get(client, 1.0) * tensor
         return weighted
 
     def counted(self) -> float:
@@ -157,17 +183,11 @@ class PrivateTraining:
         A client with few questions brings as much noise as one with many, so it counts n / median, at most 1, by the
         noised counts: what is made of them costs nothing more.
         """
-        count = self.plan.count
-        if count is None:
-            return float(self.clients)
-        noised: dict[str, float] = {}
-
-        def ask(device: Device) -> dict[str, Tensor]:
-            answer = device.count(0, count)
-            noised[device.name] = max(0.0, float(answer))
-            return {"count": answer}
-
-        self.exchange(0, ask)
+        if self.plan.count is None:
+            return float(self.crowd.clients)
+        noised = {name: max(0.0, float(count)) for name, count in self.exchange(Order.of(self.plan, 0)).items()}
+        self.crowd.keep(sorted(noised))
+        self.weights = dict.fromkeys(noised, 1.0)
         if not any(noised.values()):  # noise alone: nobody is known to have more than anybody else
             return 1.0
         usual = max(1.0, median_low(noised.values()))
@@ -180,7 +200,7 @@ class PrivateTraining:
     @property
     def loudness(self) -> float:
         """How much louder the noise of all devices together is than that of one."""
-        return math.sqrt(max(1e-9, sum(weight**2 for weight in self.weights.values())))
+        return math.sqrt(max(1e-9, sum(weight**2 for weight in self.weights.values()))) if self.weights else 1.0
 
     # ---------------------------------------------------------------- rows, rates, adapter
 
@@ -272,8 +292,7 @@ class PrivateTraining:
         self.outcome.retriever, self.outcome.name = kept, name
         if reached is not None:
             self.report.say(f"kept: {name} ({reached.success:.3f} of the public dev questions right)")
-        given = tuple(self.devices[0].given)
-        self.outcome.statement = self.plan.statement(given, self.clients, choices(self.plan))
+        self.outcome.statement = self.plan.statement(tuple(self.crowd.given), self.crowd.clients, choices(self.plan))
 
 
 def choices(plan: PrivatePlan) -> dict[str, str]:

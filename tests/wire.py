@@ -11,6 +11,7 @@ from fedcar.collection import Collection
 from fedcar.encoder import Encoder
 from fedcar.features import FeatureCache
 from fedcar.federation.device import Device, documents_fingerprint
+from fedcar.federation.device_private import Books, file_name
 from fedcar.federation.parts import REPLY_PARTS, REQUEST_PARTS, InParts
 from fedcar.federation.payload import REPLIES, REQUESTS, Payload, checked, joined, parts
 from fedcar.federation.remote import RemoteNetwork
@@ -72,9 +73,15 @@ class Wire:
 def over_wire(folder: Path, encoder: Path, cache: Path, **options: Any) -> Iterator[Any]:
     """What `federate(over=...)` takes; the value has the wire as `wire` once the devices are there."""
 
-    def over(untrained: Retriever, shares: Mapping[str, Collection]) -> RemoteNetwork:
+    def over(untrained: Retriever, shares: Mapping[str, Collection], ledgers: Path | None = None) -> RemoteNetwork:
         devices = {
-            number: Device(share, folder / name, Encoder.load(encoder), FeatureCache(cache))
+            number: Device(
+                share,
+                folder / name,
+                Encoder.load(encoder),
+                FeatureCache(cache),
+                books=Books(folder / name, ledgers and ledgers / file_name(name)),
+            )  # fmt: skip
             for number, (name, share) in enumerate(sorted(shares.items()), 1)
         }
         nodes = {name: number for number, name in enumerate(sorted(shares), 1)}
@@ -83,7 +90,6 @@ def over_wire(folder: Path, encoder: Path, cache: Path, **options: Any) -> Itera
         documents = documents_fingerprint(next(iter(shares.values())))
         network = RemoteNetwork(over.wire.open, nodes, untrained, documents, folder.name, **options)  # type: ignore[attr-defined]
         over.network = network  # type: ignore[attr-defined]
-        network.enrol(0.5)
         return network
 
     yield over

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 OPTIONS = "run.json"
 ENROLMENT = "enrolment.safetensors"
+DEVICES = "devices.json"  # who takes part in a run under epsilon, which has no enrolment: n_i is a question's too
 RETRIEVER = "retriever"
 
 
@@ -37,6 +38,9 @@ class RunOptions:
     rounds: Mapping[str, Any]
     over_selection: float = 1.0
     cache: str | None = None
+    target: Mapping[str, Any] | None = None  # the fields of a Target, under epsilon
+    ledgers: str | None = None
+    exchanges: int | None = None  # what a run under epsilon has in all
     version: str = __version__
 
     @classmethod
@@ -188,6 +192,10 @@ def start(
     from fedcar.retriever import Retriever
 
     options, served = RunOptions.read(run), place.settings()
+    if options.version != __version__:
+        raise FedcarError(
+            f"{run.name}: was started by fedcar {options.version}, this is {__version__}; give that, or start a new run"
+        )
     check_serving(place)
     nodes = {name: int(node["node"]) for name, node in place.nodes().items()}
     if not nodes:
@@ -195,7 +203,7 @@ def start(
     collection = Collection.read(served.collection)
     model = Encoder.load(served.encoder, served.pooling)
     rounds = RoundSettings(**options.rounds)
-    if not (run / ENROLMENT).exists():
+    if not (run / ENROLMENT).exists() and not (run / DEVICES).exists():
         nodes = online(place, nodes, report)
     cache = FeatureCache(Path(options.cache) if options.cache else None)
     untrained = Retriever.untrained(collection.documents, model, cache, report)
@@ -204,6 +212,10 @@ def start(
         deadline=rounds.deadline, over_selection=options.over_selection, say=report.say,
     )  # fmt: skip
     try:
+        if options.target is not None:
+            from fedcar.federation.deploy_private import train_privately_over
+
+            return train_privately_over(network, untrained, run, options, rounds, collection, report, watch)
         return train_over(network, untrained, run, options, rounds, collection, resume, report, watch)
     finally:
         network.close()
@@ -247,6 +259,7 @@ def _run_status(run: Path) -> dict[str, Any]:
     lines = history.read_text(encoding="utf-8").split("\n")[:-1] if history.exists() else []
     last = json.loads(lines[-1]) if lines else {}
     return {
-        "run": run.name, "method": options.method, "rounds": len(lines), "of": options.rounds["rounds"] or None,
+        "run": run.name, "method": options.method, "rounds": len(lines),
+        "of": options.exchanges or options.rounds["rounds"] or None,
         "selection": last.get("selection"), "finished": (run / RETRIEVER).exists(),
     }  # fmt: skip

@@ -27,16 +27,19 @@ from fedcar.errors import FedcarError
 from fedcar.features import FeatureCache
 from fedcar.federation.client import Client, first_moments
 from fedcar.federation.compress import decode
+from fedcar.federation.device_private import Books, PrivateSide
 from fedcar.federation.mixture import Evidence, loss_sums, spread_sums
 from fedcar.federation.payload import REQUESTS, STATE, UPDATE, Payload, named, refusal, with_prefix
 from fedcar.federation.server import FIXED
 from fedcar.federation.settings import RoundSettings
 from fedcar.fit import Settings, prepared, with_learned
+from fedcar.privacy.errors import BudgetError, LedgerError
 from fedcar.progress import Silent
 from fedcar.questions import prepare
 from fedcar.retriever import Retriever
 
 BEFORE, NOW = "before/", "now/"
+PROTECTED = ("greet", "noised")  # requests whose reply holds nothing of a question, or is noised and charged
 
 
 def documents_fingerprint(collection: Collection) -> str:
@@ -75,7 +78,13 @@ class Device:
     """
 
     def __init__(
-        self, collection: Collection, folder: Path, model: Encoder, cache: FeatureCache, report: Silent | None = None
+        self,
+        collection: Collection,
+        folder: Path,
+        model: Encoder,
+        cache: FeatureCache,
+        report: Silent | None = None,
+        books: Books | None = None,
     ) -> None:
         report = report or Silent()
         training, held_out = collection.judged("train"), collection.judged("dev")
@@ -86,6 +95,8 @@ class Device:
         self.untrained = Retriever.untrained(collection.documents, model, cache, report)
         self.training = prepare(self.untrained, training, cache, report, "training questions")
         self.held_out = prepare(self.untrained, held_out, cache, report, "held-out questions")
+        self.books = books or Books(folder / "ledgers")
+        self.private = PrivateSide(self.untrained, self.training, self.books, report)
         self.evidence: Evidence | None = None
         self.client: Client | None = None
         self.key = ""
@@ -93,18 +104,13 @@ class Device:
     def answer(self, request: Payload) -> Payload:
         """The reply to any request; it never raises."""
         try:
-            if request.kind not in REQUESTS:
-                return refusal("request")
-            setup = Setup.parse(request.values["setup"])
-            for name, ours, theirs in (
-                ("version", __version__, setup.version),
-                ("encoder", self.model.fingerprint, setup.encoder),
-                ("documents", self.documents, setup.documents),
-            ):
-                if ours != theirs:
-                    return refusal(name, ours)
-            reply: Payload = getattr(self, f"_{request.kind}")(setup, request)
-            return reply
+            return self._answered(request)
+        except BudgetError:
+            self._log()
+            return refusal("budget")
+        except LedgerError:
+            self._log()
+            return refusal("ledger")
         except (ValueError, TypeError, KeyError):
             self._log()
             return refusal("request")
@@ -117,10 +123,35 @@ class Device:
             self._log()
             return refusal("memory" if "alloc" in str(error) else "failed")
 
+    def _answered(self, request: Payload) -> Payload:
+        if request.kind not in REQUESTS:
+            return refusal("request")
+        setup = Setup.parse(request.values["setup"])
+        for name, ours, theirs in (
+            ("version", __version__, setup.version),
+            ("encoder", self.model.fingerprint, setup.encoder),
+            ("documents", self.documents, setup.documents),
+        ):
+            if ours != theirs:
+                return refusal(name, ours)
+        if request.kind not in PROTECTED and self.books.budget is not None:
+            return refusal("un-noised")
+        reply: Payload = getattr(self, f"_{request.kind}")(setup, request)
+        return reply
+
     def _log(self) -> None:
         traceback.print_exc(file=sys.stderr)
 
     # ---------------------------------------------------------------- one method a kind of request
+
+    def _greet(self, setup: Setup, request: Payload) -> Payload:
+        return Payload("greet")
+
+    def _noised(self, setup: Setup, request: Payload) -> Payload:
+        return self.private.noised(setup, request)
+
+    def _clipped(self, setup: Setup, request: Payload) -> Payload:
+        return self.private.clipped(setup, request)
 
     def _enrol(self, setup: Setup, request: Payload) -> Payload:
         rows = {document.id: row for row, document in enumerate(self.untrained.documents)}

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -57,7 +57,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Watch = Callable[[Mapping[str, Any]], None]
-Over = Callable[[Retriever, Mapping[str, Collection]], RemoteNetwork]  # untrained retriever, each client's questions
+
+
+class Over(Protocol):
+    """Puts clients behind a network: untrained retriever, each client's collection, folder of their ledgers if kept."""
+
+    def __call__(
+        self, untrained: Retriever, shares: Mapping[str, Collection], ledgers: Path | None = None
+    ) -> RemoteNetwork: ...
 
 
 @dataclass(frozen=True)
@@ -141,6 +148,7 @@ def federate(
     network = None
     if over is not None:
         network = over(untrained, {name: share_of(collection, train_split, rows) for name, rows in parts.items()})
+        network.enrol(1.0)
         seconds.lap("start")
     mixed, mixture_rounds = with_federated_mixture(untrained, shares, network)
     standard = Standard()

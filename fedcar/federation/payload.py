@@ -16,7 +16,7 @@ from fedcar.errors import quoted
 Value = int | float | str
 
 PART_BYTES = 4 << 20  # a tensor travels in parts of this many bytes, so that nobody holds it twice for the wire
-UPDATE, STATE = "update/", "state/"
+UPDATE, STATE, GIVEN = "update/", "state/", "given/"
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
@@ -33,6 +33,9 @@ REASONS = {
     "questions": "has no training question about these documents",
     "memory": "is out of memory",
     "disk": "has no space left on its disk",
+    "budget": "has no room left in its privacy budget; its ledger says what was spent",
+    "ledger": "has a ledger that was cut, edited or is in use; its log says which",
+    "un-noised": "gives out nothing un-noised, since it joined with --epsilon",
     "failed": "failed; its log says why",
     "request": "did not understand the request",
 }
@@ -46,17 +49,24 @@ class Form:
     tensors: tuple[str, ...] = ()
 
 
+PRIVATE = {"setup": str, "number": int, "adaptive": float, "head": str}
 REQUESTS: Mapping[str, Form] = {
+    "greet": Form({"setup": str}),
     "enrol": Form({"setup": str}),
     "spread": Form({"setup": str}),
     "sums": Form({"setup": str}, ("weights",)),
     "train": Form({"setup": str, "round": int}, ("weights", STATE)),
+    "noised": Form(PRIVATE, (STATE,)),
+    "clipped": Form(PRIVATE, (STATE,)),
 }
 REPLIES: Mapping[str, Form] = {
+    "greet": Form({}),
     "enrol": Form({"questions": int}, ("row_questions",)),
     "spread": Form({"speaking": int}, ("spread",)),
     "sums": Form({"loss": float}, ("gradient", "hessian")),
     "train": Form({"questions": int, "loss": float, "seconds": float, "held_out": int, "right": int}, (UPDATE,)),
+    "noised": Form({"head": str}, (GIVEN,)),
+    "clipped": Form({}, (GIVEN,)),
     "refused": Form({"reason": str, "found": str}),
 }
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from fedcar.federation.device_private import PrivateSettings
+
 RECONNECT = 120.0  # seconds in which a server that died must be back
 DEADLINE = 600.0  # seconds, where none is given: a device that never answers costs that much once, not the run
 
@@ -134,28 +136,46 @@ class RemoteNetwork:
 
         FedcarError where fewer than this `share` of them can.
         """
-        missing, failed = list(self.clients), {}
+
+        def told(name: str, payload: Payload) -> None:
+            counts, questions = payload.tensors["row_questions"], payload.values["questions"]
+            self.clients[name].enrolled = _enrolled(name, questions, counts, self.documents)
+
+        return self._taking_part(share, "enrol", told, attempts)
+
+    def _taking_part(
+        self, share: float, kind: str, told: Callable[[str, Payload], None], attempts: int = 3
+    ) -> dict[str, str]:
+        """Leave those out that do not answer `kind`, or to whose answer `told` raises ValueError; their reasons."""
+        taking_part, missing, failed = {}, list(self.clients), {}
         for _ in range(attempts):
-            replies = self.ask({name: Payload("enrol", {"setup": self.setup.json}) for name in missing})
+            replies = self.ask({name: Payload(kind, {"setup": self.setup.json}) for name in missing})
             failed = dict(replies.failed)
             for name, payload in replies.payloads.items():
-                counts, questions = payload.tensors["row_questions"], payload.values["questions"]
                 try:
-                    self.clients[name].enrolled = _enrolled(name, questions, counts, self.documents)
+                    told(name, payload)
+                    taking_part[name] = self.clients[name]
                 except ValueError as error:
                     failed[name] = f"sent rubbish: {error}"
             missing = [name for name in failed if "broke" in failed[name]]
             if not missing:
                 break
-        taking_part = {name: client for name, client in self.clients.items() if client.enrolled is not None}
         if len(taking_part) < max(1, share * len(self.clients)):
             reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(failed.items())[:5])
             raise FedcarError(
                 f"{len(taking_part)} of {len(self.clients)} devices can take part ({reasons}); start fedcar join on "
                 "the others, or see fedcar doctor there"
             )
-        self.clients = taking_part
+        self.clients = dict(sorted(taking_part.items()))
         return failed
+
+    def greet(self, share: float) -> dict[str, str]:
+        """Ask every device whether it can take part, and nothing of its questions; the others are left out."""
+        return self._taking_part(share, "greet", lambda name, payload: None)
+
+    def private(self, settings: PrivateSettings, run: str) -> None:
+        """What every request of a run under epsilon says; `run` is its name in the devices' ledgers."""
+        self.setup = replace(self.setup, run=run, settings=settings.values)
 
     def mixture(self) -> tuple[NDArray[np.float32], int]:
         """The mixture's weights (see `mixture`) from the devices' sums; a device that fails is left out of them."""
