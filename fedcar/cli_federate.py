@@ -135,8 +135,6 @@ def federate(
 ) -> None:
     """Train one retriever over simulated clients; a question never leaves its client."""
     _refuse_together(epsilon, no_privacy, recipe)
-    if engine == "flower" and method == "ridge":
-        raise FedcarError("--engine flower: carries the methods head and adapter; ridge runs with --engine local")
     if engine == "flower" and clock is not None:
         raise FedcarError("--engine flower: measures real seconds; leave --clock out, or give --engine local")
     from fedcar.collection import Collection

@@ -515,4 +515,5 @@ def test_a_full_disk_or_memory_on_a_device_is_named(
 
 def test_every_reason_is_one_that_somebody_can_act_on() -> None:
     assert all(line and len(line) < 80 for line in REASONS.values())
-    assert set(REQUESTS) == {"greet", "enrol", "spread", "sums", "train", "noised", "clipped"}
+    ridge, private = {"statistics", "taught", "unseen"}, {"greet", "noised", "clipped"}
+    assert set(REQUESTS) == {"enrol", "spread", "sums", "train"} | ridge | private

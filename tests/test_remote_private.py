@@ -22,7 +22,7 @@ from fedcar.federation.device_private import Books
 from fedcar.federation.local import Federation
 from fedcar.federation.payload import REPLIES, Payload, checked, parts
 from fedcar.federation.private import federate_under_epsilon
-from fedcar.federation.private_remote import Exchanges, within
+from fedcar.federation.remote_private import Exchanges, within
 from fedcar.federation.settings import RoundSettings
 from fedcar.privacy.errors import PrivacyError
 from fedcar.privacy.ledger import Budget, Ledger

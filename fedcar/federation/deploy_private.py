@@ -16,8 +16,8 @@ from fedcar.features import FeatureCache
 from fedcar.federation.deploy_run import DEVICES, RETRIEVER, RunOptions
 from fedcar.federation.device_private import PrivateSettings
 from fedcar.federation.private import PrivateRun, belongs_to, check_participation, noting, over_a_network, shown
-from fedcar.federation.private_remote import Exchanges
 from fedcar.federation.remote import RemoteNetwork
+from fedcar.federation.remote_private import Exchanges
 from fedcar.federation.settings import RoundSettings
 from fedcar.privacy.statement import plain_words, to_json
 from fedcar.private_central import calibrated, public_questions, record_of

@@ -28,6 +28,7 @@ from fedcar.features import FeatureCache
 from fedcar.federation.client import Client, first_moments
 from fedcar.federation.compress import decode
 from fedcar.federation.device_private import Books, PrivateSide
+from fedcar.federation.device_ridge import RidgeSide
 from fedcar.federation.mixture import Evidence, loss_sums, spread_sums
 from fedcar.federation.payload import REQUESTS, STATE, UPDATE, Payload, named, refusal, with_prefix
 from fedcar.federation.server import FIXED
@@ -97,7 +98,9 @@ class Device:
         self.held_out = prepare(self.untrained, held_out, cache, report, "held-out questions")
         self.books = books or Books(folder / "ledgers")
         self.private = PrivateSide(self.untrained, self.training, self.books, report)
+        self.ridge = RidgeSide(self.untrained, self.training, cache)
         self.evidence: Evidence | None = None
+        self.evidence_key = ""
         self.client: Client | None = None
         self.key = ""
 
@@ -158,13 +161,29 @@ class Device:
         counts = torch.from_numpy(self.training.targets(rows) > 0).sum(0)
         return Payload("enrol", {"questions": len(self.training)}, {"row_questions": counts})
 
+    def _statistics(self, setup: Setup, request: Payload) -> Payload:
+        return self.ridge.statistics(setup)
+
+    def _taught(self, setup: Setup, request: Payload) -> Payload:
+        self.evidence = None
+        return self.ridge.hear(setup, request)
+
+    def _unseen(self, setup: Setup, request: Payload) -> Payload:
+        return self.ridge.unseen(setup, request)
+
     def _spread(self, setup: Setup, request: Payload) -> Payload:
-        evidence = self._evidence()
+        evidence = self._evidence(setup, request)
+        if evidence is None:
+            return refusal("taught")
         sums = spread_sums(evidence) if len(evidence.features) else torch.zeros(evidence.features.shape[2] + 1).double()
-        return Payload("spread", {"speaking": len(evidence.features)}, {"spread": sums})
+        values = {"speaking": len(evidence.features), "counted": float(evidence.importance.sum())}
+        return Payload("spread", values, {"spread": sums})
 
     def _sums(self, setup: Setup, request: Payload) -> Payload:
-        sums = loss_sums(self._evidence(), request.tensors["weights"])
+        evidence = self._evidence(setup, request)
+        if evidence is None:
+            return refusal("taught")
+        sums = loss_sums(evidence, request.tensors["weights"])
         return Payload("sums", {"loss": sums.loss}, {"gradient": sums.gradient, "hessian": sums.hessian})
 
     def _train(self, setup: Setup, request: Payload) -> Payload:
@@ -182,9 +201,16 @@ class Device:
 
     # ---------------------------------------------------------------- the client, and what it keeps on the disk
 
-    def _evidence(self) -> Evidence:
-        if self.evidence is None:
-            self.evidence = Evidence.of(self.untrained.features(self.training), self.training.relevance)
+    def _evidence(self, setup: Setup, request: Payload) -> Evidence | None:
+        """What the mixture is learned on: as search sees the questions, or as ridge of this strength without them."""
+        strength, share = float(request.values["strength"]), float(request.values["share"])
+        key = f"{setup.json} {strength} {share}" if strength else ""
+        if self.evidence is None or key != self.evidence_key:
+            if strength:
+                self.evidence = self.ridge.evidence(setup, strength, share)
+            else:
+                self.evidence = Evidence.of(self.untrained.features(self.training), self.training.relevance)
+            self.evidence_key = key
         return self.evidence
 
     def _ready(self, setup: Setup, request: Payload) -> tuple[Client, RoundSettings, dict[str, Tensor], int]:

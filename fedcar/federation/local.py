@@ -22,7 +22,8 @@ from fedcar.federation.judge import Judge
 from fedcar.federation.mixture import Evidence, federated_mixture
 from fedcar.federation.network import LocalNetwork
 from fedcar.federation.remote import RemoteNetwork
-from fedcar.federation.ridge_round import federated_ridge
+from fedcar.federation.remote_ridge import RemoteRidge
+from fedcar.federation.ridge_round import LocalRidge, RidgeClients, feature_map, federated_ridge
 from fedcar.federation.round import Enrolled, ServerState, federated_round
 from fedcar.federation.run_folder import RunFolder
 from fedcar.federation.server import FIXED
@@ -153,7 +154,7 @@ def federate(
     mixed, mixture_rounds = with_federated_mixture(untrained, shares, network)
     standard = Standard()
     if method == "ridge":
-        found, standard, records = ridge_candidates(mixed, shares, selection, features, rounds, folder, report)
+        found, standard, records = ridge_candidates(mixed, shares, selection, features, rounds, folder, report, network)
     else:
         shown["central"] = central.get("selection")
         trained, records = train_rounds(
@@ -362,12 +363,18 @@ def ridge_candidates(
     rounds: RoundSettings,
     folder: RunFolder,
     report: Silent,
+    network: RemoteNetwork | None = None,
 ) -> tuple[list[Candidate], Standard, list[dict[str, Any]]]:
     """The one round of `ridge`, without and with pseudo-queries, and its record; nothing is kept to go on from."""
     found, records, standard = [], [], Standard()
+    if network is not None:
+        dimension = feature_map(mixed, features, rounds.seed).dimension
+        clients: RidgeClients = RemoteRidge(network, mixed, dimension, rounds.seed)
+    else:
+        clients = LocalRidge(mixed, shares, features, rounds.seed)
     for name, pseudo in (("ridge", PseudoQueries()), ("ridge+pseudo", pseudo_queries(mixed.documents, rounds.seed))):
         start = time.perf_counter()
-        one = federated_ridge(mixed, shares, features, rounds.seed, pseudo)
+        one = federated_ridge(mixed, clients, features, rounds.seed, pseudo)
         standard = one.standard
         found.append(candidate(name, one.fitted, selection, standard, report))
         record = {
@@ -376,10 +383,10 @@ def ridge_candidates(
             "exchanges": one.exchanges,
             "selection": found[-1].score.success,
             "loss": None,
-            "clients": sorted(shares),
-            "questions": sum(map(len, shares.values())),
+            "clients": sorted(clients.sums()),
+            "questions": sum(part.statistics.questions for part in clients.sums().values()),
             "refused": {},
-            "failed": {},
+            "failed": dict(clients.failed),
             "bytes_down": one.bytes_down,
             "bytes_up": one.bytes_up,
             "client_seconds": dict(one.client_seconds),

@@ -17,8 +17,8 @@ from fedcar.evaluate import evaluate
 from fedcar.features import FeatureCache
 from fedcar.federation.device_private import LEDGER, PrivateSettings, file_name, opened_ledger
 from fedcar.federation.local import Federation, Over, Watch, share_of
-from fedcar.federation.private_remote import RemoteCohort, RemoteDevices
 from fedcar.federation.remote import RemoteNetwork
+from fedcar.federation.remote_private import RemoteCohort, RemoteDevices
 from fedcar.federation.run_folder import RunFolder, refuse_another
 from fedcar.federation.settings import RoundSettings
 from fedcar.measure import Clock

@@ -19,7 +19,7 @@ from fedcar.federation.compress import encode, wire_bytes
 from fedcar.federation.device import Setup
 from fedcar.federation.exchange import MOST, Carrier, Exchange, Replies
 from fedcar.federation.mixture import Sums, mixture_of_sums
-from fedcar.federation.payload import STATE, UPDATE, Payload, named, with_prefix
+from fedcar.federation.payload import REASONS, STATE, UPDATE, Payload, Value, named, with_prefix
 from fedcar.federation.round import Answers, Enrolled, ServerState, Update, quorum
 from fedcar.federation.server import FIXED, ROW_TENSORS
 from fedcar.federation.settings import RoundSettings
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from fedcar.federation.device_private import PrivateSettings
 
+PLAIN = {"strength": 0.0, "share": 0.0}  # of search, without ridge
 RECONNECT = 120.0  # seconds in which a server that died must be back
 DEADLINE = 600.0  # seconds, where none is given: a device that never answers costs that much once, not the run
 
@@ -177,38 +178,64 @@ class RemoteNetwork:
         """What every request of a run under epsilon says; `run` is its name in the devices' ledgers."""
         self.setup = replace(self.setup, run=run, settings=settings.values)
 
-    def mixture(self) -> tuple[NDArray[np.float32], int]:
-        """The mixture's weights (see `mixture`) from the devices' sums; a device that fails is left out of them."""
-        names = set(self.clients)
+    def mixture(
+        self,
+        prior: NDArray[np.float32] | None = None,
+        among: Sequence[str] = (),
+        about: Mapping[str, float] = PLAIN,
+        free: NDArray[np.bool_] | None = None,
+        again: Callable[[Sequence[str]], None] = lambda names: None,
+    ) -> tuple[NDArray[np.float32], int]:
+        """The mixture's weights (see `mixture`) from the devices' sums; a device that fails is left out of them.
+
+        `about` says of which evidence: that of search, or that of the method ridge, of which a device that was
+        restarted hears `again` first.
+        """
+        names = set(among or self.clients)
         while names:
             try:
-                return self._mixture(sorted(names))
+                return self._mixture(
+                    sorted(names), self.retriever.weights if prior is None else prior, about, free, again
+                )
             except _Left as left:
                 self.say(f"the mixture goes on without {', '.join(sorted(left.names))}")
                 names -= left.names
         raise FedcarError("no device answered while the mixture was learned; see fedcar status, then fedcar resume")
 
-    def _mixture(self, names: Sequence[str]) -> tuple[NDArray[np.float32], int]:
-        width = len(self.retriever.weights)
-        spreads = self._all(names, lambda: Payload("spread", {"setup": self.setup.json}), {"spread": (width + 1,)})
+    def _mixture(
+        self,
+        names: Sequence[str],
+        prior: NDArray[np.float32],
+        about: Mapping[str, float],
+        free: NDArray[np.bool_] | None,
+        again: Callable[[Sequence[str]], None],
+    ) -> tuple[NDArray[np.float32], int]:
+        width = len(prior)
+        values: dict[str, Value] = {"setup": self.setup.json, **about}
+        spreads = self._all(names, lambda: Payload("spread", values), {"spread": (width + 1,)}, again)
         speaking = [name for name in names if int(spreads[name].values["speaking"]) > 0]
         if not speaking:
-            return self.retriever.weights, 0
+            return prior, 0
         shapes = {"gradient": (width,), "hessian": (width, width)}
 
         def sums(at: Tensor) -> list[Sums]:
-            found = self._all(speaking, lambda: Payload("sums", {"setup": self.setup.json}, {"weights": at}), shapes)
+            found = self._all(speaking, lambda: Payload("sums", values, {"weights": at}), shapes, again)
             return [
                 Sums(float(one.values["loss"]), one.tensors["gradient"], one.tensors["hessian"])
                 for one in (found[name] for name in speaking)
             ]
 
         questions = sum(int(spreads[name].values["speaking"]) for name in speaking)
+        counted = sum(float(spreads[name].values["counted"]) for name in speaking)
         spread = torch.stack([spreads[name].tensors["spread"] for name in speaking]).sum(0)
-        return mixture_of_sums(spread, questions, sums, self.retriever.weights)
+        return mixture_of_sums(spread, questions, sums, prior, counted=counted, free=free)
 
     def _all(
-        self, names: Sequence[str], payload: Callable[[], Payload], shapes: Mapping[str, tuple[int, ...]]
+        self,
+        names: Sequence[str],
+        payload: Callable[[], Payload],
+        shapes: Mapping[str, tuple[int, ...]],
+        again: Callable[[Sequence[str]], None],
     ) -> dict[str, Payload]:
         """The replies of all the devices, finite and of these shapes; _Left for those that fail a second time."""
         found: dict[str, Payload] = {}
@@ -217,6 +244,7 @@ class RemoteNetwork:
             found |= {name: one for name, one in replies.payloads.items() if _sound(one, shapes)}
             if len(found) == len(names):
                 return found
+            again([name for name, why in replies.failed.items() if why == REASONS["taught"]])
         raise _Left({name for name in names if name not in found})
 
     def begin(self, settings: Settings, rounds: RoundSettings, weights: NDArray[np.float32]) -> None:
