@@ -44,7 +44,7 @@ def extra() -> Iterator[None]:
 @click.option("--port", type=int, default=9443, show_default=True)
 @click.option("--bind", help="The address to listen on.  [default: --host]")
 @click.option(
-    "--collection", type=FOLDER, help="Its documents, and dev questions to choose by.  [needed the first time]"
+    "--collection", type=FOLDER, help="Its documents, and dev questions to choose by, or devices do.  [needed at first]"
 )
 @click.option("--encoder", default=None, help="A model on the hub or a folder.  [default: all-MiniLM-L6-v2]")
 @click.option("--pooling", type=click.Choice(["mean", "last", "cls"]), help="[default: what the model declares]")
@@ -158,7 +158,7 @@ def join(
 
 @click.command()
 @data_dir
-@click.option("--method", type=click.Choice(["head", "adapter"]), default="head", show_default=True)
+@click.option("--method", type=click.Choice(["ridge", "head", "adapter"]), default="head", show_default=True)
 @click.option("--adapter", default="full", show_default=True, help="full, lowrank:R or diagonal.")
 @click.option("--rounds", type=int, help="[default: as many as make the epochs of central training]")
 @with_settings
@@ -182,6 +182,7 @@ def run(
     public_dev: bool,
     against_advice: bool,
     adaptive_clip: bool,
+    held_out: bool,
     ledgers: Path | None,
     no_privacy: bool,
     cache: Path | None,
@@ -211,8 +212,9 @@ def run(
         settings = round_settings(rounds, options)
         check_method(method, adapter, settings)
         refuse_with_epsilon_only(
-            epsilon, public_dev=public_dev, against_advice=against_advice, adaptive_clip=adaptive_clip
-        )
+            epsilon, public_dev=public_dev, against_advice=against_advice, adaptive_clip=adaptive_clip,
+            held_out=held_out,
+        )  # fmt: skip
         place = ServerFolder(data_dir)
         place.settings()
         kept = deploy_run.RunOptions(
@@ -221,7 +223,7 @@ def run(
         if epsilon is not None:
             from fedcar.federation.deploy_private import under_epsilon
 
-            target = Target(epsilon, delta, unit, public_dev, None, against_advice, adaptive_clip)
+            target = Target(epsilon, delta, unit, public_dev, None, against_advice, adaptive_clip, held_out)
             kept = under_epsilon(kept, target, settings, str(ledgers.resolve()) if ledgers else None)
         with deploy_run.one_run(place):
             deploy_run.check_serving(place)

@@ -57,6 +57,7 @@ PRIVACY = (
     click.option("--public-dev", is_flag=True, help="With --epsilon: dev is public, choices are made on it."),
     click.option("--against-advice", is_flag=True, help="With --epsilon: train where search is expected to be better."),
     click.option("--adaptive-clip", is_flag=True, help="With --epsilon: the clip norm follows noised counts."),
+    click.option("--held-out", is_flag=True, help="With --epsilon: clients' dev questions count, noised, at the end."),
 )
 
 
@@ -123,6 +124,7 @@ def federate(
     public_dev: bool,
     against_advice: bool,
     adaptive_clip: bool,
+    held_out: bool,
     ledgers: Path | None,
     no_privacy: bool,
     no_central: bool,
@@ -157,11 +159,13 @@ def federate(
 
     encoder = encoder or DEFAULT_ENCODER
     report = Console()
-    refuse_with_epsilon_only(epsilon, public_dev=public_dev, against_advice=against_advice, adaptive_clip=adaptive_clip)
+    refuse_with_epsilon_only(
+        epsilon, public_dev=public_dev, against_advice=against_advice, adaptive_clip=adaptive_clip, held_out=held_out
+    )
     if epsilon is not None:
         from fedcar.private_plan import Target
 
-        target = Target(epsilon, delta, unit, public_dev, None, against_advice, adaptive_clip)
+        target = Target(epsilon, delta, unit, public_dev, None, against_advice, adaptive_clip, held_out)
         target.check()
         _federate_under_epsilon(
             loaded, target, out, run, as_json, dry_run, collection, clients=clients, kind=kind, encoder=encoder,

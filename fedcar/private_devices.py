@@ -14,7 +14,7 @@ from torch import Tensor
 from fedcar.privacy.ledger import Head, Ledger
 from fedcar.privacy.noise import NoiseSource, add_noise
 from fedcar.privacy.release import Release
-from fedcar.private_plan import PrivatePlan
+from fedcar.private_plan import HELD_OUT, PrivatePlan
 from fedcar.private_sums import COUNT, ROWS, SUMS, Asked, Tensors
 
 
@@ -32,11 +32,12 @@ class Order:
 
     @classmethod
     def of(cls, plan: PrivatePlan, number: int, state: Tensors | None = None, adaptive: float | None = None) -> Order:
-        """Exchange `number` of a plan: 0 the count, 1 the class sums, then the steps; ValueError for any other."""
-        release = {0: plan.count, 1: plan.sums}.get(number)
+        """Exchange `number` of a plan: 0 the count, 1 the class sums, the steps, what is held out; or ValueError."""
+        release = {0: plan.count, 1: plan.sums, 2 + plan.steps: plan.held_out}.get(number)
         if plan.step is not None and 2 <= number < 2 + plan.steps:
             release = replace(plan.step, steps=1)
-        if release is None or (adaptive is not None) != (number > 1 and plan.target.adaptive_clip):
+        steps = release is not None and release.name == plan.method
+        if release is None or (adaptive is not None) != (steps and plan.target.adaptive_clip):
             raise ValueError(f"exchange {number} is none of this plan")
         return cls(number, release, state or {}, adaptive)
 
@@ -52,6 +53,9 @@ class Order:
         if self.adaptive is not None:
             return asked.gradients_and_below(self.state, self.adaptive, rows)
         return asked.gradients(self.state, float(self.release.sensitivity or 0.0), rows)
+
+
+HeldOut = Callable[[Tensors], Tensor]  # a state -> held-out questions, right by search, right by the state: (3,)
 
 
 class Answers(NamedTuple):
@@ -104,6 +108,7 @@ class Device:
     ledger: Ledger | None = None
     run: str = ""
     known_head: Head | None = None  # where the server last saw this device's ledger
+    held_out: HeldOut | None = None
     given: list[Release] = field(default_factory=list)
 
     def answer(self, order: Order) -> dict[str, Tensor]:
@@ -112,6 +117,8 @@ class Device:
         assert asked is not None
 
         def sums() -> dict[str, Tensor]:
+            if release.name == HELD_OUT:
+                return {HELD_OUT: torch.zeros(3) if self.held_out is None else self.held_out(order.state)}
             drawn = poisson(len(asked), release.sampling_rate) if release.sampler == "poisson" else None
             return order.sums(asked, drawn)
 

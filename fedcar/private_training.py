@@ -19,7 +19,7 @@ from fedcar.privacy.clip import next_clip_norm
 from fedcar.privacy.errors import BudgetError
 from fedcar.privacy.statement import Statement
 from fedcar.private_devices import Crowd, Order
-from fedcar.private_plan import LEAST_STRENGTH, PrivatePlan
+from fedcar.private_plan import HELD_OUT, LEAST_STRENGTH, PrivatePlan
 from fedcar.private_sums import ADAPTER_SCALE, BELOW, BELOW_SHARE, COUNT, EVIDENCE_SHARE, ROWS
 from fedcar.progress import Silent
 from fedcar.questions import Questions
@@ -117,13 +117,24 @@ class PrivateTraining:
             return
         state = {ROWS: self.first_rows(self.exchange(Order.of(plan, 1))[ROWS])}
         self.keep("ridge" if plan.step is None else "class sums", state)
-        if plan.step is None:
-            return
-        state |= self.first_adapter()
-        rates = self.rates(units)
-        for number in range(1, plan.steps + 1):
-            state = self.stepped(state, number, rates, units)
-            self.keep(plan.method, state, number)
+        if plan.step is not None:
+            state |= self.first_adapter()
+            rates = self.rates(units)
+            for number in range(1, plan.steps + 1):
+                state = self.stepped(state, number, rates, units)
+                self.keep(plan.method, state, number)
+        if plan.held_out is not None:
+            self.choose_by_held_out(state)
+
+    def choose_by_held_out(self, state: dict[str, Tensor]) -> None:
+        """Search stays where the clients' noised counts say that it gets more of their held-out questions right."""
+        order = Order.of(self.plan, 2 + self.plan.steps, state)
+        questions, search, trained = self.exchange(order)[HELD_OUT].tolist()
+        self.report.say(f"held out, noised: {search:.0f} right by search, {trained:.0f} as trained, of {questions:.0f}")
+        if questions > 0:
+            self.outcome.scores |= {"before": search / questions, self.plan.method: trained / questions}
+        if trained < search:
+            self.best = (None, None, "none")
 
     def stepped(
         self, state: dict[str, Tensor], number: int, rates: Mapping[str, float], units: float
@@ -235,19 +246,7 @@ class PrivateTraining:
     # ---------------------------------------------------------------- what is kept
 
     def retriever(self, state: Mapping[str, Tensor]) -> Retriever:
-        """The retriever of a state: every row is active, whether or not its document has questions."""
-        trained = self.untrained
-        weights = weights_of(trained.weights[:LEARNED])  # those of a document that is added later: no row, so all of it
-        weights[:LEARNED] *= EVIDENCE_SHARE
-        head = type(trained.head)(trained.head.embeddings.numpy(), centre=trained.head.centre.numpy())
-        with torch.no_grad():
-            head.rows.copy_(state[ROWS] / START_SCALE)
-            head.active.fill_(True)
-            if self.adapter is not None and len(state) > 1:
-                for name, tensor in self.adapter.named_parameters():
-                    tensor.copy_(ADAPTER_SCALE * state[name])
-                trained.encoder.insert(self.adapter)
-        return replace(trained, head=head, weights=weights)
+        return retriever_of(self.untrained, state, self.adapter)
 
     def keep(self, name: str, state: Mapping[str, Tensor], number: int = 0) -> None:
         """Take this state as the result; with a public dev set only where it is the best so far."""
@@ -295,12 +294,39 @@ class PrivateTraining:
         self.outcome.statement = self.plan.statement(tuple(self.crowd.given), self.crowd.clients, choices(self.plan))
 
 
+def retriever_of(untrained: Retriever, state: Mapping[str, Tensor], adapter: Adapter | None) -> Retriever:
+    """The retriever of a state: every row is active, whether or not its document has questions."""
+    weights = weights_of(untrained.weights[:LEARNED])  # those of a document that is added later: no row, so all of it
+    weights[:LEARNED] *= EVIDENCE_SHARE
+    head = type(untrained.head)(untrained.head.embeddings.numpy(), centre=untrained.head.centre.numpy())
+    with torch.no_grad():
+        head.rows.copy_(state[ROWS] / START_SCALE)
+        head.active.fill_(True)
+        if adapter is not None and len(state) > 1:
+            for name, tensor in adapter.named_parameters():
+                tensor.copy_(ADAPTER_SCALE * state[name])
+            untrained.encoder.insert(adapter)
+    return replace(untrained, head=head, weights=weights)
+
+
+def held_out_counts(
+    untrained: Retriever, questions: Questions, adapter: Adapter | None, state: Mapping[str, Tensor]
+) -> Tensor:
+    """Held-out questions of a client, how many search gets right, and how many the state: (3,)."""
+    if not len(questions):
+        return torch.zeros(3)
+    by_search = Standard().score(questions, untrained.scores_of(questions)).success
+    trained = retriever_of(untrained, state, adapter)
+    by_state = Standard().score(questions, trained.scores_of(questions)).success
+    return len(questions) * torch.tensor([1.0, by_search, by_state])
+
+
 def choices(plan: PrivatePlan) -> dict[str, str]:
     """For each choice of a run where it came from, as the statement says it."""
     by_dev = "public dev set" if plan.target.public_dev else "fixed in advance"
     return {
         "method and number of steps": "fixed in advance",
-        "the step that is kept": by_dev,
+        "the step that is kept": "charged" if plan.held_out is not None else by_dev,
         "weights of evidence and rows": by_dev,
         "confidence and answer threshold": by_dev,
         "clip norm": "charged" if plan.target.adaptive_clip else "fixed in advance",
@@ -323,7 +349,7 @@ def checked(
 ) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, str]]:
     """The answers that may be added up, and the others with the reason: not finite, another shape, far too long.
 
-    Noise makes honest answers about equally long; a count is a single number and may well be 30 times another.
+    Noise makes honest answers about equally long; counts may well be 30 times another's.
     """
     refused = {
         name: "not finite"
@@ -336,8 +362,8 @@ def checked(
         if name not in refused
     }
     usual = median_low(lengths.values()) if lengths else 0.0
-    scalars = all(tensor.numel() == 1 for answer in answers.values() for tensor in answer.values())
+    counts = all(tensor.numel() <= 3 for answer in answers.values() for tensor in answer.values())
     for name, value in lengths.items():
-        if len(lengths) > 2 and not scalars and value > NORM_FACTOR * max(usual, 1e-12):
+        if len(lengths) > 2 and not counts and value > NORM_FACTOR * max(usual, 1e-12):
             refused[name] = f"length {value:.3g}, above {NORM_FACTOR:g} times the clients' median {usual:.3g}"
     return {name: answer for name, answer in answers.items() if name not in refused}, refused

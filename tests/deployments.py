@@ -114,6 +114,16 @@ def descendants(process: int) -> list[int]:
     return found[1:]
 
 
+def running(*words: str) -> int:
+    """The process whose command line has all these words."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (entry / "cmdline").exists():
+            line = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            if set(words) <= set(line) and alive(int(entry.name)):
+                return int(entry.name)
+    raise AssertionError(f"no process {words}")
+
+
 def alive(process: int) -> bool:
     try:
         return (Path("/proc") / str(process) / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"

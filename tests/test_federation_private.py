@@ -165,6 +165,22 @@ def test_one_client_moves_a_sum_of_clients_by_at_most_the_clip_norm(world: World
         assert 0 < (whole - less).norm() <= bound * (1 + 1e-4)
 
 
+@pytest.mark.parametrize(("search", "trained", "kept"), [(100.0, 900.0, "head"), (900.0, 100.0, "none")])
+def test_clients_noised_counts_choose_between_search_and_training(
+    world: World, tmp_path: Path, search: float, trained: float, kept: str
+) -> None:
+    plan = make_plan(Target(8.0, held_out=True), "head", 6, steps=3)
+    devices = devices_of(world, 2, tmp_path, plan)
+    for device in devices:
+        device.held_out = lambda state: torch.tensor([1000.0, search, trained])
+    outcome = PrivateTraining(world.retriever(), InTurn(devices), plan).run()
+    assert outcome.name == kept and (outcome.retriever is not world.retriever())
+    assert outcome.scores["head"] == pytest.approx(trained / 1000, abs=0.1) and outcome.scores["head"] != trained / 1000
+    assert outcome.statement is not None and outcome.statement.selection["the step that is kept"] == "charged"
+    assert devices[0].ledger is not None and devices[0].ledger.releases()[-1].name == "held out"
+    assert 7.9 < devices[0].ledger.spent() <= 8.0 and outcome.statement.epsilon <= 8.0
+
+
 def test_a_cohort_is_drawn_by_a_coin_a_client() -> None:
     sizes = [len(poisson(1000, 0.1)) for _ in range(50)]
     assert 85 < sum(sizes) / 50 < 115 and len(set(sizes)) > 5  # not a fixed size
@@ -230,6 +246,8 @@ def test_public_dev_is_measured_and_a_dry_run_shows_the_plan(place: Path, tmp_pa
         (("--epsilon", 1, "--delta", 0.5), "must be below 1/n"),
         (("--epsilon", 1, "--unit", "person"), '--unit "person": not known'),
         (("--epsilon", 1, "--no-privacy"), "one or the other"),
+        (("--epsilon", 1, "--held-out", "--public-dev"), "--held-out: --public-dev chooses already"),
+        (("--epsilon", 1, "--held-out", "--unit", "client"), "--held-out: it takes --unit example"),
         (("--epsilon", 1, "--recipe", "best"), '--recipe "best": not known'),
         (("--epsilon", 1, "--participation", 0.5), "every client takes part in every round"),
         (("--epsilon", 1, "--public-dev", "--unit", "client", "--delta", 0.6), "must be below 1/n = 0.5 for n = 2"),

@@ -18,7 +18,19 @@ from command import REPOSITORY, environment, fedcar
 
 pytest.importorskip("flwr")
 
-from deployments import DEVICES, alive, check_equal, descendants, finished, newest, rounds, run, start, until  # noqa: E402
+from deployments import (  # noqa: E402
+    DEVICES,
+    alive,
+    check_equal,
+    descendants,
+    finished,
+    newest,
+    rounds,
+    run,
+    running,
+    start,
+    until,
+)
 
 from fedcar.collection import Collection  # noqa: E402
 from fedcar.federation import deploy_keys as keys  # noqa: E402
@@ -32,19 +44,24 @@ pytestmark = pytest.mark.slow
 # -------------------------------------------------------------------- the same as in process
 
 
-@pytest.mark.parametrize("method", ["head", "adapter"])
+@pytest.mark.parametrize("method", ["ridge", "head", "adapter"])
 def test_engine_flower_equals_engine_local(collections: Path, encoder: Path, tmp_path: Path, method: str) -> None:
     results = {}
     for engine in ("local", "flower"):
         words = ["federate", collections / "whole", "-o", tmp_path / engine, "--clients", 2, "--method", method]
-        words += ["--rounds", 2, "--engine", engine, "--encoder", encoder, "--cache", tmp_path / "cache"]
+        words += ["--engine", engine, "--encoder", encoder, "--cache", tmp_path / "cache"]
+        words += [] if method == "ridge" else ["--rounds", 2]
         process = subprocess.run(
             fedcar_command(*words, "--no-central", "--no-privacy", "--json"), text=True, env=environment(),
             capture_output=True, timeout=300, check=False,
         )  # fmt: skip
         assert process.returncode == 0, process.stderr
         results[engine] = json.loads(process.stdout)
-    check_equal(tmp_path / "local.run", tmp_path / "flower.run")
+    if method == "ridge":
+        records = [{**results[engine]["rounds"][0], "client_seconds": 0, "clock_seconds": 0} for engine in results]
+        assert records[0] == records[1]
+    else:
+        check_equal(tmp_path / "local.run", tmp_path / "flower.run")
     assert results["local"]["federated"] == results["flower"]["federated"]
 
 
@@ -160,12 +177,21 @@ def test_killed_server_and_run_resume_to_the_uninterrupted_model(
         assert len(result["rounds"]) == 4 and rounds(folder) == 4
         check_equal(whole, folder)
         whole = folder
-    background = start(place, "run", "--no-privacy", "--rounds", 2, "--detach")
+    background = start(place, "run", "--no-privacy", "--rounds", 4, "--detach")
     out, _ = background.communicate(timeout=100)
     assert background.returncode == 0 and "runs in the background" in out
-    until(lambda: newest(place) != whole and (newest(place) / "retriever").exists(), 200)
+    folder = newest(place)
+    assert folder != whole
+    until(lambda: rounds(folder) >= 2, 200)
+    os.kill(running("resume", folder.name), signal.SIGKILL)
+    until(lambda: not fedcar("status", "--data-dir", place, "--json").json["run_on"], 20)
+    stopped = fedcar("status", "--data-dir", place).out.splitlines()[-1]
+    assert stopped.startswith(folder.name) and stopped.endswith("stopped")
+    assert fedcar("resume", folder.name, "--data-dir", place, "--detach").code == 0
+    until(lambda: (folder / "retriever").exists(), 200)
+    check_equal(whole, folder)
     found = fedcar("status", "--data-dir", place, "--json").json
-    assert found["runs"][-1]["finished"] and found["runs"][-1]["rounds"] == 2
+    assert found["runs"][-1]["finished"] and found["runs"][-1]["rounds"] == 4
 
 
 def test_killed_devices_and_superlink_come_back_and_the_run_goes_on(deployment: Deployment) -> None:

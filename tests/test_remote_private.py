@@ -62,7 +62,15 @@ def rows(found: Federation) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("target", "method"),
-    [({}, "head"), ({}, "ridge"), ({}, "adapter"), ({"adaptive_clip": True}, "head"), ({"unit": "client"}, "head")],
+    [
+        ({}, "head"),
+        ({}, "ridge"),
+        ({}, "adapter"),
+        ({"adaptive_clip": True}, "head"),
+        ({"unit": "client"}, "head"),
+        ({"held_out": True}, "head"),
+        ({"held_out": True}, "ridge"),
+    ],
     ids=str,
 )
 def test_over_a_network_equals_in_process(
@@ -76,6 +84,7 @@ def test_over_a_network_equals_in_process(
     assert here.privacy == there.privacy and len(here.rounds) == len(there.rounds)
     if method != "adapter":
         assert torch.equal(rows(here), rows(there))
+        assert here.retriever.training["selection"] == there.retriever.training["selection"]
     releases = [
         [Ledger(file).releases() for file in sorted((tmp_path / run / "clients").glob("*/ledger.jsonl"))]
         for run in ("here", "there")

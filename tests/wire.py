@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from fedcar.collection import Collection
 from fedcar.encoder import Encoder
 from fedcar.features import FeatureCache
+from fedcar.federation import exchange, remote
 from fedcar.federation.device import Device, documents_fingerprint
 from fedcar.federation.device_private import Books, file_name
 from fedcar.federation.parts import REPLY_PARTS, REQUEST_PARTS, InParts
@@ -92,4 +94,5 @@ def over_wire(folder: Path, encoder: Path, cache: Path, **options: Any) -> Itera
         over.network = network  # type: ignore[attr-defined]
         return network
 
-    yield over
+    with patch.object(exchange, "POLL", 0.001), patch.object(remote, "BREATH", 0.01):  # nothing is on its way here
+        yield over

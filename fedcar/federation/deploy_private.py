@@ -41,7 +41,7 @@ def under_epsilon(options: RunOptions, target: Target, rounds: RoundSettings, le
             "--ledgers: with --unit example each device keeps its own (fedcar join --ledger); leave it out"
         )
     plan = settings_of(options.method, options.adapter, target, rounds).plan(1)  # of how many documents plays no part
-    exchanges = plan.steps + 1 + (plan.count is not None)
+    exchanges = plan.steps + 1 + (plan.count is not None) + (plan.held_out is not None)
     return replace(options, target=asdict(target), ledgers=ledgers, exchanges=exchanges)
 
 

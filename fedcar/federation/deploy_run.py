@@ -78,22 +78,21 @@ def train_over(
     """Enrol the devices, learn the mixture, run the rounds, keep the best candidate as RUN/retriever."""
     from fedcar.collection import Judged
     from fedcar.features import FeatureCache
+    from fedcar.federation import held_out
     from fedcar.federation.clock import VirtualClock
-    from fedcar.federation.local import baselines, matched, train_rounds
+    from fedcar.federation.local import baselines, matched, ridge_candidates, train_rounds
     from fedcar.federation.run_folder import RunFolder
     from fedcar.questions import prepare
     from fedcar.retriever import LEARNED, weights_of
     from fedcar.selection import Standard
-    from fedcar.train import calibrated, candidate, select
+    from fedcar.train import Candidate, calibrated, candidate, select
 
     start, cache = time.monotonic(), FeatureCache(Path(options.cache) if options.cache else None)
     selection = prepare(untrained, collection.judged("dev"), cache, report, "selection questions")
-    if not len(selection):
-        raise FedcarError(
-            f"{collection.name}: no dev split, so the server has no questions to choose by; put some that may be "
-            "public into qrels/dev.tsv"
-        )
+    new = not (run / ENROLMENT).exists()
     members = kept_enrolment(run, network, rounds.quorum, report)
+    if new and not len(selection):
+        held_out.check_held_out(network, collection.name)
     report.say(f"{len(members)} devices with {sum(members.values())} training questions")
     settings, rounds = matched(options.method, options.adapter, rounds, untrained, sum(members.values()))
     together = {**asdict(rounds), **asdict(settings), "devices": sorted(members)}
@@ -103,14 +102,29 @@ def train_over(
     }  # fmt: skip
     weights, exchanges = kept_mixture(run, network)
     mixed, standard = replace(untrained, weights=weights_of(weights[:LEARNED])), Standard()
-    first = candidate("evidence", standard.fitted(mixed), selection, standard, report)
     report.say(f"{time.monotonic() - start:.0f} s to the first round, {exchanges} small exchanges for the mixture")
-    shown = {**baselines(untrained, selection), "central": None}
-    trained, records = train_rounds(
-        mixed, {}, selection, settings, rounds, VirtualClock(), folder, resume, watch, shown, network
-    )
-    found = candidate(settings.method, standard.fitted(trained), selection, standard, report)
-    kept = select(untrained, selection, [first, found], standard, report)
+    if len(selection):
+        shown = {**baselines(untrained, selection), "central": None}
+    else:
+        shares = held_out.shares_before(network, untrained, mixed)
+        shown = {**held_out.shown(shares), "central": None}
+    if options.method == "ridge":
+        found, standard, records = ridge_candidates(mixed, {}, selection, cache, rounds, folder, report, network)
+        watch({**shown, **records[-1]})
+    else:
+        trained, records, score = train_rounds(
+            mixed, {}, selection, settings, rounds, VirtualClock(), folder, resume, watch, shown, network
+        )
+        found = [Candidate(settings.method, trained, score)]
+    evidence = standard.fitted(mixed)
+    if len(selection):
+        if options.method != "ridge":
+            found = [candidate(settings.method, standard.fitted(trained), selection, standard, report)]
+        first = candidate("evidence", evidence, selection, standard, report)
+        kept = select(untrained, selection, [first, *found], standard, report)
+    else:
+        first = held_out.candidate_by(lambda weights: shares[weights.tobytes()], "evidence", evidence, standard, report)
+        kept = held_out.select_by(shares, untrained, [first, *found], standard, report)
     nobody_answers = collection.unanswerable("dev")
     unanswered = prepare(untrained, Judged(nobody_answers, ({},) * len(nobody_answers)), cache, report, "")
     kept = replace(kept, retriever=calibrated(kept.retriever, selection, unanswered))

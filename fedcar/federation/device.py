@@ -21,14 +21,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedcar import __version__
-from fedcar.collection import Collection
+from fedcar.collection import Collection, Judged
 from fedcar.encoder import Encoder
 from fedcar.errors import FedcarError
 from fedcar.features import FeatureCache
 from fedcar.federation.client import Client, first_moments
 from fedcar.federation.compress import decode
 from fedcar.federation.device_private import Books, PrivateSide
-from fedcar.federation.device_ridge import RidgeSide
+from fedcar.federation.device_ridge import RidgeSide, right_by
 from fedcar.federation.mixture import Evidence, loss_sums, spread_sums
 from fedcar.federation.payload import REQUESTS, STATE, UPDATE, Payload, named, refusal, with_prefix
 from fedcar.federation.server import FIXED
@@ -36,7 +36,7 @@ from fedcar.federation.settings import RoundSettings
 from fedcar.fit import Settings, prepared, with_learned
 from fedcar.privacy.errors import BudgetError, LedgerError
 from fedcar.progress import Silent
-from fedcar.questions import prepare
+from fedcar.questions import prepare, subset
 from fedcar.retriever import Retriever
 
 BEFORE, NOW = "before/", "now/"
@@ -88,7 +88,7 @@ class Device:
         books: Books | None = None,
     ) -> None:
         report = report or Silent()
-        training, held_out = collection.judged("train"), collection.judged("dev")
+        training, held_out = collection.judged("train"), unknown(collection)
         if not len(training):
             raise FedcarError(f"{collection.name}: no training question; a device without any has nothing to teach")
         self.folder, self.model = folder, model
@@ -97,8 +97,8 @@ class Device:
         self.training = prepare(self.untrained, training, cache, report, "training questions")
         self.held_out = prepare(self.untrained, held_out, cache, report, "held-out questions")
         self.books = books or Books(folder / "ledgers")
-        self.private = PrivateSide(self.untrained, self.training, self.books, report)
-        self.ridge = RidgeSide(self.untrained, self.training, cache)
+        self.private = PrivateSide(self.untrained, self.training, self.held_out, self.books, report)
+        self.ridge = RidgeSide(self.untrained, self.training, self.held_out, cache)
         self.evidence: Evidence | None = None
         self.evidence_key = ""
         self.client: Client | None = None
@@ -159,7 +159,8 @@ class Device:
     def _enrol(self, setup: Setup, request: Payload) -> Payload:
         rows = {document.id: row for row, document in enumerate(self.untrained.documents)}
         counts = torch.from_numpy(self.training.targets(rows) > 0).sum(0)
-        return Payload("enrol", {"questions": len(self.training)}, {"row_questions": counts})
+        values = {"questions": len(self.training), "held_out": len(self.held_out)}
+        return Payload("enrol", values, {"row_questions": counts})
 
     def _statistics(self, setup: Setup, request: Payload) -> Payload:
         return self.ridge.statistics(setup)
@@ -194,10 +195,18 @@ class Device:
         values = {"questions": update.questions, "loss": update.metrics["loss"], "seconds": update.seconds, **counts}
         return Payload("train", values, with_prefix(update.tensors, UPDATE))
 
+    def _count(self, setup: Setup, request: Payload) -> Payload:
+        right = right_by(self.untrained, self.held_out, request.tensors["among"].numpy())
+        trained = 0
+        if len(self.held_out) and named(request.tensors, STATE):
+            client, rounds, state, _ = self._ready(setup, request)
+            trained = client.evaluate(state, rounds, self.held_out)
+        values = {"held_out": len(self.held_out), "trained": trained}
+        return Payload("count", values, {"right": torch.tensor(right, dtype=torch.int64)})
+
     def _counts(self, client: Client, state: Mapping[str, Tensor], rounds: RoundSettings) -> dict[str, int]:
         """Of the held-out questions how many there are and how many the received state gets right."""
-        right = client.evaluate(state, rounds, self.held_out) if len(self.held_out) else 0
-        return {"held_out": len(self.held_out), "right": right}
+        return {"held_out": len(self.held_out), "right": client.evaluate(state, rounds, self.held_out)}
 
     # ---------------------------------------------------------------- the client, and what it keeps on the disk
 
@@ -251,6 +260,12 @@ class Device:
 
     def _file(self, run: str) -> Path:
         return self.folder / "kept" / f"{hashlib.sha256(run.encode()).hexdigest()[:24]}.safetensors"
+
+
+def unknown(collection: Collection) -> Judged:
+    """The dev questions whose text does not stand in train: those would reward memory."""
+    dev, trained_on = collection.judged("dev"), collection.trained_on("dev")
+    return subset(dev, [query.id not in trained_on for query in dev.queries])
 
 
 def known(tensors: Mapping[str, Tensor], rounds: RoundSettings) -> dict[str, Tensor]:

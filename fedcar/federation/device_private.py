@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -21,6 +22,7 @@ from fedcar.privacy.release import check_target
 from fedcar.private_devices import Device, Order, mean
 from fedcar.private_plan import PrivatePlan, Target, make_plan
 from fedcar.private_sums import ROWS, Asked
+from fedcar.private_training import held_out_counts
 from fedcar.progress import Silent
 from fedcar.questions import Questions
 from fedcar.retriever import Retriever
@@ -122,8 +124,11 @@ class PrivateSide:
         No server can have less noise added than is charged: the releases follow from the plan made here.
     """
 
-    def __init__(self, untrained: Retriever, training: Questions, books: Books, report: Silent) -> None:
-        self.untrained, self.training, self.books, self.report = untrained, training, books, report
+    def __init__(
+        self, untrained: Retriever, training: Questions, held_out: Questions, books: Books, report: Silent
+    ) -> None:
+        self.untrained, self.training, self.held_out = untrained, training, held_out
+        self.books, self.report = books, report
         self.key = ""
 
     def noised(self, setup: Setup, request: Payload) -> Payload:
@@ -134,7 +139,8 @@ class PrivateSide:
             number, _, digest = str(request.values["head"]).partition(":")
             head = Head(int(number), digest)
         ledger = self.books.ledger(setup.run, head, self.settings.target)
-        door = Device("", self.asked, self.source, ledger, setup.run, head)
+        held_out = partial(held_out_counts, self.untrained, self.held_out, self.asked.adapter)
+        door = Device("", self.asked, self.source, ledger, setup.run, head, held_out=held_out)
         given = door.answer(order)
         found = door.known_head or ledger.head()
         return Payload("noised", {"head": f"{found.number}:{found.hash}"}, with_prefix(given, GIVEN))

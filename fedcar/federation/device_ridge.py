@@ -22,8 +22,11 @@ from fedcar.naive_bayes import BUCKETS, NaiveBayes
 from fedcar.questions import Questions
 from fedcar.retriever import Retriever
 from fedcar.ridge import STRENGTHS, PseudoSums, Sums, Taught, right_without
+from fedcar.selection import success_and_mrr
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from fedcar.federation.device import Setup
 
 LENGTH = 2 + LAYER_WEIGHT**2  # of a question's features, squared: three parts of length 1, 1 and LAYER_WEIGHT
@@ -99,16 +102,26 @@ def check_client(statistics: Statistics, questions: int, row_questions: Tensor) 
         raise ValueError("cross terms that are longer than its questions can make them")
 
 
+def right_by(retriever: Retriever, questions: Questions, among: NDArray[np.float32]) -> list[int]:
+    """How many questions a retriever gets right at first place with each of these weights (k, F)."""
+    if not len(questions):
+        return [0] * len(among)
+    features, empty = retriever.features(questions), retriever.empty[questions.candidates]
+    scores = (np.where(empty, -np.inf, features @ weights) for weights in among)
+    return [round(success_and_mrr(questions.relevance, one)[0] * len(questions)) for one in scores]
+
+
 # -------------------------------------------------------------------- the device's side
 
 
 class RidgeSide:
     """Answers the requests of the round of `ridge`; after a restart it asks to hear everybody's sums again."""
 
-    def __init__(self, untrained: Retriever, training: Questions, cache: FeatureCache) -> None:
-        self.untrained, self.training, self.cache = untrained, training, cache
+    def __init__(self, untrained: Retriever, training: Questions, held_out: Questions, cache: FeatureCache) -> None:
+        self.untrained, self.training, self.held_out, self.cache = untrained, training, held_out, cache
         self.member: RidgeMember | None = None
         self.taught: Taught | None = None
+        self.trained: Retriever | None = None
         self.key, self.strength = "", 0.0
 
     def statistics(self, setup: Setup) -> Payload:
@@ -136,8 +149,11 @@ class RidgeSide:
         held = self._held(setup, float(request.values["strength"]))
         if held is None:
             return refusal("taught")
-        right, questions = held.unseen_right(request.tensors["weights"].numpy())
-        return Payload("unseen", {"right": float(right), "questions": questions})
+        weights = request.tensors["weights"].numpy()
+        right, questions = held.unseen_right(weights)
+        (counted,) = right_by(self.trained or self.untrained, self.held_out, weights[None])
+        values = {"right": float(right), "questions": questions, "held_out": len(self.held_out)}
+        return Payload("unseen", {**values, "held_out_right": counted})
 
     def _held(self, setup: Setup, strength: float) -> RidgeMember | None:
         member = self._member(setup)
@@ -146,7 +162,10 @@ class RidgeSide:
         if strength not in STRENGTHS:
             raise ValueError(f"strength {strength}")
         if strength != self.strength:
-            member.hold_out(solve(self.taught.statistics, strength), self.taught)
+            ridge = solve(self.taught.statistics, strength)
+            member.hold_out(ridge, self.taught)
+            if len(self.held_out):
+                self.trained = self.taught.retriever(self.untrained, ridge, self.fixed)
             self.strength = strength
         return member
 
@@ -154,7 +173,7 @@ class RidgeSide:
         key = hashlib.sha256(setup.json.encode()).hexdigest()
         if self.member is None or key != self.key:
             seed = int(setup.settings["seed"])
-            fixed = feature_map(self.untrained, self.cache, seed)
-            self.member = RidgeMember.of(self.untrained, self.training, fixed, seed)
+            self.fixed = feature_map(self.untrained, self.cache, seed)
+            self.member = RidgeMember.of(self.untrained, self.training, self.fixed, seed)
             self.key, self.taught = key, None
         return self.member

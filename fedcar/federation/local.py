@@ -18,6 +18,7 @@ from fedcar.evaluate import evaluate
 from fedcar.features import FeatureCache
 from fedcar.federation.client import Client, first_moments
 from fedcar.federation.clock import VirtualClock
+from fedcar.federation.held_out import candidate_by
 from fedcar.federation.judge import Judge
 from fedcar.federation.mixture import Evidence, federated_mixture
 from fedcar.federation.network import LocalNetwork
@@ -40,7 +41,7 @@ from fedcar.progress import Silent
 from fedcar.pseudo_queries import PseudoQueries, pseudo_queries
 from fedcar.questions import Questions, prepare, split_for_selection
 from fedcar.retriever import LEARNED, Retriever, weights_of
-from fedcar.selection import Standard, baseline_weights, best_weights
+from fedcar.selection import Score, Standard, baseline_weights, best_weights
 from fedcar.train import (
     Candidate,
     FoldView,
@@ -157,7 +158,7 @@ def federate(
         found, standard, records = ridge_candidates(mixed, shares, selection, features, rounds, folder, report, network)
     else:
         shown["central"] = central.get("selection")
-        trained, records = train_rounds(
+        trained, records, _ = train_rounds(
             mixed, shares, selection, settings, rounds, clock, folder, resume, watch, shown, network
         )
         found = [candidate(settings.method, standard.fitted(trained), selection, standard, report)]
@@ -264,8 +265,8 @@ def train_rounds(
     watch: Watch,
     shown: Mapping[str, float | None],
     remote: RemoteNetwork | None = None,
-) -> tuple[Retriever, list[dict[str, Any]]]:
-    """Rounds of gradient training on top of the evidence: the best round's retriever and the history."""
+) -> tuple[Retriever, list[dict[str, Any]], Score]:
+    """Rounds of gradient training on top of the evidence: the best round's retriever, the history, the best score."""
     retriever = replace(mixed, weights=with_learned(mixed.weights), head=prepared(mixed.head, settings))
     if remote is not None:
         remote.begin(settings, rounds, mixed.weights)
@@ -275,7 +276,7 @@ def train_rounds(
         network = LocalNetwork(members, rounds, clock)
     judge = Judge(retriever, selection, settings)
     records = run_rounds(network, judge, rounds, folder, resume, watch, shown)
-    return judge.finish(), records
+    return judge.finish(), records, judge.best.score
 
 
 def run_rounds(
@@ -298,10 +299,14 @@ def run_rounds(
             client.load_kept(kept.get(name, {}), state.round)
     judge.active = state.tensors.get(FIXED[0], judge.active)
     for _ in range(state.round, settings.rounds):
+        received = state
         state, record = federated_round(state, enrolled, settings, network, judge)
+        judge.heard(received.round, received.tensors, record.get("held_out"))
         folder.write(state, {name: client.kept() for name, client in network.clients.items()}, judge.best, record)
         records.append(record)
         watch({**shown, **record})
+    if isinstance(network, RemoteNetwork) and not len(judge.selection):
+        judge.heard(state.round, state.tensors, network.held_out(state))
     return records
 
 
@@ -367,16 +372,18 @@ def ridge_candidates(
 ) -> tuple[list[Candidate], Standard, list[dict[str, Any]]]:
     """The one round of `ridge`, without and with pseudo-queries, and its record; nothing is kept to go on from."""
     found, records, standard = [], [], Standard()
+    remote = None
     if network is not None:
-        dimension = feature_map(mixed, features, rounds.seed).dimension
-        clients: RidgeClients = RemoteRidge(network, mixed, dimension, rounds.seed)
-    else:
-        clients = LocalRidge(mixed, shares, features, rounds.seed)
+        remote = RemoteRidge(network, mixed, feature_map(mixed, features, rounds.seed).dimension, rounds.seed)
+    clients: RidgeClients = remote or LocalRidge(mixed, shares, features, rounds.seed)
     for name, pseudo in (("ridge", PseudoQueries()), ("ridge+pseudo", pseudo_queries(mixed.documents, rounds.seed))):
         start = time.perf_counter()
         one = federated_ridge(mixed, clients, features, rounds.seed, pseudo)
         standard = one.standard
-        found.append(candidate(name, one.fitted, selection, standard, report))
+        if remote is not None and not len(selection):
+            found.append(candidate_by(remote.held_out_share, name, one.fitted, standard, report))
+        else:
+            found.append(candidate(name, one.fitted, selection, standard, report))
         record = {
             "round": 1,
             "what": name,
@@ -393,7 +400,8 @@ def ridge_candidates(
             "clock_seconds": round(time.perf_counter() - start, 4),
         }
         records.append(record)
-    folder.append(records[-1])
+    if not folder.records():  # or it stands there from before a resume
+        folder.append(records[-1])
     return found, standard, records[-1:]
 
 

@@ -6,15 +6,17 @@ import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fedcar.adapter import Adapter
-from fedcar.collection import Collection
+from fedcar.collection import Collection, Judged
 from fedcar.encoder import Encoder
 from fedcar.errors import FedcarError
 from fedcar.evaluate import evaluate
 from fedcar.features import FeatureCache
+from fedcar.federation.device import unknown
 from fedcar.federation.device_private import LEDGER, PrivateSettings, file_name, opened_ledger
 from fedcar.federation.local import Federation, Over, Watch, share_of
 from fedcar.federation.remote import RemoteNetwork
@@ -28,10 +30,10 @@ from fedcar.privacy.ledger import Head
 from fedcar.privacy.noise import NoiseSource
 from fedcar.privacy.statement import plain_words, to_json
 from fedcar.private_central import calibrated, prepare_privately, prepared, public_questions, record_of
-from fedcar.private_devices import Cohort, Crowd, Device, InTurn
+from fedcar.private_devices import Cohort, Crowd, Device, HeldOut, InTurn
 from fedcar.private_plan import PrivatePlan, Target
 from fedcar.private_sums import Asked
-from fedcar.private_training import Outcome, PrivateTraining
+from fedcar.private_training import Outcome, PrivateTraining, held_out_counts
 from fedcar.progress import Silent
 from fedcar.questions import Questions
 from fedcar.retriever import Retriever
@@ -86,12 +88,19 @@ def federate_under_epsilon(
     place = PrivateRun(Path(run), resume, belongs_to(collection, model, plan, kind, sorted(parts), rounds.seed))
     module = Adapter(adapter, model.embedding_width, rounds.seed) if plan.method == "adapter" else None
     books = Path(ledgers or place.clients)
+    held_out = unknown(collection) if target.held_out else Judged((), ())
+    of_dev = partition(held_out, kind, clients, rounds.seed) if len(held_out) else {}
+    of_dev = {name: rows for name, rows in of_dev.items() if name in parts}
     if over is None:
         training = prepare_privately(untrained, train_split, features)
         asked = {name: Asked(untrained, training.take(rows), module) for name, rows in sorted(parts.items())}
-        crowd: Crowd = in_this_process(asked, plan, place, books)
+        dev = prepare_privately(untrained, held_out, features)
+        counts = {name: partial(held_out_counts, untrained, dev.take(rows), module) for name, rows in of_dev.items()}
+        crowd: Crowd = in_this_process(asked, plan, place, books, counts)
     else:
         own = {name: share_of(collection, train_split, rows) for name, rows in parts.items()}
+        for name, rows in of_dev.items():
+            own[name] = with_held_out(own[name], share_of(collection, held_out, rows))
         network = over(untrained, own, books if target.unit == "example" else None)
         network.private(PrivateSettings(target, method, rounds.rounds or None, rate, adapter, rounds.seed), place.name)
         network.greet(1.0)
@@ -115,11 +124,22 @@ def check_participation(target: Target, rounds: RoundSettings) -> None:
         raise FedcarError("--participation: with --unit example every client takes part in every round; leave it out")
 
 
-def in_this_process(asked: Mapping[str, Asked], plan: PrivatePlan, place: PrivateRun, books: Path) -> InTurn:
+def with_held_out(share: Collection, held_out: Collection) -> Collection:
+    """A client's collection with questions to count on as its dev split."""
+    queries, dev = {**share.queries, **held_out.queries}, held_out.judgements["train"]
+    return replace(share, queries=queries, judgements={**share.judgements, "dev": dev})
+
+
+def in_this_process(
+    asked: Mapping[str, Asked], plan: PrivatePlan, place: PrivateRun, books: Path, held_out: Mapping[str, HeldOut]
+) -> InTurn:
     """Clients of this process, each with its ledger; for unit "client" one for all, which the server keeps."""
     if plan.target.unit == "client":
         return InTurn([Cohort(list(asked.values()), device("server", None, plan, place, books, 0))])
-    return InTurn([device(name, one, plan, place, books, number) for number, (name, one) in enumerate(asked.items())])
+    devices = [device(name, one, plan, place, books, number) for number, (name, one) in enumerate(asked.items())]
+    for one in devices:
+        one.held_out = held_out.get(one.name)
+    return InTurn(devices)
 
 
 def over_a_network(
@@ -206,14 +226,14 @@ class PrivateRun:
             self.heads = {name: Head(number, digest) for name, (number, digest) in content["heads"].items()}
         elif new:
             self.history.start(False)
-        self.noted = len(self.history.records())
+        self.noted = {record["round"] for record in self.history.records()}
         self.write()
 
     def note(self, record: Mapping[str, Any], heads: Mapping[str, Head]) -> None:
         """An exchange is done: the ledgers' heads, then the record, unless it stands there from before a resume."""
         self.heads |= heads
         self.write()
-        if record["round"] >= self.noted:
+        if record["round"] not in self.noted:
             self.history.append(record)
 
     def write(self) -> None:

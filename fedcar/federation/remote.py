@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from fedcar.federation.device_private import PrivateSettings
 
 PLAIN = {"strength": 0.0, "share": 0.0}  # of search, without ridge
+BREATH = 1.0  # seconds before a connection that broke is opened again
 RECONNECT = 120.0  # seconds in which a server that died must be back
 DEADLINE = 600.0  # seconds, where none is given: a device that never answers costs that much once, not the run
 
@@ -111,7 +112,7 @@ class RemoteNetwork:
             reason = f"the connection broke ({type(error).__name__})"
             self.say(f"{reason}; connecting again")
             self.close()
-            time.sleep(1.0)
+            time.sleep(BREATH)
             return Replies({}, dict.fromkeys(payloads, reason))
 
     def _connected(self) -> Carrier:
@@ -123,7 +124,7 @@ class RemoteNetwork:
             except Exception as error:
                 if not _of_the_network(error) or time.monotonic() > end:
                     raise
-                time.sleep(1.0)
+                time.sleep(BREATH)
 
     def close(self) -> None:
         carrier, self.carrier = self.carrier, None
@@ -139,8 +140,7 @@ class RemoteNetwork:
         """
 
         def told(name: str, payload: Payload) -> None:
-            counts, questions = payload.tensors["row_questions"], payload.values["questions"]
-            self.clients[name].enrolled = _enrolled(name, questions, counts, self.documents)
+            self.clients[name].enrolled = _enrolled(name, payload, self.documents)
 
         return self._taking_part(share, "enrol", told, attempts)
 
@@ -274,6 +274,38 @@ class RemoteNetwork:
             updates.append(Update(name, tensors, values["questions"], metrics, values["seconds"], wire_bytes(tensors)))
         return Answers(tuple(updates), replies.failed, down, replies.seconds)
 
+    def held_out(self, state: ServerState) -> dict[str, float]:
+        """Of how many held-out questions of all devices the state gets how many right; nothing where there are none."""
+        width = len(self.retriever.weights)
+        asked, _, right = self._counted(torch.zeros(0, width), state)
+        return {"questions": asked, "right": right} if asked else {}
+
+    def held_out_by(self, among: Sequence[NDArray[np.float32]]) -> list[float]:
+        """The share of the devices' held-out questions that search gets right with each of these weights."""
+        asked, right, _ = self._counted(torch.stack([torch.from_numpy(one) for one in among]), None)
+        return [float(count) / max(1, asked) for count in right]
+
+    def _counted(self, among: Tensor, state: ServerState | None) -> tuple[int, Tensor, int]:
+        """Summed over the devices that answer: held-out questions, right ones by weights (k,), and by the state."""
+        total, asked, trained = torch.zeros(len(among), dtype=torch.int64), 0, 0
+        requests = {}
+        for name, client in self.clients.items():
+            wire = {} if state is None else self.sent_to(client.enrol(), state.tensors)
+            tensors = {"weights": self.weights, "among": among, **with_prefix(wire, STATE)}
+            values: dict[str, Value] = {"setup": self.setup.json, "round": 0 if state is None else state.round}
+            requests[name] = Payload("count", values, tensors)
+        found: dict[str, Payload] = {}
+        for _ in range(2):
+            missing = {name: request for name, request in requests.items() if name not in found}
+            found |= self.ask(missing).payloads if missing else {}
+        for _, payload in sorted(found.items()):
+            questions, own = int(payload.values["held_out"]), int(payload.values["trained"])
+            right = payload.tensors["right"]
+            if right.shape == total.shape and right.dtype == torch.int64 and 0 <= own <= questions:
+                asked, trained = asked + questions, trained + own
+                total += right.clamp(0, questions)
+        return asked, total, trained
+
     def sent_to(self, device: Enrolled, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What a device receives, against zeros: with private documents only the rows of its own."""
         if self.settings.private_documents:
@@ -296,12 +328,13 @@ class _Left(Exception):  # noqa: N818 - no error: a device has left
         self.names = names
 
 
-def _enrolled(name: str, questions: Any, counts: Tensor, documents: int) -> Enrolled:  # noqa: ANN401 - from the wire
+def _enrolled(name: str, payload: Payload, documents: int) -> Enrolled:
+    counts, questions = payload.tensors["row_questions"], int(payload.values["questions"])
     if counts.dtype != torch.int64 or counts.shape != (documents,) or bool((counts < 0).any()):
         raise ValueError("counts that are not one number a document")
     if questions < 1 or int(counts.max()) > questions:
         raise ValueError(f"{questions} questions")
-    return Enrolled(name, questions, counts)
+    return Enrolled(name, questions, counts, max(0, int(payload.values["held_out"])))
 
 
 def _held_out(payload: Payload) -> tuple[int, int]:

@@ -24,7 +24,7 @@ from fedcar.privacy.errors import BudgetError
 from fedcar.privacy.ledger import Head
 from fedcar.privacy.release import Release
 from fedcar.private_devices import Answers, Device, Order, poisson
-from fedcar.private_plan import PrivatePlan
+from fedcar.private_plan import HELD_OUT, PrivatePlan
 from fedcar.private_sums import BELOW, COUNT, ROWS, Tensors
 
 ROUNDING = 1e-4  # by which the length of an honest device's mean may stand above its bound
@@ -69,6 +69,8 @@ class Asking:
 
     def _expected(self, order: Order) -> dict[str, tuple[torch.dtype, torch.Size]]:
         shapes = {0: {COUNT: torch.Size([1])}, 1: {ROWS: self.shapes[ROWS]}}.get(order.number, self.shapes)
+        if order.release.name == HELD_OUT:
+            shapes = {HELD_OUT: torch.Size([3])}
         if order.adaptive is not None:
             shapes = {**shapes, BELOW: torch.Size([1])}
         return {name: (torch.float32, shape) for name, shape in shapes.items()}

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 class RemoteRidge:
     """Devices behind a network in the round of `ridge`; see `RidgeClients`.
 
-    A device that fails before its sums came is left out of everything, later only of what is still learned.
+    `held_out` keeps what share of the devices' held-out questions each weighting got right, to choose by where the
+    server has none. A device that fails before its sums came is left out of everything, later only of what is still
+    learned.
     """
 
     def __init__(self, network: RemoteNetwork, retriever: Retriever, dimension: int, seed: int) -> None:
@@ -38,6 +40,7 @@ class RemoteRidge:
         self.names: list[str] = []
         self.told: Callable[[], Payload] = lambda: Payload("greet")
         self.strength = 0.0
+        self.held_out: dict[bytes, float] = {}
 
     def sums(self) -> dict[str, Sums]:
         """Asked for once, and kept for the second candidate."""
@@ -76,7 +79,13 @@ class RemoteRidge:
         values: dict[str, Value] = {**self._setup(), "strength": self.strength}
         replies = self._all(lambda: Payload("unseen", values, {"weights": torch.from_numpy(weights)}))
         found = [(float(one.values["right"]), int(one.values["questions"])) for _, one in sorted(replies.items())]
-        return share_of_right([(right, questions) for right, questions in found if 0 <= right <= questions])
+        held = [(float(one.values["held_out_right"]), int(one.values["held_out"])) for one in replies.values()]
+        self.held_out[weights.tobytes()] = share_of_right(held)
+        return share_of_right(found)
+
+    def held_out_share(self, weights: NDArray[np.float32]) -> float:
+        """As it came with what was asked about document folds."""
+        return self.held_out[weights.tobytes()]
 
     # ---------------------------------------------------------------- asking
 

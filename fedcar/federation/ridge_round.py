@@ -176,7 +176,9 @@ class LocalRidge:
 
 
 def share_of_right(counts: list[tuple[float, int]]) -> float:
-    return sum(right for right, _ in counts) / max(1, sum(questions for _, questions in counts))
+    """Of clients' right answers and questions; a client that says more than all were right is left out."""
+    possible = [(right, questions) for right, questions in counts if 0 <= right <= questions]
+    return sum(right for right, _ in possible) / max(1, sum(questions for _, questions in possible))
 
 
 def rows_of(retriever: Retriever) -> dict[str, int]:
