@@ -191,20 +191,26 @@ class Encoder:
         readable = [text.encode("utf-8", "replace").decode() for text in texts]  # lone surrogates are no text
         found = self.tokenizer(readable, truncation=True, max_length=room, return_attention_mask=False)
         ids: list[list[int]] = [list(map(int, row)) for row in found["input_ids"]]
-        cut = sum(bool(encoding.overflowing) for encoding in found.encodings or [])
-        if cut and not self.texts_cut:
-            message = f"{cut} of {len(texts)} texts are longer than {self.max_tokens} tokens and were cut"
-            warnings.warn(message, FedcarWarning, stacklevel=2)
-        self.texts_cut += cut
+        self._warn_of_cut(found, len(texts))
         if end is not None:
             ids = [row if row and row[-1] == end else [*row, end] for row in ids]
+        self._check_known(ids)
+        return [row or [self.padding_id] for row in ids]
+
+    def _warn_of_cut(self, found: Any, texts: int) -> None:  # noqa: ANN401 - a tokenizer's answer
+        cut = sum(bool(encoding.overflowing) for encoding in found.encodings or [])
+        if cut and not self.texts_cut:
+            message = f"{cut} of {texts} texts are longer than {self.max_tokens} tokens and were cut"
+            warnings.warn(message, FedcarWarning, stacklevel=3)
+        self.texts_cut += cut
+
+    def _check_known(self, ids: Sequence[Sequence[int]]) -> None:
         known = self.model_config.vocab_size
         if (highest := max(map(max, filter(None, ids)), default=0)) >= known:
             raise FedcarError(
                 f"{self.folder}: the tokenizer makes token {highest}, but the model has {known} tokens; "
                 "they do not belong together: fetch the encoder again"
             )
-        return [row or [self.padding_id] for row in ids]
 
     @cached_property
     def adds_end(self) -> bool:
@@ -260,6 +266,21 @@ class Encoder:
 
         All of it is held in memory: 2 d bytes a token. Offsets count characters.
         """
+        return encoded_tokens(self.runtime(texts), self._tokens(texts), self.padding_id, progress)
+
+    def read(
+        self, texts: Sequence[str], progress: Progress | None = None
+    ) -> tuple[NDArray[np.void], list[TokenStates]]:
+        """Texts -> what `encode_states` and what `token_states` give, from one pass through the model.
+
+        From two with pooling `last`, which reads the end of a text in another way.
+        """
+        if self.pooling == "last":
+            return self.encode_states(texts), self.token_states(texts, progress)
+        records, tokens = np.empty(len(texts), dtype=self.state_type), self._tokens(texts, checked=True)
+        return records, encoded_tokens(self.runtime(texts), tokens, self.padding_id, progress, records=records)
+
+    def _tokens(self, texts: Sequence[str], checked: bool = False) -> list[Tokens]:
         if not texts:
             return []
         found = self.tokenizer(
@@ -270,8 +291,11 @@ class Encoder:
             return_offsets_mapping=True,
             return_special_tokens_mask=True,
         )
+        if checked:
+            self._warn_of_cut(found, len(texts))
+            self._check_known(found["input_ids"])
         rows = zip(found["input_ids"], found["offset_mapping"], found["special_tokens_mask"], strict=True)
-        return encoded_tokens(self.runtime(texts), [Tokens(*row) for row in rows], self.padding_id, progress)
+        return [Tokens(*row) for row in rows]
 
     @property
     def layers(self) -> tuple[int, ...]:

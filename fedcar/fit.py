@@ -237,7 +237,6 @@ class Trainer:
         self.optimizer = Adam(groups)
         self.treat = PaperRecipe() if settings.recipe == "paper" else None
         self.rates = [group.rate for group in groups]
-        self.strength = 1 / (2 * settings.inverse_penalty * len(training))  # of the pull of rows to 0
         self.steps_an_epoch = math.ceil(len(training) / settings.batch_size)
 
     def epoch(self, epoch: int, advance: Callable[[int], None]) -> Iterator[float]:
@@ -279,10 +278,12 @@ class Trainer:
         if self.only_rows_learn:
             hidden = self.with_dropout(self.hidden(rows))
             offset, relevance = (every.index_select(0, rows) for every in (self.offset, self.relevance))
-            return self.head.rows_gradient(hidden, offset, relevance, self.strength)
-        loss = self.loss(rows)
-        (loss + self.penalty()).backward()  # type: ignore[no-untyped-call]
-        return float(loss.detach())
+            loss = self.head.rows_gradient(hidden, offset, relevance)
+            self.penalty().backward()  # type: ignore[no-untyped-call]
+            return loss
+        mean = self.loss(rows)
+        (mean + self.penalty()).backward()  # type: ignore[no-untyped-call]
+        return float(mean.detach())
 
     def loss(self, rows: Tensor) -> Tensor:
         """Mean loss of the questions of a batch (b,)."""
@@ -314,7 +315,8 @@ class Trainer:
         if self.settings.query_map:
             pull: Tensor = self.settings.map_penalty / len(self.training) * self.head.map.square().sum()
             return pull
-        penalty: Tensor = self.strength * (self.head.log_scale.exp() * self.head.rows).square().sum()
+        strength = 1 / (2 * self.settings.inverse_penalty * len(self.training))
+        penalty: Tensor = strength * (2 * self.head.log_scale).exp() * self.head.rows.square().sum()
         return penalty
 
     # ---------------------------------------------------------------- scores, and what is trained as named tensors

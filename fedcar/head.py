@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 KINDS = ("linear", "cosine")
 START_SCALE = 20.0
-LEAST_SCORE = -1e30  # in place of -inf, which less itself is no number
+LEAST_SCORE = -1e30  # in place of -inf, whose sum has no gradient
 MANY_TIMES = 40  # so many more rows than are asked for still cost less as one matrix product
 
 
@@ -127,12 +127,12 @@ class Head(nn.Module):
         return self.kind == "linear" and not self.pre_classifier and not self.query_map
 
     @torch.no_grad()
-    def rows_gradient(self, hidden_states: Tensor, offset: Tensor, relevance: Tensor, strength: float) -> float:
+    def rows_gradient(self, hidden_states: Tensor, offset: Tensor, relevance: Tensor) -> float:
         """Put the gradients of rows and temperature in place where nothing but the rows learns; return the mean loss.
 
         Hidden states (b, d), offset and relevance (b, n); the loss is the mean of `candidate_losses` of offset +
-        learned, and strength s^2 |r|^2. Two matrix products and little else: x, of unit length, is never written down,
-        since x . r = (h . r / |h| - centre . r) / |h / |h| - centre|, and as little in the backward pass.
+        learned. Two matrix products and little else: x, of unit length, is never written down, since x . r =
+        (h . r / |h| - centre . r) / |h / |h| - centre|, and as little in the backward pass.
         """
         scale, some_stay = float(self.log_scale.exp()), not bool(self.active.all())
         lengths = torch.linalg.vector_norm(hidden_states, dim=1)
@@ -148,11 +148,10 @@ class Head(nn.Module):
         slopes /= len(slopes)
         if some_stay:
             slopes *= self.active
-        pull = 2 * strength * scale * scale
-        self.log_scale.grad = torch.vdot(slopes.flatten(), learned.flatten()) + pull * self.rows.square().sum()
+        self.log_scale.grad = torch.vdot(slopes.flatten(), learned.flatten())
         of_centre = slopes.T @ factor
         slopes *= (factor / divisor)[:, None]
-        self.rows.grad = (slopes.T @ hidden_states).addr_(of_centre, self.centre, alpha=-1).add_(self.rows, alpha=pull)
+        self.rows.grad = (slopes.T @ hidden_states).addr_(of_centre, self.centre, alpha=-1)
         return float(losses.mean())
 
     def query_vectors(self, hidden_states: Tensor) -> Tensor:
@@ -178,12 +177,15 @@ def candidate_losses(scores: Tensor, relevance: Tensor) -> Tensor:
     Every relevant candidate competes with the question's irrelevant ones only, never with its other relevant ones; its
     part of the question's loss is its share of the question's relevance (graded judgements).
     """
-    losses: Tensor = _CandidateLosses.apply(scores, relevance)  # type: ignore[no-untyped-call]
-    return losses
+    negatives = scores.masked_fill(relevance > 0, LEAST_SCORE).clamp(min=LEAST_SCORE)
+    rest = torch.logsumexp(negatives, dim=1, keepdim=True)
+    losses = functional.softplus(rest - scores)  # log(exp(score) + sum exp(negatives)) - score
+    weights = relevance / relevance.sum(1, keepdim=True).clamp(min=1e-9)
+    return torch.where(relevance > 0, losses * weights, 0.0).sum(1)
 
 
 def candidate_slopes(scores: Tensor, relevance: Tensor) -> tuple[Tensor, Tensor]:
-    """`candidate_losses` (b,) and their gradients at the scores (b, c), by few passes over them."""
+    """`candidate_losses` (b,) and their gradients at the scores (b, c), by few passes over them and no autograd."""
     found = np.flatnonzero((relevance > 0).cpu().numpy())  # which takes a tenth of the time of torch's own
     rows, columns = map(torch.from_numpy, np.divmod(found, max(1, relevance.shape[1])))
     chosen, weights = scores[rows, columns], relevance[rows, columns].to(scores.dtype)
@@ -200,17 +202,3 @@ def candidate_slopes(scores: Tensor, relevance: Tensor) -> tuple[Tensor, Tensor]
     slopes *= (torch.zeros_like(total).index_add_(0, rows, pushed) / sums)[:, None]
     slopes[rows, columns] = -pushed
     return losses, slopes
-
-
-class _CandidateLosses(torch.autograd.Function):
-    @staticmethod
-    def forward(context: Any, scores: Tensor, relevance: Tensor) -> Tensor:  # noqa: ANN401 - torch's own
-        losses, slopes = candidate_slopes(scores, relevance)
-        context.save_for_backward(slopes)
-        return losses
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
-        (slopes,) = context.saved_tensors
-        return slopes * gradient[:, None], None
