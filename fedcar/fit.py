@@ -19,6 +19,7 @@ from fedcar.checkpoint import Best, Checkpoint
 from fedcar.folds import MOST_SHARE, Fold
 from fedcar.head import Head, candidate_losses
 from fedcar.history import History
+from fedcar.measure import multiplies_bfloat16
 from fedcar.mixture import fit_mixture
 from fedcar.paper_recipe import PaperRecipe
 from fedcar.progress import Silent
@@ -220,6 +221,8 @@ class Trainer:
         if settings.method == "adapter":
             self.encoder.insert(Adapter(settings.adapter, self.encoder.embedding_width, settings.seed))
             self.token_ids = self.encoder.tokenize(training.texts)
+            if multiplies_bfloat16():
+                self.encoder.halve()
             if settings.gradient_checkpointing:
                 self.encoder.checkpoint_gradients()
         self.hidden_states = torch.from_numpy(np.ascontiguousarray(training.hidden_states))
