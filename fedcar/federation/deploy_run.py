@@ -94,7 +94,8 @@ def train_over(
     if new and not len(selection):
         held_out.check_held_out(network, collection.name)
     report.say(f"{len(members)} devices with {sum(members.values())} training questions")
-    settings, rounds = matched(options.method, options.adapter, rounds, untrained, sum(members.values()))
+    questions = sum(members.values())
+    settings, rounds = matched(options.method, options.adapter, rounds, untrained, questions, len(members))
     together = {**asdict(rounds), **asdict(settings), "devices": sorted(members)}
     folder = RunFolder(run)
     folder.belongs_to = {
