@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -68,7 +69,7 @@ class Encoder:
         self._runtime_name: str | None = None
         self._runtime: Runtime | None = None
         self._folded: str | None = None
-        self._half: tuple[Adapter, Any] | None = None
+        self._half: tuple[WeakSet[Adapter], Any] | None = None
 
     @classmethod
     def load(cls, name: str | Path = DEFAULT_ENCODER, pooling: str | None = None, *, offline: bool = False) -> Encoder:
@@ -232,10 +233,11 @@ class Encoder:
 
     @property
     def _blocks(self) -> Any:  # noqa: ANN401 - any AutoModel
-        """What a batch goes through: for gradients of the adapter it was made for, the copy in bfloat16."""
-        if self._half is not None and self._half[0] is self.adapter and torch.is_grad_enabled():
-            return self._half[1]
-        return self.model
+        """What a batch goes through: for gradients of an adapter it was made for, the copy in bfloat16."""
+        if self._half is None or self.adapter not in self._half[0] or not torch.is_grad_enabled():
+            return self.model
+        self._half[1].get_input_embeddings().adapter = self.adapter
+        return self._half[1]
 
     def runtime(self, texts: Sequence[str]) -> Runtime:
         """What runs the encoder on these texts: with an adapter torch in float32, otherwise what `choice` says."""
@@ -382,6 +384,9 @@ class Encoder:
         """
         if self.adapter is None:
             raise ValueError("there is no adapter whose gradients could go through the blocks")
+        if self._half is not None:  # clients in one process share the blocks, each with an adapter of its own
+            self._half[0].add(self.adapter)
+            return
         table = self.embedding
         self.model.set_input_embeddings(torch.nn.Embedding(1, 1))  # the table is not copied
         try:
@@ -391,7 +396,7 @@ class Encoder:
         if self.device.type == "cpu":
             blocks.set_attn_implementation("eager")
         blocks.set_input_embeddings(SoftEmbedding(table, self.adapter, torch.bfloat16))
-        self._half = self.adapter, blocks
+        self._half = WeakSet([self.adapter]), blocks
 
     def checkpoint_gradients(self) -> None:
         """Recompute activations in the backward pass: less memory, about one more forward pass a step."""

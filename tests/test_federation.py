@@ -563,7 +563,6 @@ def test_only_the_adapter_is_shared(collection: Path, options: tuple[object, ...
         (("--clients", 2, "--partition", "dirichlet:0"), "ALPHA must be a number above 0"),
         (("--clients", 2, "--rounds", 0), "--rounds 0: must be 1 or more"),
         (("--clients", 2, "--clock", "fast"), "--clock"),
-        (("--clients", 2, "--engine", "flower", "--epsilon", 1), "--engine flower --epsilon 1"),
         (("--clients", 2, "--engine", "flower", "--clock", "latency=1ms"), "--engine flower"),
         (("--partition", "client"), "no training question names its client"),
     ],
