@@ -127,13 +127,14 @@ class PrivateTraining:
             self.choose_by_held_out(state)
 
     def choose_by_held_out(self, state: dict[str, Tensor]) -> None:
-        """Search stays where the clients' noised counts say that it gets more of their held-out questions right."""
+        """Search stays where the clients' counts say, by more than their noise, that it gets more of theirs right."""
         order = Order.of(self.plan, 2 + self.plan.steps, state)
         questions, search, trained = self.exchange(order)[HELD_OUT].tolist()
         self.report.say(f"held out, noised: {search:.0f} right by search, {trained:.0f} as trained, of {questions:.0f}")
         if questions > 0:
             self.outcome.scores |= {"before": search / questions, self.plan.method: trained / questions}
-        if trained < search:
+        noise = self.loudness * order.release.standard_deviation * 2**0.5  # of the difference
+        if search - trained > noise:
             self.best = (None, None, "none")
 
     def stepped(

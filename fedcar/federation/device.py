@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from fedcar.federation.server import FIXED
 from fedcar.federation.settings import RoundSettings
 from fedcar.fit import Settings, prepared, with_learned
 from fedcar.privacy.errors import BudgetError, LedgerError
+from fedcar.private_central import prepare_privately
 from fedcar.progress import Silent
 from fedcar.questions import prepare, subset
 from fedcar.retriever import Retriever
@@ -97,7 +99,8 @@ class Device:
         self.training = prepare(self.untrained, training, cache, report, "training questions")
         self.held_out = prepare(self.untrained, held_out, cache, report, "held-out questions")
         self.books = books or Books(folder / "ledgers")
-        self.private = PrivateSide(self.untrained, self.training, self.held_out, self.books, report)
+        every = partial(prepare_privately, self.untrained, collection.judged("dev"), cache)
+        self.private = PrivateSide(self.untrained, self.training, every, self.books, report)
         self.ridge = RidgeSide(self.untrained, self.training, self.held_out, cache)
         self.evidence: Evidence | None = None
         self.evidence_key = ""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import torch
+from torch import Tensor
 
 from fedcar.adapter import Adapter
 from fedcar.federation.payload import GIVEN, STATE, Payload, named, with_prefix
@@ -21,7 +21,7 @@ from fedcar.privacy.noise import NoiseSource
 from fedcar.privacy.release import check_target
 from fedcar.private_devices import Device, Order, mean
 from fedcar.private_plan import PrivatePlan, Target, make_plan
-from fedcar.private_sums import ROWS, Asked
+from fedcar.private_sums import ROWS, Asked, Tensors
 from fedcar.private_training import held_out_counts
 from fedcar.progress import Silent
 from fedcar.questions import Questions
@@ -125,8 +125,14 @@ class PrivateSide:
     """
 
     def __init__(
-        self, untrained: Retriever, training: Questions, held_out: Questions, books: Books, report: Silent
+        self,
+        untrained: Retriever,
+        training: Questions,
+        held_out: Callable[[], Questions],
+        books: Books,
+        report: Silent,
     ) -> None:
+        """`held_out` makes its dev questions ready, those that stand in train too: no choice is made by train."""
         self.untrained, self.training, self.held_out = untrained, training, held_out
         self.books, self.report = books, report
         self.key = ""
@@ -139,8 +145,7 @@ class PrivateSide:
             number, _, digest = str(request.values["head"]).partition(":")
             head = Head(int(number), digest)
         ledger = self.books.ledger(setup.run, head, self.settings.target)
-        held_out = partial(held_out_counts, self.untrained, self.held_out, self.asked.adapter)
-        door = Device("", self.asked, self.source, ledger, setup.run, head, held_out=held_out)
+        door = Device("", self.asked, self.source, ledger, setup.run, head, held_out=self._counts)
         given = door.answer(order)
         found = ledger.head()
         return Payload("noised", {"head": f"{found.number}:{found.hash}"}, with_prefix(given, GIVEN))
@@ -149,6 +154,9 @@ class PrivateSide:
         """The mean of this client's clipped parts, un-noised: a server that is trusted adds the noise."""
         order = self._order(setup, request)
         return Payload("clipped", {}, with_prefix(mean(order, self.asked), GIVEN))
+
+    def _counts(self, state: Tensors) -> Tensor:
+        return held_out_counts(self.untrained, self.held_out(), self.asked.adapter, state)
 
     def _order(self, setup: Setup, request: Payload) -> Order:
         """What is asked for, by the plan made here; ValueError where that has no such exchange."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedcar.adapter import Adapter
 from fedcar.collection import Collection, Judged
@@ -16,7 +16,6 @@ from fedcar.encoder import Encoder
 from fedcar.errors import FedcarError
 from fedcar.evaluate import evaluate
 from fedcar.features import FeatureCache
-from fedcar.federation.device import unknown
 from fedcar.federation.device_private import LEDGER, PrivateSettings, file_name, opened_ledger
 from fedcar.federation.local import Federation, Over, Watch, share_of
 from fedcar.federation.remote import RemoteNetwork
@@ -38,6 +37,10 @@ from fedcar.progress import Silent
 from fedcar.questions import Questions
 from fedcar.retriever import Retriever
 from fedcar.storage import write_json
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 PRIVATE = "private.json"  # beside the history: the run's name, what it belongs to, where each ledger stood last
 UNIT_NEEDS_CLIENTS = 200
@@ -82,15 +85,14 @@ def federate_under_epsilon(
     units = len(parts) if target.unit == "client" else len(train_split)
     rate = rounds.participation if target.unit == "client" else None
     check_participation(target, rounds)
+    held_out = collection.judged("dev") if target.held_out else Judged((), ())
+    of_dev = partition_of_dev(held_out, kind, clients, rounds.seed) if target.held_out else {}
     untrained, plan = prepared(collection, target, model, features, report, method, rounds.rounds or None, units, rate)
     if target.unit == "client" and len(parts) < UNIT_NEEDS_CLIENTS:
         report.say(f"{len(parts)} clients: hiding a whole client takes hundreds; --unit example hides each question")
     place = PrivateRun(Path(run), resume, belongs_to(collection, model, plan, kind, sorted(parts), rounds.seed))
     module = Adapter(adapter, model.embedding_width, rounds.seed) if plan.method == "adapter" else None
     books = Path(ledgers or place.clients)
-    held_out = unknown(collection) if target.held_out else Judged((), ())
-    of_dev = partition(held_out, kind, clients, rounds.seed) if len(held_out) else {}
-    of_dev = {name: rows for name, rows in of_dev.items() if name in parts}
     if over is None:
         training = prepare_privately(untrained, train_split, features)
         asked = {name: Asked(untrained, training.take(rows), module) for name, rows in sorted(parts.items())}
@@ -99,8 +101,8 @@ def federate_under_epsilon(
         crowd: Crowd = in_this_process(asked, plan, place, books, counts)
     else:
         own = {name: share_of(collection, train_split, rows) for name, rows in parts.items()}
-        for name, rows in of_dev.items():
-            own[name] = with_held_out(own[name], share_of(collection, held_out, rows))
+        for name in own.keys() & of_dev.keys():
+            own[name] = with_held_out(own[name], share_of(collection, held_out, of_dev[name]))
         network = over(untrained, own, books if target.unit == "example" else None)
         network.private(PrivateSettings(target, method, rounds.rounds or None, rate, adapter, rounds.seed), place.name)
         network.greet(1.0)
@@ -117,6 +119,13 @@ def federate_under_epsilon(
     retriever.training = record_of(collection, outcome, plan, selection)
     retriever.training["federation"] = {"clients": len(parts), "partition": kind, "unit": target.unit}
     return finished(retriever, outcome, place, collection, selection, cache, seconds, report)
+
+
+def partition_of_dev(held_out: Judged, kind: str, clients: int | None, seed: int) -> dict[str, NDArray[np.int64]]:
+    """Which held-out question counts at which client. Also one that stands in train: no choice is made by train."""
+    if not len(held_out):
+        raise FedcarError("--held-out: there is no dev split whose questions could count; bring qrels/dev.tsv")
+    return partition(held_out, kind, clients and min(clients, len(held_out)), seed)
 
 
 def check_participation(target: Target, rounds: RoundSettings) -> None:
