@@ -74,6 +74,23 @@ def test_a_message_travels_through_superlink_and_supernode(place: deploy.ServerF
         worker.join(20)
 
 
+def test_parts_that_are_not_there_yet_are_looked_for_soon() -> None:
+    """Flower's own way waits a second, and a round has three such waits."""
+    from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError, pull_objects
+
+    asked: list[str] = []
+
+    def pull(name: str) -> bytes:
+        asked.append(name)
+        if len(asked) < 3:
+            raise ObjectUnavailableError(name)
+        return b"there"
+
+    flower.look_again_sooner()
+    start = time.monotonic()
+    assert pull_objects(["one"], pull) == {"one": b"there"} and time.monotonic() - start < 0.9
+
+
 def test_a_payload_goes_through_flowers_records_unchanged() -> None:
     tensors = {
         "weights": torch.randn(5).double(),
