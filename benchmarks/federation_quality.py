@@ -100,7 +100,7 @@ class Bench:
                     mixed, shares, self.selection, self.features, rounds, folder, Silent()
                 )
             else:
-                trained, records = train_rounds(
+                trained, records, _ = train_rounds(
                     mixed, shares, self.selection, settings, rounds, VirtualClock(), folder, False, ignore, {}
                 )
                 found = [candidate(settings.method, standard.fitted(trained), self.selection, standard, Silent())]
