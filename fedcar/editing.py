@@ -18,11 +18,11 @@ from fedcar.collection import Document
 from fedcar.errors import FedcarError, FedcarWarning, quoted
 from fedcar.head import Head
 from fedcar.lines import check_identifier, check_text
-from fedcar.metrics import top_k
 from fedcar.naive_bayes import NaiveBayes
 from fedcar.progress import Silent
 from fedcar.pseudo_queries import pseudo_queries
 from fedcar.ridge_rows import RidgeRows
+from fedcar.rows import Rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -159,10 +159,9 @@ def _rows_of(retriever: Retriever, chosen: NDArray[np.int64]) -> tuple[NDArray[n
 def _nearest_texts(retriever: Retriever, chosen: NDArray[np.int64]) -> list[str]:
     """The texts of the other documents that lie nearest to one of the chosen, nearer ones first."""
     embeddings = retriever.evidence.embeddings
-    cosines = embeddings[chosen] @ embeddings.T
-    cosines[:, chosen] = -np.inf
-    nearest = top_k(cosines, min(NEIGHBOURS, len(embeddings) - len(chosen)))
-    rows = list(dict.fromkeys(nearest.T.ravel().tolist()))[:MOST_OTHERS]
+    nearest = Rows(embeddings).nearest(embeddings[chosen], NEIGHBOURS + len(chosen))[1]
+    others = np.stack([row[~np.isin(row, chosen)][:NEIGHBOURS] for row in nearest])
+    rows = list(dict.fromkeys(others.T.ravel().tolist()))[:MOST_OTHERS]
     return [text for row in rows if (text := retriever.documents[row].full_text)]
 
 

@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from itertools import chain
+from itertools import chain, compress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,7 +72,7 @@ class LexicalIndex:
         columns = _columns(self.arrays["indptr"])[here]
         used = np.bincount(columns, minlength=len(self.vocabulary)) > 0
         number, document = np.cumsum(used) - 1, np.cumsum(kept) - 1
-        vocabulary = {word: int(number[column]) for word, column in self.vocabulary.items() if used[column]}
+        vocabulary = numbered(list(compress(self.vocabulary, used.tolist())))  # words stand in the order of numbers
         left = {
             "counts": self.arrays["counts"][here],
             "indices": document[self.arrays["indices"][here]].astype(np.int32),
@@ -223,7 +223,7 @@ def inverse_document_frequencies(found: NDArray[np.int64], documents: int) -> ND
 
 def numbered(vocabulary: Sequence[str] | Mapping[str, int]) -> Mapping[str, int]:
     """Words in the order of their numbers -> their numbers."""
-    return vocabulary if isinstance(vocabulary, Mapping) else {word: row for row, word in enumerate(vocabulary)}
+    return vocabulary if isinstance(vocabulary, Mapping) else dict(zip(vocabulary, range(len(vocabulary)), strict=True))
 
 
 def english_words(text: str) -> list[str]:

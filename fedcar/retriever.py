@@ -18,7 +18,7 @@ import numpy as np
 from fedcar.calibration import Calibration
 from fedcar.collection import Document
 from fedcar.errors import FedcarError, FedcarWarning
-from fedcar.evidence import Evidence
+from fedcar.evidence import Evidence, at_once
 from fedcar.late_interaction import unit
 from fedcar.metrics import top_k
 from fedcar.progress import Silent
@@ -169,8 +169,8 @@ class Retriever:
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Questions and their untrained states -> candidate rows (n, c) and their evidence (n, c, F)."""
         candidates, evidence = [], []
-        for start in range(0, len(texts), CHUNK):
-            part, chunk = slice(start, start + CHUNK), list(texts[start : start + CHUNK])
+        for start in range(0, len(texts), step := at_once(CHUNK, len(self.documents))):
+            part, chunk = slice(start, start + step), list(texts[start : start + step])
             found = np.sort(self.candidates(chunk, states[part]), axis=1)  # ties go to the first, as in the baselines
             candidates.append(found)
             evidence.append(self.evidence.features(chunk, states["pooled"][part], found))
