@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,6 +44,15 @@ class RidgeRows:
         columns = np.concatenate([documents, pseudo])
         weights = np.ascontiguousarray(ridge.weights[:, columns], dtype=np.float16)  # or safetensors garbles it
         return cls(feature_map, weights, documents, words, pseudo)
+
+    def among(self, places: NDArray[np.int64], documents: int) -> RidgeRows:
+        """The same where the documents solved for stand at these places (a,), ascending, among N `documents`."""
+        counts, sizes = self.words.counts, np.zeros(documents, dtype=np.int64)
+        sizes[places] = np.diff(counts.indptr)
+        starts = np.concatenate([[0], np.cumsum(sizes)])
+        words = sparse.csr_array((counts.data, counts.indices, starts), shape=(documents, counts.shape[1]))
+        own, pseudo = places[self.documents], places[self.pseudo_documents]
+        return replace(self, documents=own, pseudo_documents=pseudo, words=NaiveBayes(words))
 
     def scores(self, texts: Sequence[str], states: NDArray[np.void]) -> NDArray[np.float32]:
         """Questions and their states -> (n, documents, 2).

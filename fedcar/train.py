@@ -337,7 +337,7 @@ class FoldView:
     def of(cls, untrained: Retriever, training: Questions, seed: int) -> FoldView:
         rows = {document.id: row for row, document in enumerate(untrained.documents)}
         targets = training.targets(rows)
-        folds = Folds.of((targets > 0).sum(axis=0), seed, len(training))
+        folds = Folds.of(training.counts(rows), seed, len(training))
         if not folds.share:
             return cls()
         sample = folds.sample(targets, np.random.default_rng(seed))

@@ -124,7 +124,7 @@ class Device:
 
     def _enrol(self, setup: Setup, request: Payload) -> Payload:
         rows = {document.id: row for row, document in enumerate(self.untrained.documents)}
-        counts = torch.from_numpy(self.training.targets(rows) > 0).sum(0)
+        counts = torch.from_numpy(self.training.counts(rows))
         return Payload("enrol", {"questions": len(self.training)}, {"row_questions": counts})
 
     def _spread(self, setup: Setup, request: Payload) -> Payload:
