@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 TEXTS_AT_ONCE, FEATURES_AT_ONCE = 2048, 8192
 STRENGTHS = (0.3, 1.0, 3.0, 10.0)
 PRIOR = (10.0, 0.03)  # of rows and words, in the unit of the score
+MOST_ROWS = 20_000  # that are solved for: 4 GB while they are, and 50 ms a question (docs/performance.md)
 ADDED_SHARE = 0.2  # of document folds in the weights of documents that are added later, where all have questions
 
 Fit = Callable[[float, "NDArray[np.float32]", "NDArray[np.bool_]"], "NDArray[np.float32]"]
@@ -115,6 +116,12 @@ def with_rows(retriever: Retriever, training: Questions, pseudo: PseudoQueries) 
     asked = {one for judged in training.relevant for one, score in judged.items() if score > 0}
     touched = asked.union(pseudo.document_ids)
     return np.flatnonzero([document.id in touched for document in retriever.documents])
+
+
+def too_many(retriever: Retriever, training: Questions, pseudo: PseudoQueries) -> str:
+    """Why ridge is not tried, in words; empty where it can be."""
+    rows = len(with_rows(retriever, training, pseudo))
+    return f"not tried: {rows:,} documents would get a row, and at most {MOST_ROWS:,} do" if rows > MOST_ROWS else ""
 
 
 def columns_of(

@@ -11,13 +11,14 @@ from scipy import sparse
 
 from fedcar.feature_map import FeatureMap
 from fedcar.naive_bayes import BUCKETS, NaiveBayes, gram_counts
+from fedcar.rows import HALF, with_moved_bits
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fedcar.closed_form import Ridge
 
-COLUMNS_AT_ONCE = 4096  # made float32 at once
+FEATURES_AT_ONCE = 256  # whose weights are made float32 at once
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,13 @@ class RidgeRows:
         words = self.words.scores(gram_counts(texts))
         rows = np.zeros_like(words)
         columns = np.concatenate([self.documents, self.pseudo_documents])
-        features = self.feature_map(states)
-        for start in range(0, len(columns), COLUMNS_AT_ONCE):
-            part = slice(start, start + COLUMNS_AT_ONCE)
-            rows[:, columns[part]] = features @ self.weights[:, part].astype(np.float32)
+        features = self.feature_map(states) * HALF
+        found = np.zeros((len(features), len(columns)), dtype=np.float32)
+        buffer = np.empty((FEATURES_AT_ONCE, len(columns)), dtype=np.float32)
+        for start in range(0, len(self.weights), FEATURES_AT_ONCE):
+            part = slice(start, min(start + FEATURES_AT_ONCE, len(self.weights)))
+            found += features[:, part] @ with_moved_bits(self.weights[part], buffer[: part.stop - start])
+        rows[:, columns] = found * HALF
         return np.stack([rows, words], axis=2)
 
     def tensors(self) -> dict[str, NDArray[np.generic]]:

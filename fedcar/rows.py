@@ -100,21 +100,14 @@ class Rows:
             yield part, products
 
     def _widened(self, part: slice, buffer: NDArray[np.float32]) -> NDArray[np.float32]:
-        """These rows without their scales; those of float16 with their bits moved to where a float32 has them.
-
-        numpy converts one float16 at a time, and takes six times as long as for moving the bits of many.
-        """
+        """These rows without their scales; those of float16 as `with_moved_bits`."""
         values = self.values[part]
         if self.kind == "float32":
             return values
         found = buffer[: len(values)]
         if self.kind == "float16":
-            bits = found.view(np.int32)
-            np.copyto(bits, values.view(np.int16))
-            np.left_shift(bits, 13, out=bits)
-            np.bitwise_and(bits, np.int32(-0x70002000), out=bits)  # without the three copies of the sign
-        else:
-            np.copyto(found, values)
+            return with_moved_bits(values, found)
+        np.copyto(found, values)
         return found
 
     def arrays(self, name: str) -> dict[str, NDArray[Any]]:
@@ -125,6 +118,18 @@ class Rows:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], name: str) -> Rows:
         return cls(arrays[name], arrays.get(f"{name}.scales"))
+
+
+def with_moved_bits(values: NDArray[np.float16], out: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Finite float16 values, with their bits where a float32 has them: what `out` then holds is 2^112 times too small.
+
+    numpy converts one float16 at a time, and takes six times as long as for moving the bits of many.
+    """
+    bits = out.view(np.int32)
+    np.copyto(bits, values.view(np.int16))
+    np.left_shift(bits, 13, out=bits)
+    np.bitwise_and(bits, np.int32(-0x70002000), out=bits)  # without the three copies of the sign
+    return out
 
 
 def products(queries: NDArray[np.float32], vectors: NDArray[np.float32] | Rows) -> NDArray[np.float32]:

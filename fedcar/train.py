@@ -31,7 +31,7 @@ from fedcar.pseudo_queries import PseudoQueries, check_questions_from, pseudo_qu
 from fedcar.pseudo_queries import questions_from as questions_by_model
 from fedcar.questions import Questions, prepare, split_for_selection, warn_of_narrow_data
 from fedcar.retriever import LEARNED, Retriever, weights_of
-from fedcar.ridge import fit_ridge
+from fedcar.ridge import fit_ridge, too_many
 from fedcar.selection import Fitted, Score, Standard, baseline_weights, best_weights
 
 MAP_EPOCHS = 6
@@ -290,10 +290,12 @@ def trained_candidates(
     mixed, standard = with_mixture(untrained, training), view.standard
     candidates = [candidate("evidence", standard.fitted(mixed), selection, standard, report)]
     if method in ("auto", "ridge"):
-        fitted = fit_ridge(mixed, training, cache, settings.seed)
-        candidates.append(candidate("ridge", fitted, selection, standard, report))
-        fitted = fit_ridge(mixed, training, cache, settings.seed, pseudo)
-        candidates.append(candidate("ridge+pseudo", fitted, selection, standard, report))
+        for name, texts in (("ridge", PseudoQueries()), ("ridge+pseudo", pseudo)):
+            if reason := too_many(mixed, training, texts):
+                report.say(f"{name}: {reason}")
+                continue
+            fitted = fit_ridge(mixed, training, cache, settings.seed, texts)
+            candidates.append(candidate(name, fitted, selection, standard, report))
     if method in ("auto", "head", "adapter"):
         folds = view.folds[:1] if settings.method == "adapter" else view.folds
         fitted = fit(mixed, training, selection, settings, history, checkpoint, resume, report, folds, standard)
