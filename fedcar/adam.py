@@ -52,7 +52,8 @@ class Adam:
                 mean, square = next(state)
                 if parameter.grad is None:
                     continue
-                parameter.mul_(1 - group.rate * group.weight_decay)
+                if group.weight_decay:
+                    parameter.mul_(1 - group.rate * group.weight_decay)
                 mean.lerp_(parameter.grad, 1 - DECAY_OF_MEAN)
                 square.mul_(DECAY_OF_SQUARE).addcmul_(parameter.grad, parameter.grad, value=1 - DECAY_OF_SQUARE)
                 parameter.addcdiv_(mean, (square / second).sqrt_().add_(SMALLEST), value=-group.rate / first)

@@ -58,11 +58,12 @@ class SoftEmbedding(nn.Module):
     RoBERTa and MPNet, which `inputs_embeds` would lose, stay as they are.
     """
 
-    def __init__(self, embedding: nn.Module, adapter: Adapter) -> None:
+    def __init__(self, embedding: nn.Module, adapter: Adapter, precision: torch.dtype | None = None) -> None:
         super().__init__()
         self.embedding = embedding
         self.adapter = adapter
+        self.precision = precision  # of the blocks behind, where it is another
 
     def forward(self, token_ids: Tensor) -> Tensor:
         embedded: Tensor = self.adapter(self.embedding(token_ids))
-        return embedded
+        return embedded if self.precision is None else embedded.to(self.precision)

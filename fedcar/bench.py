@@ -170,7 +170,7 @@ def environment(folder: str) -> dict[str, str]:
     home = str(Path(__file__).parent.parent)
     paths = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
     quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    return {**os.environ, **quiet, "HF_DATASETS_CACHE": folder, "PYTHONPATH": paths}
+    return {**os.environ, **quiet, "HF_DATASETS_CACHE": folder, "XDG_CACHE_HOME": folder, "PYTHONPATH": paths}
 
 
 def middle(outcomes: Sequence[Outcome]) -> Outcome:

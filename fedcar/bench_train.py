@@ -72,12 +72,14 @@ class LeftOut(Exception):
 
 
 def of_fedcar(task: Task, collection: Collection) -> Iterator[Ready]:
-    """What the user gets without any option; the cache is empty, so that encoding counts."""
+    """What `fedcar train` gives without any option; nothing is cached, so that encoding and choosing how counts."""
     from fedcar.features import FeatureCache
     from fedcar.progress import Console, Silent
     from fedcar.questions import prepare
+    from fedcar.runtime import choice
     from fedcar.train import train
 
+    choice.use("auto")
     cache = Path("cache")
     retriever = train(
         collection, encoder=task.encoder, pooling=task.pooling, seed=task.seed, cache=cache, report=Console()

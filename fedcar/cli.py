@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
@@ -23,6 +23,7 @@ from fedcar.privacy.errors import PrivacyError
 if TYPE_CHECKING:
     from fedcar.retriever import Retriever
 
+F = TypeVar("F", bound=Callable[..., Any])
 FOLDER = click.Path(path_type=Path)
 
 INPUT_MISTAKE = 1
@@ -31,15 +32,14 @@ TRAINING_MODULES = ("torch", "transformers", "huggingface_hub", "tokenizers")
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 encoder_option = click.option("--encoder", type=FOLDER, help="Where the encoder lies, if it has moved since training.")
-runtime_option = click.option(
-    "--runtime",
-    default="torch",
-    show_default=True,
-    callback=lambda context, option, name: _use_runtime(name),
-    expose_value=False,
-    help="torch (float32), torch-bf16, openvino, openvino-bf16, onnx, onnx-int8, or auto: the fastest that agrees.",
-)
 cache_option = click.option("--cache", type=FOLDER, help="Folder of the hidden states.  [default: the user's cache]")
+RUNTIMES = "torch (float32), torch-bf16, openvino, openvino-bf16, onnx, onnx-int8, or auto: the fastest that agrees."
+
+
+def runtime_option(default: str) -> Callable[[F], F]:
+    """What the command encodes with."""
+    options: dict[str, Any] = {"default": default, "show_default": True, "expose_value": False, "help": RUNTIMES}
+    return click.option("--runtime", callback=lambda context, option, name: _use_runtime(name), **options)
 
 
 def main() -> None:
@@ -147,7 +147,7 @@ def import_file(
 @click.option("--adaptive-clip", is_flag=True, help="With --epsilon: the clip norm follows noised counts.")
 @click.option("--seed", default=0, show_default=True)
 @cache_option
-@runtime_option
+@runtime_option("auto")
 @click.option("--resume", is_flag=True, help="Go on from where an interrupted training stopped.")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be done.")
 @as_json
@@ -211,7 +211,7 @@ def train(
 @click.option("--run", type=FOLDER, help="Write the retriever's ranking as a TREC run file.")
 @encoder_option
 @cache_option
-@runtime_option
+@runtime_option("torch")
 @as_json
 def evaluate(
     retriever: Path,

@@ -74,22 +74,40 @@ class Ridge:
     def predict_without(
         self, features: NDArray[np.float32], targets: NDArray[np.float32], groups: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        """What ridge without the questions of a group would predict for them, exactly and without solving again.
+        """What ridge without the questions of a group would predict for them; see `LeftOut`."""
+        return self.left_out(features, targets).predict(groups)
 
-        `features` (n, D) and `targets` (n, documents) are training questions, `groups` (n,) their group numbers; a
-        group must be here whole. With H = Phi (gram + strength I)^-1 Phi^T over a group, the held-out residual is
-        (I - H)^-1 times the residual (block leave-one-out; Allen 1974).
-        """
+    def left_out(self, features: NDArray[np.float32], targets: NDArray[np.float32]) -> LeftOut:
+        """Training questions made ready to be left out: features phi (n, D) and targets (n, documents)."""
         half = torch.linalg.solve_triangular(torch.from_numpy(self.factor), torch.from_numpy(features.T), upper=False)
-        projected = half.numpy().T  # phi L^-T: H = projected projected^T
-        predicted = self.predict(features)
-        result = np.empty_like(predicted)
+        return LeftOut(half.numpy().T, self.predict(features), targets)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Training questions as `projected` phi L^-T (n, D), what ridge predicts for them and their targets (n, documents).
+
+    With H = Phi (gram + strength I)^-1 Phi^T = projected projected^T over a group, the held-out residual is (I - H)^-1
+    times the residual: exact, and without solving again (block leave-one-out; Allen 1974).
+    """
+
+    projected: NDArray[np.float32]
+    predicted: NDArray[np.float32]
+    targets: NDArray[np.float32]
+
+    def predict(self, groups: NDArray[np.int64]) -> NDArray[np.float32]:
+        """What ridge without the questions of a group would predict for them; by group numbers (n,), each whole."""
+        residuals = self.targets - self.predicted
         order = np.argsort(groups, kind="stable")
-        for rows in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
-            identity = np.eye(len(rows), dtype=np.float32)
-            leverage = projected[rows] @ projected[rows].T
-            result[rows] = targets[rows] - np.linalg.solve(identity - leverage, targets[rows] - predicted[rows])
-        return result
+        parts = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
+        alone = np.concatenate([part for part in parts if len(part) == 1] or [order[:0]])
+        own = self.projected[alone]
+        residuals[alone] /= 1 - np.einsum("nd,nd->n", own, own)[:, None]
+        for rows in parts:
+            if len(rows) > 1:
+                held = np.eye(len(rows), dtype=np.float32) - self.projected[rows] @ self.projected[rows].T
+                residuals[rows] = np.linalg.solve(held, residuals[rows])
+        return self.targets - residuals
 
 
 def solve(statistics: Statistics, strength: float = STRENGTH) -> Ridge:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fedcar.encoder import Encoder
+    from fedcar.runtime.protocol import TokenStates
 
 CANDIDATES = 100
 ALL_ARE_CANDIDATES = 200
@@ -86,13 +87,17 @@ class Evidence:
         encoder: Encoder,
         embeddings: NDArray[np.float32],
         report: Silent | None = None,
+        late: LateInteraction | None = None,
     ) -> Evidence:
-        """Read the documents; `embeddings` (N, d) are their untrained hidden states, of unit length."""
+        """Read the documents; `embeddings` (N, d) are their untrained hidden states, of unit length.
+
+        `late` is what was read of them token by token already, where it was.
+        """
         texts = [document.full_text for document in documents]
         indices = {name: LexicalIndex.build(texts, words) for name, words in VOCABULARIES.items()}
         coverage = SentenceCoverage.build(list(map(_titled_sentences, documents)), indices["stems"])
-        deep = median_words(documents) > SHORT and encoder.tokenizer.is_fast
-        late = LateInteraction.build(documents, encoder, report) if deep else None
+        if late is None and reads_tokens(documents, encoder):
+            late = LateInteraction.build(documents, encoder, report)
         return cls(encoder, embeddings, indices, coverage, late)
 
     def __len__(self) -> int:
@@ -128,9 +133,16 @@ class Evidence:
         return top_k(scores, documents if documents <= ALL_ARE_CANDIDATES else CANDIDATES)
 
     def features(
-        self, questions: Sequence[str], hidden_states: NDArray[np.float32], candidates: NDArray[np.int64]
+        self,
+        questions: Sequence[str],
+        hidden_states: NDArray[np.float32],
+        candidates: NDArray[np.int64],
+        tokens: Sequence[TokenStates] | None = None,
     ) -> NDArray[np.float32]:
-        """Questions, their untrained hidden states (n, d) and documents to compare (n, c) -> (n, c, F), float32."""
+        """Questions, their untrained hidden states (n, d) and documents to compare (n, c) -> (n, c, F), float32.
+
+        `tokens` are the questions' untrained token states where they are known already.
+        """
         result = np.zeros((*candidates.shape, len(self.NAMES)), dtype=np.float32)
         step = at_once(QUESTIONS_AT_ONCE, len(self))
         for start in range(0, len(questions), step):
@@ -144,9 +156,12 @@ class Evidence:
             for row, columns in enumerate(chosen):
                 found[row, :, 0] = self.embeddings[columns] @ states[row]
             if self.late is not None:
-                with self.encoder.untrained():
-                    tokens = self.encoder.token_states(texts)
-                found[..., _LATE] = self.late.features(states, tokens, chosen)
+                if tokens is None:
+                    with self.encoder.untrained():
+                        read: Sequence[TokenStates] = self.encoder.token_states(texts)
+                else:
+                    read = tokens[part]
+                found[..., _LATE] = self.late.features(states, read, chosen)
         return result
 
     # ---------------------------------------------------------------- documents come and go
@@ -236,6 +251,11 @@ _LATE = [Evidence.NAMES.index(name) for name in ("sentence", "tokens", "sentence
 def at_once(questions: int, documents: int) -> int:
     """So many questions, or fewer where there are so many documents that their scores would fill the memory."""
     return max(1, min(questions, CELLS_AT_ONCE // max(1, documents)))
+
+
+def reads_tokens(documents: Sequence[Document], encoder: Encoder) -> bool:
+    """Whether the documents are texts to be read token by token: no labels, and the tokenizer knows the places."""
+    return median_words(documents) > SHORT and bool(encoder.tokenizer.is_fast)
 
 
 def median_words(documents: Sequence[Document]) -> float:

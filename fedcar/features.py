@@ -54,14 +54,8 @@ class FeatureCache:
 
     def states(self, encoder: Encoder, texts: Sequence[str], progress: Progress | None = None) -> NDArray[np.void]:
         """Texts -> records (n,) of `Encoder.state_type`: the hidden state and the mean states of lower layers."""
-        keys = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts]
-        shape = f"{encoder.dimension}-{MAX_TOKENS}-{len(encoder.layers)}"
-        name = encoder.runtime_name(texts)  # another runtime's states are near, not the same
-        shape = shape if name == EXACT else f"{shape}-{name}"
-        place = self.folder / f"{encoder.state_fingerprint[:24]}-{encoder.pooling}-{shape}"
-        try:
-            for folder in (self.folder, place):
-                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        keys = list(map(_key, texts))
+        with self._place(encoder, texts) as place:
             rows = self._rows(place, encoder)
             missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in rows}
             if progress is not None and len(keys) > len(missing):
@@ -74,6 +68,23 @@ class FeatureCache:
                 return np.empty(0, dtype=encoder.state_type)
             stored = np.memmap(place / "states.bin", encoder.state_type, "r", shape=(len(rows),))
             return np.asarray(stored[[rows[key] for key in keys]])
+
+    def keep(self, encoder: Encoder, texts: Sequence[str], states: NDArray[np.void]) -> None:
+        """Put down the states of texts that were read for another end; those that are there already stay."""
+        with self._place(encoder, texts) as place:
+            self._rows(place, encoder, dict(zip(map(_key, texts), states, strict=True)))
+
+    @contextmanager
+    def _place(self, encoder: Encoder, texts: Sequence[str]) -> Iterator[Path]:
+        """The folder of this encoder's states, made where it is missing; what goes wrong in there is one line."""
+        shape = f"{encoder.dimension}-{MAX_TOKENS}-{len(encoder.layers)}"
+        name = encoder.runtime_name(texts)  # another runtime's states are near, not the same
+        shape = shape if name == EXACT else f"{shape}-{name}"
+        place = self.folder / f"{encoder.state_fingerprint[:24]}-{encoder.pooling}-{shape}"
+        try:
+            for folder in (self.folder, place):
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            yield place
         except OSError as error:
             reason = f"the hidden-state cache cannot be used ({error.strerror or error})"
             raise FedcarError(f"{place}: {reason}; free space or name another folder with --cache") from error
@@ -89,6 +100,10 @@ class FeatureCache:
                 _append(place, known.whole, new, np.array([found[key] for key in new], dtype=encoder.state_type))
                 known = self._known[place] = _read_keys(place, encoder.state_type, known)
             return known.rows
+
+
+def _key(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
 def _chunks(keys: list[bytes]) -> Iterator[list[bytes]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from fedcar.encoder import Encoder
     from fedcar.runtime.protocol import TokenStates
+
+Keep = Callable[[Sequence[str], "NDArray[np.void]"], None]
 
 WIDTH = 96
 BASIS_TOKENS = 30_000
@@ -52,10 +54,15 @@ class LateInteraction:
         return len(self.arrays["sentence_starts"]) - 1
 
     @classmethod
-    def build(cls, documents: Sequence[Document], encoder: Encoder, report: Silent | None = None) -> LateInteraction:
-        """Read all documents with the untrained encoder. The basis comes from a seeded choice of them."""
+    def build(
+        cls, documents: Sequence[Document], encoder: Encoder, report: Silent | None = None, keep: Keep | None = None
+    ) -> LateInteraction:
+        """Read all documents with the untrained encoder. The basis comes from a seeded choice of them.
+
+        `keep` is given the texts' states (records of `Encoder.state_type`), which the same passes make, part by part.
+        """
         order = np.random.default_rng(0).permutation(len(documents)).tolist()
-        read = zip(order, _read([documents[row] for row in order], encoder, report or Silent()), strict=True)
+        read = zip(order, _read([documents[row] for row in order], encoder, report or Silent(), keep), strict=True)
         waiting: list[tuple[int, _Read]] = []
         tokens = 0
         for row, document in read:
@@ -192,13 +199,18 @@ class _Read(NamedTuple):
     ids: NDArray[np.int64]
 
 
-def _read(documents: Sequence[Document], encoder: Encoder, report: Silent) -> Iterator[_Read]:
+def _read(documents: Sequence[Document], encoder: Encoder, report: Silent, keep: Keep | None = None) -> Iterator[_Read]:
     with encoder.untrained(), report.track("reading the documents' tokens", len(documents)) as advance:
         for start in range(0, len(documents), DOCUMENTS_AT_ONCE):
             chunk = documents[start : start + DOCUMENTS_AT_ONCE]
-            found = encoder.token_states([document.full_text for document in chunk], advance)
-            for document, states in zip(chunk, found, strict=True):
-                yield _by_sentence(document, states)
+            texts = [document.full_text for document in chunk]
+            if keep is None:
+                found = encoder.token_states(texts, advance)
+            else:
+                states, found = encoder.read(texts, advance)
+                keep(texts, states)
+            for document, tokens in zip(chunk, found, strict=True):
+                yield _by_sentence(document, tokens)
 
 
 def _by_sentence(document: Document, tokens: TokenStates) -> _Read:

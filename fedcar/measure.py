@@ -33,6 +33,23 @@ def peak_memory_mb() -> float | None:
     return round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1)
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether the processor, or the GPU where torch finds one, multiplies bfloat16; elsewhere it is slower, not faster.
+
+    By what the processor says of itself, so that the same machine always says the same.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported())
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return False
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    return bool({"avx512_bf16", "amx_bf16"} & set(flags))
+
+
 def processor() -> str:
     """The processor's name, as far as the system tells."""
     try:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
-from fedcar.head import candidate_losses
+from fedcar.head import candidate_slopes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,11 +51,12 @@ def fit_mixture(
     strength = STRENGTH + STRENGTH_OF_ONE_QUESTION / len(targets)
 
     def loss_and_gradient(values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        weights = torch.tensor(values, dtype=torch.float32, requires_grad=True)
-        losses = candidate_losses(offset + inputs @ weights, targets)
-        loss = counts @ losses + strength * (weights - start).square().sum()
-        (gradient,) = torch.autograd.grad(loss, weights)
-        return float(loss.detach()), gradient.double().numpy()
+        weights = torch.tensor(values, dtype=torch.float32)
+        losses, slopes = candidate_slopes(offset + inputs @ weights, targets)
+        away = weights - start
+        loss = counts @ losses + strength * away.square().sum()
+        gradient = (counts[:, None] * slopes).flatten() @ inputs.flatten(0, 1) + 2 * strength * away
+        return float(loss), gradient.double().numpy()
 
     options = {"maxiter": ITERATIONS}
     found = minimize(loss_and_gradient, start.double().numpy(), jac=True, method="L-BFGS-B", options=options)

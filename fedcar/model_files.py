@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -69,6 +70,22 @@ def weight_files(folder: Path) -> list[Path]:
             )
         raise FedcarError(f"{folder}: no *.safetensors file, so no weights; give a folder with the model's weights")
     return files
+
+
+def parameter_count(folder: Path) -> int:
+    """How many numbers the weight files hold, from their headers."""
+    from safetensors import SafetensorError, safe_open
+
+    total = 0
+    for file in weight_files(folder):
+        try:
+            with safe_open(file, "np") as tensors:
+                total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())
+        except (OSError, SafetensorError) as error:
+            raise FedcarError(
+                f"{file}: not a safetensors file ({first_line(error)}); fetch the encoder again"
+            ) from error
+    return total
 
 
 def tokenizer_files(folder: Path, patterns: Sequence[str]) -> list[Path]:

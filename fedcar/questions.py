@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 LEAST_SELECTION_QUESTIONS = 10
 SELECTION_SHARE = 0.1
+TEXTS_AT_ONCE = 2048  # whose token states are held in memory
 
 
 @dataclass(frozen=True)
@@ -76,15 +77,34 @@ class Questions:
 
 def prepare(retriever: Retriever, judged: Judged, cache: FeatureCache, report: Silent, what: str) -> Questions:
     """Encode the questions (or find them in the cache), choose their candidates and weigh the evidence."""
-    with retriever.encoder.untrained(), report.track(f"encoding {what}", len(judged)) as advance:
-        states = cache.states(retriever.encoder, judged.texts, advance)
-    with report.track(f"reading evidence for {what}", len(judged)) as advance:
-        candidates, evidence = retriever.evidence_for(judged.texts, states, advance)
+    if retriever.evidence.deep:
+        with retriever.encoder.untrained(), report.track(f"reading {what}", len(judged)) as advance:
+            states, candidates, evidence = _read(retriever, judged.texts, cache, advance)
+    else:
+        with retriever.encoder.untrained(), report.track(f"encoding {what}", len(judged)) as advance:
+            states = cache.states(retriever.encoder, judged.texts, advance)
+        with report.track(f"reading evidence for {what}", len(judged)) as advance:
+            candidates, evidence = retriever.evidence_for(judged.texts, states, advance)
     ids = [document.id for document in retriever.documents]
     relevance = np.zeros(candidates.shape, dtype=np.float32)
     for row, scores in enumerate(judged.relevant):
         relevance[row] = [scores.get(ids[column], 0) for column in candidates[row]]
     return Questions(tuple(judged.texts), states, candidates, evidence, relevance, judged.relevant)
+
+
+def _read(
+    retriever: Retriever, texts: Sequence[str], cache: FeatureCache, advance: Callable[[int], None]
+) -> tuple[NDArray[np.void], NDArray[np.int64], NDArray[np.float32]]:
+    """States, candidates and evidence where token states are compared too: one pass makes both kinds of states."""
+    parts = []
+    for start in range(0, max(1, len(texts)), TEXTS_AT_ONCE):
+        chunk = texts[start : start + TEXTS_AT_ONCE]
+        states, tokens = retriever.encoder.read(chunk, advance)
+        cache.keep(retriever.encoder, chunk, states)
+        states = cache.states(retriever.encoder, chunk)  # those that were there before, where they were
+        parts.append((states, *retriever.evidence_for(chunk, states, tokens=tokens)))
+    states, candidates, evidence = map(np.concatenate, zip(*parts, strict=True))
+    return states, candidates, evidence
 
 
 def split_for_selection(collection: Collection, seed: int) -> tuple[Judged, Judged]:

@@ -18,8 +18,8 @@ import numpy as np
 from fedcar.calibration import Calibration
 from fedcar.collection import Document
 from fedcar.errors import FedcarError, FedcarWarning
-from fedcar.evidence import Evidence, at_once
-from fedcar.late_interaction import unit
+from fedcar.evidence import Evidence, at_once, reads_tokens
+from fedcar.late_interaction import LateInteraction, unit
 from fedcar.metrics import top_k
 from fedcar.progress import Silent
 from fedcar.row_index import RowIndex, index_for, indexed_candidates
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from fedcar.head import Head
     from fedcar.questions import Questions
     from fedcar.ridge_rows import RidgeRows
+    from fedcar.runtime.protocol import TokenStates
 
 KIND = "retriever"
 LEARNED = len(Evidence.NAMES)
@@ -131,12 +132,19 @@ class Retriever:
 
         report = report or Silent()
         texts = [document.full_text for document in documents]
+        late = None
+        if reads_tokens(documents, encoder):  # the same passes give what the cache keeps
+
+            def keep(read: Sequence[str], states: NDArray[np.void]) -> None:
+                cache.keep(encoder, read, states)
+
+            late = LateInteraction.build(documents, encoder, report, keep)
         with report.track("encoding documents", len(texts)) as advance:
             embeddings = cache.hidden_states(encoder, texts, advance)
         embeddings[[not text for text in texts]] = 0.0
         centre = FeatureMap.of_reference(reference_states(encoder, cache)).centre
         rows = Head(embeddings, centre=centre, kind=head, pre_classifier=pre_classifier, seed=seed)
-        evidence = Evidence.build(documents, encoder, rows.embeddings.numpy(), report)
+        evidence = Evidence.build(documents, encoder, rows.embeddings.numpy(), report, late)
         return cls(encoder, tuple(documents), evidence, rows, weights_of(Evidence.default_weights(documents)))
 
     def search(self, question: str, k: int = 5) -> Answer:
@@ -165,15 +173,23 @@ class Retriever:
     # ---------------------------------------------------------------- scores
 
     def evidence_for(
-        self, texts: Sequence[str], states: NDArray[np.void], advance: Callable[[int], None] | None = None
+        self,
+        texts: Sequence[str],
+        states: NDArray[np.void],
+        advance: Callable[[int], None] | None = None,
+        tokens: Sequence[TokenStates] | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Questions and their untrained states -> candidate rows (n, c) and their evidence (n, c, F)."""
+        """Questions and their untrained states -> candidate rows (n, c) and their evidence (n, c, F).
+
+        `tokens` are their token states where they are known already.
+        """
         candidates, evidence = [], []
         for start in range(0, len(texts), step := at_once(CHUNK, len(self.documents))):
             part, chunk = slice(start, start + step), list(texts[start : start + step])
             found = np.sort(self.candidates(chunk, states[part]), axis=1)  # ties go to the first, as in the baselines
             candidates.append(found)
-            evidence.append(self.evidence.features(chunk, states["pooled"][part], found))
+            known = None if tokens is None else tokens[part]
+            evidence.append(self.evidence.features(chunk, states["pooled"][part], found, known))
             if advance is not None:
                 advance(len(chunk))
         if not candidates:

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from operator import add
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy import sparse
 
-from fedcar.closed_form import Ridge, Statistics, solve
+from fedcar.closed_form import LeftOut, Ridge, Statistics, solve
 from fedcar.feature_map import FeatureMap
 from fedcar.features import FeatureCache
 from fedcar.folds import MOST_SHARE, Folds
@@ -83,24 +83,52 @@ class Sums:
         return Sums(self.statistics + other.statistics, self.words + other.words)
 
 
+class Summed(NamedTuple):
+    """Training questions and their sums, and the map and the documents' columns that both were made by.
+
+    `places` (a,) are those of the documents that are solved for, `columns` (N,) where each document is found there.
+    """
+
+    asked: Asked
+    sums: Sums
+    fixed: FeatureMap
+    document_rows: Mapping[str, int]
+    places: NDArray[np.int64]
+    columns: NDArray[np.int64]
+
+    @classmethod
+    def of(
+        cls, retriever: Retriever, training: Questions, cache: FeatureCache, seed: int, pseudo: PseudoQueries
+    ) -> Summed:
+        """With columns for all documents of these questions and pseudo-queries."""
+        fixed = FeatureMap.of_reference(reference_states(retriever.encoder, cache), seed)
+        places, columns = columns_of(retriever, training, pseudo)
+        document_rows = {retriever.documents[place].id: column for column, place in enumerate(places)}
+        asked = Asked.of(training, fixed, document_rows)
+        return cls(asked, asked.sums(), fixed, document_rows, places, columns)
+
+
 def fit_ridge(
-    retriever: Retriever, training: Questions, cache: FeatureCache, seed: int, pseudo: PseudoQueries | None = None
+    retriever: Retriever,
+    training: Questions,
+    cache: FeatureCache,
+    seed: int,
+    pseudo: PseudoQueries | None = None,
+    summed: Summed | None = None,
 ) -> Fitted:
     """Solve for the rows and count the words, then learn how much both count beside the evidence.
 
     Pseudo-queries join by their weight and give rows to documents without questions. What no question touched is mixed
     apart, by weights learned on document folds: there its rivals have rows, and it has none. Time and memory follow the
-    documents that get a row, not those that there are.
+    documents that get a row, not those that there are. `summed` are the training questions' sums where they are known
+    already.
     """
-    fixed = FeatureMap.of_reference(reference_states(retriever.encoder, cache), seed)
     pseudo = pseudo or PseudoQueries()
-    places, columns = columns_of(retriever, training, pseudo)
-    document_rows = {retriever.documents[place].id: column for column, place in enumerate(places)}
-    asked = Asked.of(training, fixed, document_rows)
-    taught = Taught(asked.sums(), PseudoSums.of(pseudo, document_rows, retriever, fixed, cache))
+    asked, sums, fixed, document_rows, places, columns = summed or Summed.of(retriever, training, cache, seed, pseudo)
+    taught = Taught(sums, PseudoSums.of(pseudo, document_rows, retriever, fixed, cache))
     folds = taught.folds(seed, len(retriever.documents))
     sample = asked.take(folds.sample(asked.targets, np.random.default_rng(seed)))
-    ridge = max(taught.solutions(), key=lambda ridge: right_without(ridge, sample))
+    ridge = best_solution(taught.solutions(), sample)
     found = taught.retriever(retriever, ridge, fixed, places)
     held = HeldOut.of(ridge, taught, sample, folds, retriever.empty, columns)
 
@@ -205,6 +233,22 @@ class Taught:
         return replace(retriever, ridge=rows, weights=weights_of(retriever.weights[:LEARNED], *PRIOR))
 
 
+def best_solution(solutions: Iterator[Ridge], sample: Asked) -> Ridge:
+    """Of solutions of rising strength the one with the most right when left out; none is tried after it has fallen.
+
+    On all collections tried it rises to one strength and falls from there.
+    """
+    best = next(solutions)
+    most = right_without(best, sample)
+    for ridge in solutions:
+        right = right_without(ridge, sample)
+        if right < most:
+            break
+        if right > most:
+            best, most = ridge, right
+    return best
+
+
 def right_without(ridge: Ridge, sample: Asked) -> float:
     """Of how many questions a right document comes first when each is left out: the sum of those documents' targets."""
     targets = sample.targets.toarray()
@@ -243,10 +287,11 @@ class HeldOut:
         columns = np.arange(len(empty)) if columns is None else columns
         first = answers.argmax(axis=1)
         by_words = taught.words.scores_without(sample.grams, first)
+        left_out = ridge.left_out(sample.features, sample.targets.toarray())
         apart = counts - answers == 0
         no_text = taught.pseudo.counts == 0
         silent = apart & no_text
-        seen = features_without(ridge, sample, columns, np.arange(len(first)), by_words, apart, silent)
+        seen = features_without(left_out, sample, columns, np.arange(len(first)), by_words, apart, silent)
         unseen = beside = None
         if folds.exist:
             groups, whole = folds.of_document[first], answers.sum(axis=0) == counts
@@ -254,13 +299,13 @@ class HeldOut:
                 others = (groups + 1) % (folds.of_document.max() + 1)
                 added = (folds.of_document == others[:, None]) & whole & ~answers
                 beside = features_without(
-                    ridge, sample, columns, np.arange(len(first)), by_words, apart | added, silent | added & no_text
+                    left_out, sample, columns, np.arange(len(first)), by_words, apart | added, silent | added & no_text
                 )
             if taught.pseudo.counts.any():
                 by_words = taught.words.scores_without(sample.grams, first, taught.asked.words.counts[first, :])
             apart = (folds.of_document == groups[:, None]) & whole | answers | (counts == 0)
             silent = apart & no_text | answers & ~sample.alone[:, None]
-            unseen = features_without(ridge, sample, columns, groups, by_words, apart, silent)
+            unseen = features_without(left_out, sample, columns, groups, by_words, apart, silent)
         return cls(seen, unseen, beside, sample.questions.relevance, empty[sample.questions.candidates])
 
     def stacked(self, share: float) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
@@ -279,7 +324,7 @@ class HeldOut:
 
 
 def features_without(
-    ridge: Ridge,
+    left_out: LeftOut,
     sample: Asked,
     columns: NDArray[np.int64],
     groups: NDArray[np.int64],
@@ -293,7 +338,7 @@ def features_without(
     says; `apart` (m, N) tells which columns have no row of their own then, `silent` (m, N) of which neither row nor
     words say anything.
     """
-    rows = ridge.predict_without(sample.features, sample.targets.toarray(), groups)
+    rows = left_out.predict(groups)
     learned = np.where(silent[..., None], 0.0, np.stack([rows, by_words], axis=2)).astype(np.float32)
     candidates = columns[sample.questions.candidates]
     learned = np.take_along_axis(learned, candidates[..., None], axis=1)

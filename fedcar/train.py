@@ -21,7 +21,7 @@ from fedcar.folds import Fold, Folds
 from fedcar.history import History
 from fedcar.measure import Clock, peak_memory_mb
 from fedcar.mixture import fit_mixture
-from fedcar.model_files import DEFAULT_ENCODER
+from fedcar.model_files import DEFAULT_ENCODER, parameter_count
 from fedcar.paper_recipe import no_guarantee
 from fedcar.privacy.statement import PAPER_RECIPE, plain_words, to_json
 from fedcar.private_central import train_under_epsilon
@@ -31,7 +31,7 @@ from fedcar.pseudo_queries import PseudoQueries, check_questions_from, pseudo_qu
 from fedcar.pseudo_queries import questions_from as questions_by_model
 from fedcar.questions import Questions, prepare, split_for_selection, warn_of_narrow_data
 from fedcar.retriever import LEARNED, Retriever, weights_of
-from fedcar.ridge import fit_ridge, too_many
+from fedcar.ridge import Summed, fit_ridge, too_many
 from fedcar.selection import Fitted, Score, Standard, baseline_weights, best_weights
 
 MAP_EPOCHS = 6
@@ -113,6 +113,9 @@ def train(
         return train_under_epsilon(
             collection, target, model, features, report, method=method, adapter=adapter, steps=epochs, seed=seed
         )
+    model.runtime_name(
+        [*(one.full_text for one in collection.documents), *(one.text for one in collection.queries.values())]
+    )
     untrained = Retriever.untrained(
         collection.documents, model, features, report, head=head, pre_classifier=pre_classifier, seed=seed
     )
@@ -290,11 +293,15 @@ def trained_candidates(
     mixed, standard = with_mixture(untrained, training), view.standard
     candidates = [candidate("evidence", standard.fitted(mixed), selection, standard, report)]
     if method in ("auto", "ridge"):
-        for name, texts in (("ridge", PseudoQueries()), ("ridge+pseudo", pseudo)):
-            if reason := too_many(mixed, training, texts):
+        texts = [("ridge", PseudoQueries()), ("ridge+pseudo", pseudo)]
+        reasons = {name: too_many(mixed, training, one) for name, one in texts}
+        possible = [(name, one) for name, one in texts if not reasons[name]]
+        for name, reason in reasons.items():
+            if reason:
                 report.say(f"{name}: {reason}")
-                continue
-            fitted = fit_ridge(mixed, training, cache, settings.seed, texts)
+        summed = Summed.of(mixed, training, cache, settings.seed, possible[-1][1]) if possible else None
+        for name, one in possible:
+            fitted = fit_ridge(mixed, training, cache, settings.seed, one, summed)
             candidates.append(candidate(name, fitted, selection, standard, report))
     if method in ("auto", "head", "adapter"):
         folds = view.folds[:1] if settings.method == "adapter" else view.folds
@@ -313,8 +320,7 @@ def is_small(untrained: Retriever) -> bool:
 
     stories260K gains .076 on BANKING77, all-MiniLM-L6-v2 (23 million parameters) .005 for minutes (docs/log.md).
     """
-    parameters: int = sum(tensor.numel() for tensor in untrained.encoder.model.parameters())
-    return parameters <= SMALL_ENCODER
+    return parameter_count(untrained.encoder.folder) <= SMALL_ENCODER
 
 
 def of_adapter(settings: Settings) -> Settings:

@@ -159,6 +159,25 @@ def test_the_gradient_at_the_start_is_that_of_the_matrix(encoder_folder: Path) -
     assert (values[0] - values[1]) / 2e-5 == pytest.approx(float(gradient.norm()), rel=1e-4)
 
 
+def test_halved_blocks_give_nearly_the_same_gradient(model_folder: Path) -> None:
+    encoder = Encoder.load(model_folder, "mean")
+    adapter = trained("full", encoder.embedding_width)
+    encoder.insert(adapter)
+    ids = encoder.tokenize(TEXTS)
+    gradients = []
+    for _ in range(2):
+        adapter.zero_grad()
+        encoder.hidden_states(ids).square().sum().backward()
+        assert adapter.difference.grad is not None and adapter.difference.grad.dtype == torch.float32
+        gradients.append(adapter.difference.grad.flatten())
+        encoder.halve()
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.99 and not torch.equal(*gradients)
+    with torch.no_grad():
+        halved = encoder.hidden_states(ids)
+    encoder.insert(trained("full", encoder.embedding_width))  # another one: its gradients go through the model itself
+    assert encoder.hidden_states(ids).requires_grad and torch.equal(halved, encoder.hidden_states(ids))
+
+
 def test_removing_the_adapter_restores_the_encoder(model_folder: Path) -> None:
     encoder = Encoder.load(model_folder)
     before, module = encoder.encode(TEXTS), encoder.model.get_input_embeddings()

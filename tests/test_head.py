@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedcar.errors import FedcarError
-from fedcar.head import KINDS, Head, candidate_losses
+from fedcar.head import KINDS, MANY_TIMES, Head, candidate_losses, candidate_slopes
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -83,8 +83,10 @@ def test_the_score_is_the_formula(kind: str, query_map: bool) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("times", [MANY_TIMES, 0])
 @pytest.mark.parametrize("kind", KINDS)
-def test_chosen_rows_score_as_among_all(kind: str) -> None:
+def test_chosen_rows_score_as_among_all(kind: str, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedcar.head.MANY_TIMES", times)  # with 0 only the chosen rows are multiplied
     head, _, hidden_states = random_head(kind=kind, query_map=True, pre_classifier=3)
     with torch.no_grad():
         for parameter in head.parameters():
@@ -124,6 +126,42 @@ def test_the_loss_is_the_formula(seed: int) -> None:
     found = candidate_losses(torch.tensor(scores), torch.tensor(relevance, dtype=torch.float64))
     expected = [plain_loss(one, judged) for one, judged in zip(scores.tolist(), relevance.tolist(), strict=True)]
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6)
+
+
+def test_the_slopes_are_those_of_the_loss() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = (torch.randn((6, 7), generator=generator) * 3).requires_grad_(True)
+    relevance = (torch.rand((6, 7), generator=generator) - 0.6).clamp(min=0)
+    relevance[0], relevance[1] = 0.0, 1.0
+    with torch.no_grad():
+        scores[2, 5] = -torch.inf
+        relevance[2, 5] = 0.0
+    losses = candidate_losses(scores, relevance)
+    (expected,) = torch.autograd.grad(losses.sum(), scores)
+    found, slopes = candidate_slopes(scores.detach(), relevance)
+    torch.testing.assert_close(found, losses.detach())
+    torch.testing.assert_close(slopes, expected)
+
+
+@pytest.mark.parametrize("every_row", [True, False])
+def test_the_written_gradient_of_the_rows_is_that_of_autograd(every_row: bool) -> None:
+    head, _, hidden_states = random_head(documents=9)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        head.rows.normal_(std=0.3, generator=generator)  # those of rows that are not active too: they must not count
+        head.active[: 9 if every_row else 4] = True
+    hidden_states[3] = 0.0
+    offset, relevance = torch.randn((5, 9), generator=generator), torch.zeros((5, 9))
+    offset[1, 4] = -torch.inf
+    relevance[torch.arange(4), torch.tensor([0, 2, 7, 3])] = 1.0
+    relevance[0, 3] = 0.5
+    loss = candidate_losses(offset + head.learned(hidden_states, hidden_states), relevance).mean()
+    loss.backward()  # type: ignore[no-untyped-call]
+    expected = {name: parameter.grad for name, parameter in head.named_parameters()}
+    head.zero_grad()
+    assert head.rows_gradient(hidden_states, offset, relevance) == pytest.approx(float(loss.detach()), rel=1e-6)
+    for name, parameter in head.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,8 @@ def test_auto_takes_the_fastest_that_agrees_and_remembers_it(
     monkeypatch.setattr(choice, "built", lambda encoder, name: made[name])
     monkeypatch.setattr(choice, "is_installed", lambda name: True)
     choice.use("auto")
+    assert choice.chosen(encoder, TEXTS) == "torch" and not made["openvino"].runs, "few texts are not worth it"
+    monkeypatch.setattr(choice, "WORTH", 0.0)
     assert choice.chosen(encoder, TEXTS) == "openvino"
     runs = made["openvino"].runs
     assert runs > 1 and made["onnx"].runs == 1, "what does not agree is not timed"
@@ -113,6 +115,22 @@ def test_states_of_runtimes_are_kept_apart(encoder: Encoder, tiny_model: Callabl
     assert np.abs(exact - other).max() > 0 and len(list(cache.folder.iterdir())) == 2
     choice.use("torch")
     np.testing.assert_array_equal(cache.hidden_states(Encoder.load(tiny_model("llama"), "mean"), TEXTS), exact)
+
+
+def test_one_pass_gives_what_two_give(encoder: Encoder, tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    passes = []
+    run = encoder.run
+    encoder.run = lambda *batch: passes.append(1) or run(*batch)  # type: ignore[method-assign, func-returns-value]
+    states, tokens = encoder.read(TEXTS)
+    assert len(passes) == 1 and cosines(states["pooled"], encoder.encode_states(TEXTS)["pooled"]).min() > 0.99999
+    for ours, wanted in zip(tokens, encoder.token_states(TEXTS), strict=True):
+        np.testing.assert_array_equal(ours.states, wanted.states)
+    cache = FeatureCache(tmp_path / "states")
+    cache.keep(encoder, TEXTS[:2], states[:2])
+    cache.keep(encoder, TEXTS[:1], states[1:2])  # what is there stays
+    np.testing.assert_array_equal(cache.states(encoder, TEXTS[:2]), states[:2])
+    last = Encoder.load(tiny_model("llama"), "last")
+    np.testing.assert_array_equal(last.read(TEXTS)[0], last.encode_states(TEXTS))
 
 
 def test_with_an_adapter_torch_encodes(encoder: Encoder) -> None:

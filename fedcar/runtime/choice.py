@@ -19,6 +19,7 @@ import numpy as np
 from fedcar.errors import FedcarError, quoted
 from fedcar.late_interaction import unit
 from fedcar.measure import processor
+from fedcar.model_files import parameter_count
 from fedcar.runtime.protocol import Runtime, batches_by_length, padded
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ NAMES = (EXACT, "torch-bf16", "openvino", "openvino-bf16", "onnx", "onnx-int8")
 PACKAGES = {"openvino": ("openvino", "onnxscript"), "onnx": ("onnxruntime", "onnxscript")}
 AGREEMENT = 0.9999
 PROBES = 24
+WORTH = 3e12  # multiplications and additions, about fifteen seconds of two cores in float32
 SECONDS = 1.0  # for all candidates together, after each is built and has run once
 
 
@@ -53,16 +55,26 @@ def use(name: str, agreement: float = AGREEMENT) -> None:
 
 
 def chosen(encoder: Encoder, texts: Sequence[str]) -> str:
-    """The name of the runtime for this encoder; with `auto` measured on these texts where nothing is remembered."""
+    """The name of the runtime for this encoder; with `auto` measured on these texts where nothing is remembered.
+
+    For few texts, which would be encoded by the time that a measurement takes, it is torch: always the same for the
+    same texts.
+    """
     if setting.name != "auto":
         return setting.name
+    if not is_worth_it(encoder, texts):
+        return EXACT
     memory, key = _memory(), _key(encoder)
     name = memory.get(key)
     if name not in NAMES or not is_installed(name):
-        name = fastest(encoder, texts) if texts else EXACT
-        if texts:
-            _remember(memory | {key: name})
+        name = fastest(encoder, texts)
+        _remember(memory | {key: name})
     return name
+
+
+def is_worth_it(encoder: Encoder, texts: Sequence[str]) -> bool:
+    """Whether encoding takes long enough: two operations a weight and token, a token being four characters."""
+    return 2 * parameter_count(encoder.folder) * sum(map(len, texts)) / 4 > WORTH
 
 
 def fastest(encoder: Encoder, texts: Sequence[str]) -> str:

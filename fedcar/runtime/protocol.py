@@ -76,14 +76,20 @@ def encoded_tokens(
     padding_id: int,
     progress: Progress | None = None,
     tokens_per_batch: int = TOKENS_PER_BATCH,
+    records: NDArray[np.void] | None = None,
 ) -> list[TokenStates]:
-    """Tokens of n texts -> the last hidden states of those that are not special, of unit length, float16."""
+    """Tokens of n texts -> the last hidden states of those that are not special, of unit length, float16.
+
+    The same passes fill `records` (n,) of `state_type`, where they are given, as `encoded` would.
+    """
     result: dict[int, TokenStates] = {}
     for rows in batches_by_length([len(text.ids) for text in texts], tokens_per_batch):
-        states = runtime.run(*padded([texts[row].ids or [padding_id] for row in rows], padding_id)).tokens
+        states = runtime.run(*padded([texts[row].ids or [padding_id] for row in rows], padding_id))
+        if records is not None:
+            records["pooled"][rows], records["layers"][rows] = states.pooled, states.layers
         for place, row in enumerate(rows):
             own = np.flatnonzero(np.asarray(texts[row].special, dtype=np.int64) == 0)
-            found = states[place, own]
+            found = states.tokens[place, own]
             lengths = np.sqrt(np.einsum("td,td->t", found, found))[:, None]
             result[row] = TokenStates(
                 np.asarray(texts[row].ids, dtype=np.int64)[own],
