@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -49,11 +49,17 @@ class FeatureCache:
         self, encoder: Encoder, texts: Sequence[str], progress: Progress | None = None
     ) -> NDArray[np.float32]:
         """Texts -> hidden states h (n, d), float32, from disk where they are there, else encoded and kept."""
-        hidden_states: NDArray[np.float32] = self.states(encoder, texts, progress)["pooled"]
+        hidden_states: NDArray[np.float32] = self._found(encoder, texts, progress, "pooled")
         return hidden_states
 
     def states(self, encoder: Encoder, texts: Sequence[str], progress: Progress | None = None) -> NDArray[np.void]:
         """Texts -> records (n,) of `Encoder.state_type`: the hidden state and the mean states of lower layers."""
+        return self._found(encoder, texts, progress)
+
+    def _found(
+        self, encoder: Encoder, texts: Sequence[str], progress: Progress | None, field_alone: str | None = None
+    ) -> NDArray[Any]:
+        """The records of these texts, or one field of them: the others then stay on the disk."""
         keys = list(map(_key, texts))
         with self._place(encoder, texts) as place:
             rows = self._rows(place, encoder)
@@ -64,10 +70,11 @@ class FeatureCache:
             for chunk in _chunks(sorted(missing, key=lambda key: -len(missing[key]))):
                 states = encoder.encode_states([missing[key] for key in chunk], progress)
                 rows = self._rows(place, encoder, dict(zip(chunk, states, strict=True)))
-            if not keys:
-                return np.empty(0, dtype=encoder.state_type)
-            stored = np.memmap(place / "states.bin", encoder.state_type, "r", shape=(len(rows),))
-            return np.asarray(stored[[rows[key] for key in keys]])
+            stored: NDArray[Any] = np.empty(0, dtype=encoder.state_type)
+            if keys:
+                stored = np.memmap(place / "states.bin", encoder.state_type, "r", shape=(len(rows),))
+            chosen = np.array([rows[key] for key in keys], dtype=np.int64)
+            return np.asarray((stored if field_alone is None else stored[field_alone])[chosen])
 
     def keep(self, encoder: Encoder, texts: Sequence[str], states: NDArray[np.void]) -> None:
         """Put down the states of texts that were read for another end; those that are there already stay."""
