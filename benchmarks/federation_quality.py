@@ -103,7 +103,7 @@ class Bench:
                 trained, records, _ = train_rounds(
                     mixed, shares, self.selection, settings, rounds, VirtualClock(), folder, False, ignore, {}
                 )
-                found = [candidate("trained", standard.fitted(trained), self.selection, standard, Silent())]
+                found = [candidate(settings.method, standard.fitted(trained), self.selection, standard, Silent())]
         first = candidate("evidence", standard.fitted(mixed), self.selection, standard, Silent())
         kept = select(self.untrained, self.selection, [first, *found], standard, Silent())
         reached = self.success(kept.retriever)["success@1"]

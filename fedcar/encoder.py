@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -69,7 +68,7 @@ class Encoder:
         self._runtime_name: str | None = None
         self._runtime: Runtime | None = None
         self._folded: str | None = None
-        self._half: tuple[WeakSet[Adapter], Any] | None = None
+        self._half: Any = None
 
     @classmethod
     def load(cls, name: str | Path = DEFAULT_ENCODER, pooling: str | None = None, *, offline: bool = False) -> Encoder:
@@ -233,11 +232,10 @@ class Encoder:
 
     @property
     def _blocks(self) -> Any:  # noqa: ANN401 - any AutoModel
-        """What a batch goes through: for gradients of an adapter it was made for, the copy in bfloat16."""
-        if self._half is None or self.adapter not in self._half[0] or not torch.is_grad_enabled():
-            return self.model
-        self._half[1].get_input_embeddings().adapter = self.adapter
-        return self._half[1]
+        """What a batch goes through: for gradients of the adapter the copy in bfloat16, where there is one."""
+        if self._half is not None and self.adapter is not None and torch.is_grad_enabled():
+            return self._half
+        return self.model
 
     def runtime(self, texts: Sequence[str]) -> Runtime:
         """What runs the encoder on these texts: with an adapter torch in float32, otherwise what `choice` says."""
@@ -332,6 +330,8 @@ class Encoder:
             )
         self.adapter = adapter.to(self.device)
         self.model.set_input_embeddings(SoftEmbedding(embedding, self.adapter))
+        if self._half is not None:
+            self._half.set_input_embeddings(SoftEmbedding(embedding, self.adapter, torch.bfloat16))
 
     def remove_adapter(self) -> None:
         """Back to the untrained encoder."""
@@ -376,7 +376,7 @@ class Encoder:
         self._runtime = None  # it ran the encoder as it was
 
     def halve(self) -> None:
-        """From here on gradients of the inserted adapter go through a copy of the frozen blocks in bfloat16.
+        """From here on gradients of an inserted adapter go through a copy of the frozen blocks in bfloat16.
 
         Embedding table and adapter stay in float32, and so does everything without gradients. Twice as fast where the
         processor multiplies bfloat16, and half of the activations' memory. Attention is written out: the backward pass
@@ -384,8 +384,7 @@ class Encoder:
         """
         if self.adapter is None:
             raise ValueError("there is no adapter whose gradients could go through the blocks")
-        if self._half is not None:  # clients in one process share the blocks, each with an adapter of its own
-            self._half[0].add(self.adapter)
+        if self._half is not None:
             return
         table = self.embedding
         self.model.set_input_embeddings(torch.nn.Embedding(1, 1))  # the table is not copied
@@ -396,11 +395,11 @@ class Encoder:
         if self.device.type == "cpu":
             blocks.set_attn_implementation("eager")
         blocks.set_input_embeddings(SoftEmbedding(table, self.adapter, torch.bfloat16))
-        self._half = WeakSet([self.adapter]), blocks
+        self._half = blocks
 
     def checkpoint_gradients(self) -> None:
         """Recompute activations in the backward pass: less memory, about one more forward pass a step."""
-        for model in filter(None, (self.model, self._half and self._half[1])):
+        for model in filter(None, (self.model, self._half)):
             self._checkpoint(model)
 
     def _checkpoint(self, model: Any) -> None:  # noqa: ANN401 - any AutoModel
