@@ -53,7 +53,7 @@ def test_engine_flower_equals_engine_local(collections: Path, encoder: Path, tmp
         words += [] if method == "ridge" else ["--rounds", 2]
         process = subprocess.run(
             fedcar_command(*words, "--no-central", "--no-privacy", "--json"), text=True, env=environment(),
-            capture_output=True, timeout=300, check=False,
+            capture_output=True, timeout=600, check=False,
         )  # fmt: skip
         assert process.returncode == 0, process.stderr
         results[engine] = json.loads(process.stdout)
