@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -31,6 +32,7 @@ class Deployment:
         self.place = ServerFolder(folder / "server")
         self.server: Child | None = None
         self.devices: dict[str, Child] = {}
+        self.threads = os.cpu_count() or 1  # of each device; more of them than cores wait for each other
 
     def serve(self, collection: Path, encoder: str, pooling: str | None = None, port: int | None = None) -> None:
         """Start the server on loopback and wait until it lets devices in."""
@@ -55,7 +57,8 @@ class Deployment:
         words = ["join", "--file", device / f"{name}.join", "--collection", collection, "--encoder", encoder]
         words += ["--data-dir", device / "state", *(("--cache", cache) if cache else ())]
         words += ("--ledger", ledger) if ledger else ()
-        self.devices[name] = Child(fedcar_command(*words), self.folder / f"{name}.log")
+        threads = {"OMP_NUM_THREADS": str(self.threads), **os.environ}
+        self.devices[name] = Child(fedcar_command(*words), self.folder / f"{name}.log", threads)
         self.devices[name].start()
 
     def wait_for_devices(self) -> None:
@@ -101,6 +104,7 @@ def over_flower(cache: Path | None, deadline: float | None, report: Silent) -> I
             for name, client in nodes.items():
                 shares[client].write(folder / "collections" / name)
             deployment.serve(folder / "collections" / "device-001", encoder, pooling)
+            deployment.threads = max(1, deployment.threads // len(nodes))
             for name, client in nodes.items():
                 ledger = None if ledgers is None else ledgers.resolve() / file_name(client)
                 deployment.join(name, folder / "collections" / name, encoder, cache, ledger)
