@@ -72,6 +72,7 @@ def write(encoder: Encoder, file: Path, precision: str = "fp32", *, both: bool =
     try:
         if both and adapter is not None:
             model.set_input_embeddings(_TwoTables(table, adapter))
+        model.cpu()  # the file belongs to no device
         _write(_Graph(encoder, both).eval(), file, precision)
     except FedcarError:
         raise
@@ -80,6 +81,7 @@ def write(encoder: Encoder, file: Path, precision: str = "fp32", *, both: bool =
         raise FedcarError(f"{message}; take --format transformers") from error
     finally:
         model.set_input_embeddings(table)
+        model.to(encoder.device)
         if adapter is not None:
             encoder.insert(adapter)
 
