@@ -69,7 +69,7 @@ class Bench:
 
     def central(self, method: str, adapter: str, rounds: RoundSettings) -> tuple[float, float]:
         """Success on test, seconds."""
-        settings, _ = matched(method, adapter, rounds, self.untrained, len(self.training))
+        settings, _ = matched(method, adapter, rounds, self.untrained, len(self.training), 1)
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             found = central_training(
@@ -88,8 +88,8 @@ class Bench:
         self, method: str, adapter: str, clients: int | None, kind: str, rounds: RoundSettings
     ) -> tuple[float, str, list[dict[str, Any]]]:
         """Success on test, what selection kept, and the history."""
-        settings, rounds = matched(method, adapter, rounds, self.untrained, len(self.training))
         parts = partition(self.judged, kind, clients, self.seed)
+        settings, rounds = matched(method, adapter, rounds, self.untrained, len(self.training), len(parts))
         shares = {name: self.training.take(rows) for name, rows in parts.items()}
         mixed, _ = with_federated_mixture(self.untrained, shares)
         standard = Standard()

@@ -75,10 +75,10 @@ class World:
 
     def __init__(self, bench: Bench, method: str, adapter: str, rounds: int, questions: int | None) -> None:
         self.training = bench.training if questions is None else bench.training.take(np.arange(questions))
-        mixed, _ = with_federated_mixture(bench.untrained, {"all": self.training})
+        self.base, _ = with_federated_mixture(bench.untrained, {"all": self.training})
         options = RoundSettings(rounds=rounds, seed=bench.seed)
-        self.settings, self.rounds = matched(method, adapter, options, bench.untrained, len(self.training))
-        self.base = mixed
+        # of one client: the same local batches however many there are, as rows have them
+        self.settings, self.rounds = matched(method, adapter, options, bench.untrained, len(self.training), 1)
 
     def retriever(self) -> Retriever:
         head = prepared(self.base.head, self.settings)
@@ -207,15 +207,11 @@ def main() -> None:
     parser.add_argument("--method", default="head")
     parser.add_argument("--adapter", default="full")
     parser.add_argument("--encoder", default="all-MiniLM-L6-v2")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--questions", type=int, help="only the first N training questions")
     parser.add_argument("--clients", default="2,3,4,8,16,32")
     parser.add_argument("--cores", default="0,1")
-    parser.add_argument(
-        "--repeat",
-        type=int,
-        default=5,
-    )
+    parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--no-pinned", action="store_true", help="leave the two processes out")
     parser.add_argument("--cache", type=Path)
     arguments = parser.parse_args()

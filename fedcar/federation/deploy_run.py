@@ -91,7 +91,8 @@ def train_over(
         )
     members = kept_enrolment(run, network, rounds.quorum, report)
     report.say(f"{len(members)} devices with {sum(members.values())} training questions")
-    settings, rounds = matched(options.method, options.adapter, rounds, untrained, sum(members.values()))
+    questions = sum(members.values())
+    settings, rounds = matched(options.method, options.adapter, rounds, untrained, questions, len(members))
     together = {**asdict(rounds), **asdict(settings), "devices": sorted(members)}
     folder = RunFolder(run)
     folder.belongs_to = {

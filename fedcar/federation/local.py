@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -125,7 +126,7 @@ def federate(
     training = prepare(untrained, train_split, features, report, "training questions")
     selection = prepare(untrained, selection_split, features, report, "selection questions")
     seconds.lap("encode")
-    settings, rounds = matched(method, adapter, rounds, untrained, len(training))
+    settings, rounds = matched(method, adapter, rounds, untrained, len(training), len(parts))
     settings = with_recipe(settings, recipe, method, None)
     folder.belongs_to = belongs_to(collection, model, settings, rounds, kind, len(parts), clock)
 
@@ -193,13 +194,30 @@ def check_method(method: str, adapter: str, rounds: RoundSettings) -> None:
 
 
 def matched(
-    method: str, adapter: str, rounds: RoundSettings, untrained: Retriever, questions: int
+    method: str, adapter: str, rounds: RoundSettings, untrained: Retriever, questions: int, clients: int
 ) -> tuple[Settings, RoundSettings]:
-    """Settings of training and of the rounds with the same number of epochs in all."""
+    """Settings of training and of the rounds with the same number of epochs in all.
+
+    Where a query map is trained, the local batches of a cohort make up one central batch, so that a round makes as many
+    steps as a central epoch: the map, which every question moves, needs them.
+    """
     settings = suited(choose_settings(method, adapter, "linear", 0, None, rounds.seed, False), untrained)
     number = rounds.rounds or max(1, round(settings.epochs / rounds.local_epochs))
     settings = replace(settings, epochs=number * rounds.local_epochs)
-    return settings, replace(rounds, rounds=number, questions=questions, batch_size=settings.batch_size)
+    averaged = settings.query_map and rounds.local_optimizer == "shared"
+    cohort = max(1, round(rounds.participation * clients)) if averaged else 1
+    size = max(1, round(settings.batch_size / cohort))
+    return settings, replace(rounds, rounds=number, questions=questions, batch_size=size)
+
+
+def of_a_client(settings: Settings, rounds: RoundSettings) -> Settings:
+    """Settings of local training: smaller batches at a rate larger by the root of how much smaller they are.
+
+    The noise of a batch of B / K makes Adam's second moment K times as large and its steps sqrt(K) times as short; the
+    mean over K clients takes the noise away again, but not the shortness.
+    """
+    rate = settings.head_rate * math.sqrt(settings.batch_size / rounds.batch_size)
+    return replace(settings, batch_size=rounds.batch_size, head_rate=rate)
 
 
 def belongs_to(
@@ -257,6 +275,7 @@ def train_rounds(
     remote: RemoteNetwork | None = None,
 ) -> tuple[Retriever, list[dict[str, Any]]]:
     """Rounds of gradient training on top of the evidence: the best round's retriever and the history."""
+    settings = of_a_client(settings, rounds)
     retriever = replace(mixed, weights=with_learned(mixed.weights), head=prepared(mixed.head, settings))
     if remote is not None:
         remote.begin(settings, rounds, mixed.weights)
