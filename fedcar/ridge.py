@@ -106,9 +106,9 @@ def fit_ridge(
     taught = Taught(sums, PseudoSums.of(pseudo or PseudoQueries(), document_rows, retriever, fixed, cache))
     folds = taught.folds(seed)
     sample = asked.take(folds.sample(asked.targets, np.random.default_rng(seed)))
-    ridge = best_solution(taught.solutions(), sample)
+    ridge, left_out = best_solution(taught.solutions(), sample)
     found = taught.retriever(retriever, ridge, fixed)
-    held = HeldOut.of(ridge, taught, sample, folds, retriever.empty)
+    held = HeldOut.of(ridge, taught, sample, folds, retriever.empty, left_out)
 
     def fit(share: float, prior: NDArray[np.float32], free: NDArray[np.bool_]) -> NDArray[np.float32]:
         features, relevance, importance = held.stacked(share)
@@ -172,26 +172,31 @@ class Taught:
         return replace(retriever, ridge=rows, weights=weights_of(retriever.weights[:LEARNED], *PRIOR))
 
 
-def best_solution(solutions: Iterator[Ridge], sample: Asked) -> Ridge:
+def best_solution(solutions: Iterator[Ridge], sample: Asked) -> tuple[Ridge, LeftOut]:
     """Of solutions of rising strength the one with the most right when left out; none is tried after it has fallen.
 
-    On all collections tried it rises to one strength and falls from there.
+    On all collections tried it rises to one strength and falls from there. With it the questions ready to be left out.
     """
-    best = next(solutions)
-    most = right_without(best, sample)
-    for ridge in solutions:
-        right = right_without(ridge, sample)
+    tried = ((ridge, ridge.left_out(sample.features, sample.targets)) for ridge in solutions)
+    best = next(tried)
+    most = right_of(best[1])
+    for one in tried:
+        right = right_of(one[1])
         if right < most:
             break
         if right > most:
-            best, most = ridge, right
+            best, most = one, right
     return best
 
 
 def right_without(ridge: Ridge, sample: Asked) -> float:
     """Of how many questions a right document comes first when each is left out: the sum of those documents' targets."""
-    left_out = ridge.predict_without(sample.features, sample.targets, np.arange(len(sample.targets)))
-    return float(np.take_along_axis(sample.targets, left_out.argmax(axis=1)[:, None], axis=1).sum())
+    return right_of(ridge.left_out(sample.features, sample.targets))
+
+
+def right_of(left_out: LeftOut) -> float:
+    first = left_out.predict(np.arange(len(left_out.targets))).argmax(axis=1)
+    return float(np.take_along_axis(left_out.targets, first[:, None], axis=1).sum())
 
 
 @dataclass(frozen=True)
@@ -211,11 +216,19 @@ class HeldOut:
     empty: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, ridge: Ridge, taught: Taught, sample: Asked, folds: Folds, empty: NDArray[np.bool_]) -> HeldOut:
+    def of(
+        cls,
+        ridge: Ridge,
+        taught: Taught,
+        sample: Asked,
+        folds: Folds,
+        empty: NDArray[np.bool_],
+        left_out: LeftOut | None = None,
+    ) -> HeldOut:
         answers, counts = sample.targets > 0, taught.statistics.counts
         first = answers.argmax(axis=1)
         by_words = taught.words.scores_without(sample.grams, first)
-        left_out = ridge.left_out(sample.features, sample.targets)
+        left_out = left_out or ridge.left_out(sample.features, sample.targets)
         apart = counts - answers == 0
         no_text = taught.pseudo.counts == 0
         silent = apart & no_text

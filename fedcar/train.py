@@ -35,6 +35,7 @@ from fedcar.ridge import Summed, fit_ridge
 from fedcar.selection import Fitted, Score, Standard, baseline_weights, best_weights
 
 MAP_EPOCHS = 6
+LEAST_PSEUDO = 0.01  # of the questions' weight
 SMALL_ENCODER = 5_000_000  # parameters
 NOTHING = Score(True, 0.0, 0.0, 0.0)
 METHODS = ("auto", "ridge", "head", "adapter")
@@ -296,8 +297,9 @@ def trained_candidates(
         summed = Summed.of(mixed, training, cache, settings.seed)
         fitted = fit_ridge(mixed, training, cache, settings.seed, summed=summed)
         candidates.append(candidate("ridge", fitted, selection, standard, report))
-        fitted = fit_ridge(mixed, training, cache, settings.seed, pseudo, summed)
-        candidates.append(candidate("ridge+pseudo", fitted, selection, standard, report))
+        if can_matter(pseudo, summed):
+            fitted = fit_ridge(mixed, training, cache, settings.seed, pseudo, summed)
+            candidates.append(candidate("ridge+pseudo", fitted, selection, standard, report))
     if method in ("auto", "head", "adapter"):
         folds = view.folds[:1] if settings.method == "adapter" else view.folds
         fitted = fit(mixed, training, selection, settings, history, checkpoint, resume, report, folds, standard)
@@ -308,6 +310,12 @@ def trained_candidates(
         fitted = fit(mixed, training, selection, chosen, History(), None, False, report, folds, standard)
         candidates.append(candidate("adapter", fitted, selection, standard, report))
     return candidates
+
+
+def can_matter(pseudo: PseudoQueries, summed: Summed) -> bool:
+    """Whether pseudo-queries can change the rows: a document has no question, or they weigh a hundredth of them."""
+    statistics = summed.sums.statistics
+    return not statistics.counts.all() or float(pseudo.weights.sum()) >= LEAST_PSEUDO * statistics.questions
 
 
 def is_small(untrained: Retriever) -> bool:
