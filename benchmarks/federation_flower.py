@@ -145,7 +145,7 @@ def stock(cache: Path, deadline: float | None, report: Console, notes: dict[str,
                 lambda: link.session({"stock.py": STOCK_APP.encode()}, "stock:app"), enrolled, untrained,
                 place.settings().documents, "stock", deadline=deadline, say=report.say,
             )  # fmt: skip
-            network.enrol(1.0)
+            network.greet(1.0)
             notes["start to first round, without the mixture"] = round(time.monotonic() - start, 1)
             return network
 
@@ -175,6 +175,7 @@ def ours(cache: Path, deadline: float | None, report: Console, notes: dict[str, 
             def timed(untrained: Retriever, shares: Mapping[str, Collection]) -> RemoteNetwork:
                 start = time.monotonic()
                 network = over(untrained, shares)
+                network.greet(1.0)
                 notes["start to first round, without the mixture"] = round(time.monotonic() - start, 1)
                 return network
 

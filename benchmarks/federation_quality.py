@@ -100,10 +100,10 @@ class Bench:
                     mixed, shares, self.selection, self.features, rounds, folder, Silent()
                 )
             else:
-                trained, records = train_rounds(
+                trained, records, _ = train_rounds(
                     mixed, shares, self.selection, settings, rounds, VirtualClock(), folder, False, ignore, {}
                 )
-                found = [candidate("trained", standard.fitted(trained), self.selection, standard, Silent())]
+                found = [candidate(settings.method, standard.fitted(trained), self.selection, standard, Silent())]
         first = candidate("evidence", standard.fitted(mixed), self.selection, standard, Silent())
         kept = select(self.untrained, self.selection, [first, *found], standard, Silent())
         reached = self.success(kept.retriever)["success@1"]

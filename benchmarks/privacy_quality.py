@@ -19,8 +19,9 @@ from fedcar.encoder import Encoder
 from fedcar.features import FeatureCache
 from fedcar.model_files import DEFAULT_ENCODER
 from fedcar.partition import partition
+from fedcar.private_devices import Device, InTurn
 from fedcar.private_plan import Target, make_plan
-from fedcar.private_sums import Asked, Device
+from fedcar.private_sums import Asked
 from fedcar.private_training import PrivateTraining
 from fedcar.progress import Silent
 from fedcar.questions import prepare, subset
@@ -62,7 +63,7 @@ def main() -> None:
                 found, start = [], time.perf_counter()
                 for _ in range(chosen.draws):
                     devices = [Device(name, share) for name, share in shares.items()]
-                    outcome = PrivateTraining(untrained, devices, plan).run()
+                    outcome = PrivateTraining(untrained, InTurn(devices), plan).run()
                     found.append(standard.score(test, outcome.retriever.scores_of(test)).success)
                 row = {"clients": clients, "method": method, "epsilon": epsilon, "mean": statistics.mean(found)}
                 row |= {"spread": max(found) - min(found), "kept": outcome.name}

@@ -23,8 +23,9 @@ from fedcar.collection import Document
 from fedcar.encoder import Encoder
 from fedcar.evidence import Evidence
 from fedcar.head import Head, candidate_losses
+from fedcar.private_devices import Device, Order
 from fedcar.private_plan import Target, make_plan
-from fedcar.private_sums import ROWS, Asked, Device, row_scores, usual_vectors
+from fedcar.private_sums import ROWS, Asked, row_scores, usual_vectors
 from fedcar.questions import Questions
 from fedcar.retriever import LEARNED, Retriever, weights_of
 
@@ -100,7 +101,7 @@ def head_steps(asked: Asked) -> dict[str, Step]:
             rows.sub_(rows.grad * 1e-6)
 
     def private() -> None:
-        sums = device.gradients(0, release, {ROWS: rows.detach()})
+        sums = device.answer(Order(2, release, {ROWS: rows.detach()}))
         with torch.no_grad():
             rows.sub_(sums[ROWS] * 1e-9)
 
@@ -128,7 +129,7 @@ def adapter_steps(asked: Asked) -> dict[str, Step]:
         candidate_losses(logits, asked.relevance).mean().backward()
 
     def private() -> None:
-        device.gradients(0, release, state)
+        device.answer(Order(2, release, state))
 
     class Whole(torch.nn.Module):
         """The same frozen model with the adapter as a Linear, which is what Opacus knows."""

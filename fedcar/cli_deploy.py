@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedcar.cli_federate import live_table, with_settings
+from fedcar.cli_federate import live_table, with_privacy, with_settings
 from fedcar.errors import FedcarError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def extra() -> Iterator[None]:
 @click.option("--port", type=int, default=9443, show_default=True)
 @click.option("--bind", help="The address to listen on.  [default: --host]")
 @click.option(
-    "--collection", type=FOLDER, help="Its documents, and dev questions to choose by.  [needed the first time]"
+    "--collection", type=FOLDER, help="Its documents, and dev questions to choose by, or devices do.  [needed at first]"
 )
 @click.option("--encoder", default=None, help="A model on the hub or a folder.  [default: all-MiniLM-L6-v2]")
 @click.option("--pooling", type=click.Choice(["mean", "last", "cls"]), help="[default: what the model declares]")
@@ -124,30 +124,48 @@ def enroll(public: Path, data_dir: Path, address: str | None, out: Path | None) 
 @click.option("--data-dir", type=FOLDER, help="What this device remembers.  [default: NODE.node beside the file]")
 @click.option("--encoder", default=None, help="Where the encoder lies here.  [default: as on the server]")
 @click.option("--cache", type=FOLDER, help="Folder of the hidden states.  [default: the user's cache]")
+@click.option("--epsilon", type=float, help="This device's budget over all runs; nothing un-noised leaves it then.")
+@click.option("--delta", default=1e-5, show_default=True, help="With --epsilon; below 1 / training questions.")
+@click.option("--ledger", type=FOLDER, help="Folder of a ledger kept over runs.  [default: one a run, in --data-dir]")
 def join(
-    file: Path, collection: Path, key: Path | None, data_dir: Path | None, encoder: str | None, cache: Path | None
+    file: Path,
+    collection: Path,
+    key: Path | None,
+    data_dir: Path | None,
+    encoder: str | None,
+    cache: Path | None,
+    epsilon: float | None,
+    delta: float,
+    ledger: Path | None,
 ) -> None:
     """Take part with this device's questions, which never leave it, until it is stopped."""
     with extra():
         from fedcar.federation import deploy_join
         from fedcar.federation.processes import terminated
+        from fedcar.privacy.ledger import Budget
         from fedcar.progress import Console
 
         told = deploy_join.JoinFile.read(file)
+        budget = None if epsilon is None else Budget(epsilon, delta)
         key = key or file.with_name(f"{told.node}.key")
         folder = data_dir or file.with_name(f"{told.node}.node")
         with terminated(lambda: None):
-            deploy_join.join(told, key, collection, folder, encoder=encoder, cache=cache, report=Console())
+            deploy_join.join(
+                told, key, collection, folder, encoder=encoder, cache=cache, ledger=ledger, budget=budget,
+                report=Console(),
+            )  # fmt: skip
 
 
 @click.command()
 @data_dir
-@click.option("--method", type=click.Choice(["head", "adapter"]), default="head", show_default=True)
+@click.option("--method", type=click.Choice(["ridge", "head", "adapter"]), default="head", show_default=True)
 @click.option("--adapter", default="full", show_default=True, help="full, lowrank:R or diagonal.")
 @click.option("--rounds", type=int, help="[default: as many as make the epochs of central training]")
 @with_settings
 @click.option("--over-selection", default=1.0, show_default=True, help="Ask so many times more devices than needed.")
-@click.option("--epsilon", type=float, help="The privacy budget of this run.")
+@click.option("--epsilon", type=float, help="The privacy budget of this run; devices count it in their own ledgers.")
+@with_privacy
+@click.option("--ledgers", type=FOLDER, help="With --unit client: the server's ledger, kept over runs.  [default: RUN]")
 @click.option("--no-privacy", is_flag=True, help="Un-noised on purpose: what devices send gives questions away.")
 @click.option("--cache", type=FOLDER, help="Folder of the hidden states.  [default: the user's cache]")
 @click.option("--detach", is_flag=True, help="Go on in the background; fedcar status shows how far.")
@@ -159,6 +177,13 @@ def run(
     rounds: int | None,
     over_selection: float,
     epsilon: float | None,
+    delta: float,
+    unit: str,
+    public_dev: bool,
+    against_advice: bool,
+    adaptive_clip: bool,
+    held_out: bool,
+    ledgers: Path | None,
     no_privacy: bool,
     cache: Path | None,
     detach: bool,
@@ -166,11 +191,9 @@ def run(
     **options: Any,  # noqa: ANN401 - the settings of the rounds
 ) -> None:
     """Train one retriever over the devices that are online."""
-    if epsilon is not None:
-        raise FedcarError(
-            f"--epsilon {epsilon:g}: noise is not built into run yet; --no-privacy runs un-noised on purpose"
-        )
-    if not no_privacy:
+    if epsilon is not None and no_privacy:
+        raise FedcarError("--epsilon and --no-privacy: one or the other")
+    if epsilon is None and not no_privacy:
         raise FedcarError(
             "run: give --epsilon, the privacy budget, or --no-privacy to send updates un-noised on purpose"
         )
@@ -181,16 +204,27 @@ def run(
         from fedcar.federation import deploy_run
         from fedcar.federation.deploy import ServerFolder
         from fedcar.federation.local import check_method
+        from fedcar.private_plan import Target
+        from fedcar.train import refuse_with_epsilon_only
 
         if not 1.0 <= over_selection <= 10.0:
             raise FedcarError(f"--over-selection {over_selection:g}: must be from 1 to 10")
         settings = round_settings(rounds, options)
         check_method(method, adapter, settings)
+        refuse_with_epsilon_only(
+            epsilon, public_dev=public_dev, against_advice=against_advice, adaptive_clip=adaptive_clip,
+            held_out=held_out,
+        )  # fmt: skip
         place = ServerFolder(data_dir)
         place.settings()
         kept = deploy_run.RunOptions(
             method, adapter, asdict(settings), over_selection, str(cache.resolve()) if cache else None
         )
+        if epsilon is not None:
+            from fedcar.federation.deploy_private import under_epsilon
+
+            target = Target(epsilon, delta, unit, public_dev, None, against_advice, adaptive_clip, held_out)
+            kept = under_epsilon(kept, target, settings, str(ledgers.resolve()) if ledgers else None)
         with deploy_run.one_run(place):
             deploy_run.check_serving(place)
             folder = deploy_run.new_run(place, kept)
@@ -240,9 +274,21 @@ def _go(place: ServerFolder, folder: Path, *, resume: bool, detach: bool, as_jso
     if as_json:
         click.echo(json.dumps(result, ensure_ascii=False))
     else:
-        click.echo(f"{len(result['rounds'])} rounds, {result['bytes_per_round'] / 1000:.0f} kB a round, un-noised")
-        click.echo(f"{result['retriever']}: saved, selection {result['selection']:.3f}")
+        click.echo(
+            f"{len(result['rounds'])} rounds, {result['bytes_per_round'] / 1000:.0f} kB a round, {noise(result)}"
+        )
+        chosen = "" if result["selection"] is None else f", selection {result['selection']:.3f}"
+        click.echo(f"{result['retriever']}: saved{chosen}")
         click.echo(f'next: fedcar search {result["retriever"]} "a question"')
+    if result.get("refused"):
+        from fedcar.privacy.errors import BudgetError
+
+        raise BudgetError(result["refused"])
+
+
+def noise(result: dict[str, Any]) -> str:
+    claim = result["privacy"]
+    return "un-noised" if claim is None else f"epsilon {float(claim['epsilon']):.3g}, see {result['run']}/privacy.json"
 
 
 def _detach(place: ServerFolder, folder: Path) -> None:

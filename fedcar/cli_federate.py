@@ -49,6 +49,25 @@ SETTINGS = (
 )
 
 
+PRIVACY = (
+    click.option("--delta", default=1e-5, show_default=True, help="With --epsilon; below 1 / training questions."),
+    click.option(
+        "--unit", default="example", show_default=True, help="With --epsilon: example (a question) or client."
+    ),
+    click.option("--public-dev", is_flag=True, help="With --epsilon: dev is public, choices are made on it."),
+    click.option("--against-advice", is_flag=True, help="With --epsilon: train where search is expected to be better."),
+    click.option("--adaptive-clip", is_flag=True, help="With --epsilon: the clip norm follows noised counts."),
+    click.option("--held-out", is_flag=True, help="With --epsilon: clients' dev questions count, noised, at the end."),
+)
+
+
+def with_privacy(command: Callable[..., None]) -> Callable[..., None]:
+    """What goes with --epsilon, which federate and run have in common."""
+    for option in reversed(PRIVACY):
+        command = option(command)
+    return command
+
+
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """The options of the rounds, which federate and run have in common."""
     for option in reversed(SETTINGS):
@@ -76,12 +95,8 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--engine", type=click.Choice(["local", "flower"]), default="local", show_default=True)
 @click.option("--epsilon", type=float, help="A privacy budget; without it the federation runs un-noised.")
-@click.option("--delta", default=1e-5, show_default=True, help="With --epsilon; below 1 / training questions.")
-@click.option("--unit", default="example", show_default=True, help="With --epsilon: example (a question) or client.")
+@with_privacy
 @click.option("--recipe", default="private", show_default=True, help="paper: for comparison, no formal guarantee.")
-@click.option("--public-dev", is_flag=True, help="With --epsilon: dev is public, choices are made on it.")
-@click.option("--against-advice", is_flag=True, help="With --epsilon: train where search is expected to be better.")
-@click.option("--adaptive-clip", is_flag=True, help="With --epsilon: the clip norm follows noised counts.")
 @click.option("--ledgers", type=FOLDER, help="Folder of the clients' ledgers, kept over runs.  [default: RUN/clients]")
 @click.option("--no-privacy", is_flag=True, help="Un-noised on purpose.")
 @click.option("--no-central", is_flag=True, help="Leave out central training, which is there for comparison.")
@@ -109,6 +124,7 @@ def federate(
     public_dev: bool,
     against_advice: bool,
     adaptive_clip: bool,
+    held_out: bool,
     ledgers: Path | None,
     no_privacy: bool,
     no_central: bool,
@@ -120,9 +136,7 @@ def federate(
     **options: Any,  # noqa: ANN401 - the settings of the rounds
 ) -> None:
     """Train one retriever over simulated clients; a question never leaves its client."""
-    _refuse_together(epsilon, no_privacy, recipe, engine)
-    if engine == "flower" and method == "ridge":
-        raise FedcarError("--engine flower: carries the methods head and adapter; ridge runs with --engine local")
+    _refuse_together(epsilon, no_privacy, recipe)
     if engine == "flower" and clock is not None:
         raise FedcarError("--engine flower: measures real seconds; leave --clock out, or give --engine local")
     from fedcar.collection import Collection
@@ -145,16 +159,18 @@ def federate(
 
     encoder = encoder or DEFAULT_ENCODER
     report = Console()
-    refuse_with_epsilon_only(epsilon, public_dev=public_dev, against_advice=against_advice, adaptive_clip=adaptive_clip)
+    refuse_with_epsilon_only(
+        epsilon, public_dev=public_dev, against_advice=against_advice, adaptive_clip=adaptive_clip, held_out=held_out
+    )
     if epsilon is not None:
         from fedcar.private_plan import Target
 
-        target = Target(epsilon, delta, unit, public_dev, None, against_advice, adaptive_clip)
+        target = Target(epsilon, delta, unit, public_dev, None, against_advice, adaptive_clip, held_out)
         target.check()
         _federate_under_epsilon(
             loaded, target, out, run, as_json, dry_run, collection, clients=clients, kind=kind, encoder=encoder,
             pooling=pooling, method=method, adapter=adapter, rounds=settings, ledgers=ledgers, cache=cache,
-            resume=resume, report=report,
+            resume=resume, report=report, engine=engine,
         )  # fmt: skip
         return
     if dry_run:
@@ -184,15 +200,13 @@ def federate(
         _print_summary(result, out, collection)
 
 
-def _refuse_together(epsilon: float | None, no_privacy: bool, recipe: str, engine: str) -> None:
+def _refuse_together(epsilon: float | None, no_privacy: bool, recipe: str) -> None:
     if epsilon is not None and no_privacy:
         raise FedcarError("--epsilon and --no-privacy: one or the other")
     if recipe not in ("private", "paper"):
         raise FedcarError(f'--recipe "{recipe}": not known; give private or paper')
     if recipe == "paper" and epsilon is not None:
         raise FedcarError(f"--recipe paper --epsilon {epsilon:g}: that recipe has no epsilon; leave one of them out")
-    if epsilon is not None and engine == "flower":
-        raise FedcarError(f"--engine flower --epsilon {epsilon:g}: noise runs with --engine local so far")
 
 
 def _federate_under_epsilon(
@@ -203,6 +217,7 @@ def _federate_under_epsilon(
     as_json: bool,
     dry_run: bool,
     collection: Path,
+    engine: str,
     **options: Any,  # noqa: ANN401
 ) -> None:
     """Under a budget: the same output, the statement with it; exit code 3 where a client refused."""
@@ -218,8 +233,9 @@ def _federate_under_epsilon(
         found = make_plan(target, options["method"], len(loaded.documents), steps=steps, sampling_rate=rate)
         _show_plan({"documents": len(loaded.documents), "clients": sorted(parts), **found.in_words()}, as_json)
         return
-    with live_table() as watch:
-        result = federate_under_epsilon(loaded, target, run=run, watch=watch, **options)
+    deadline = options["rounds"].deadline
+    with live_table() as watch, _over(engine, options["cache"], deadline, options["report"]) as over:
+        result = federate_under_epsilon(loaded, target, run=run, watch=watch, over=over, **options)
     result.retriever.save(out)
     if as_json:
         _print_json(result)

@@ -307,7 +307,10 @@ class Trainer:
         """Hidden states (b, d): cached ones, or through the adapter."""
         if not self.token_ids:
             return self.hidden_states.index_select(0, rows)  # a tenth of the time of [rows]
-        return self.encoder.hidden_states([self.token_ids[row] for row in rows.tolist()]).cpu()
+        token_ids = [self.token_ids[row] for row in rows.tolist()]
+        groups = of_like_length(token_ids)
+        passes = [self.encoder.hidden_states([token_ids[place] for place in group]) for group in groups]
+        return torch.cat(passes).cpu()[torch.tensor([place for group in groups for place in group]).argsort()]
 
     def learned(self, hidden_states: Tensor, untrained: Tensor, candidates: Tensor) -> Tensor:
         """What the head adds for the candidates (b, c), which may be all documents in their order."""
@@ -368,3 +371,16 @@ class Trainer:
             self.head.outer.zero_()
         if self.encoder.adapter is not None:
             self.encoder.remove_adapter()
+
+
+def of_like_length(texts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The places of a batch's texts in groups, each one pass through the encoder, so that few tokens are padding.
+
+    In each the longest text is at most half as long again as the shortest, and 4 more.
+    """
+    groups: list[list[int]] = []
+    for place in sorted(range(len(texts)), key=lambda place: len(texts[place])):
+        if not groups or len(texts[place]) > 1.5 * len(texts[groups[-1][0]]) + 4:
+            groups.append([])
+        groups[-1].append(place)
+    return groups

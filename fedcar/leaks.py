@@ -15,8 +15,9 @@ from fedcar.encoder import Encoder
 from fedcar.errors import FedcarError
 from fedcar.features import FeatureCache
 from fedcar.privacy.attack import Attack, class_sum_questions, nearest_texts, quality, row_labels, row_space_tokens
+from fedcar.private_devices import Device, InTurn, Order
 from fedcar.private_plan import Target, make_plan
-from fedcar.private_sums import ADAPTER_SCALE, ROWS, SUMS, Asked, Device
+from fedcar.private_sums import ADAPTER_SCALE, ROWS, SUMS, Asked
 from fedcar.private_training import PrivateTraining
 from fedcar.progress import Silent
 from fedcar.questions import Questions, prepare, subset
@@ -54,14 +55,14 @@ def attack_collection(
     asked = Asked(untrained, asked_of, adapter)
     plan = make_plan(replace(target, public_dev=False), "adapter", len(collection.documents))
     device = Device("victim", asked)
-    server = PrivateTraining(untrained, [device], plan, adapter=adapter)
+    server = PrivateTraining(untrained, InTurn([device]), plan, adapter=adapter)
     state = {ROWS: server.first_rows(torch.zeros(server.untrained.head.rows.shape))} | server.first_adapter()
     report.say(f"{len(asked)} questions of {collection.name}, one batch: without noise, then {plan.steps} noised steps")
     plain = asked.gradients(state, UNCLIPPED)
     assert plan.step is not None
     noised = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
     for number in range(plan.steps):
-        for name, tensor in device.gradients(number, replace(plan.step, steps=1), state).items():
+        for name, tensor in device.answer(Order.of(plan, 2 + number, state)).items():
             noised[name] += tensor
     deviation = plan.step.standard_deviation * plan.steps**0.5
     encoder.remove_adapter()
@@ -150,7 +151,7 @@ def class_sums(
     candidates = torch.cat([asked.x, strangers.x]).numpy()
     truth = set(range(len(asked)))
     plain = asked.class_sums()[SUMS].numpy()
-    noised = Device("victim", asked).class_sums(0, release).numpy()
+    noised = Device("victim", asked).answer(Order(1, release))[ROWS].numpy()
     row = int(asked.targets.sum(0).masked_fill(asked.targets.sum(0) == 0, 1e9).argmin())
     texts = [*few.texts, *rest.texts]
     nearest = {

@@ -14,8 +14,9 @@ from fedcar.errors import FedcarError, FedcarWarning
 from fedcar.features import FeatureCache
 from fedcar.privacy.noise import NoiseSource
 from fedcar.privacy.statement import plain_words, to_json
+from fedcar.private_devices import Device, InTurn
 from fedcar.private_plan import PrivatePlan, Target, make_plan
-from fedcar.private_sums import Asked, Device
+from fedcar.private_sums import Asked
 from fedcar.private_training import Outcome, PrivateTraining
 from fedcar.progress import Silent
 from fedcar.questions import Questions, prepare
@@ -48,7 +49,8 @@ def train_under_epsilon(
     selection = public_questions(collection, target, untrained, features, report)
     source = NoiseSource(target.noise_seed)
     device = Device("this device", Asked(untrained, training, module), source)
-    outcome = PrivateTraining(untrained, [device], plan, selection=selection, adapter=module, report=report).run()
+    crowd = InTurn([device])
+    outcome = PrivateTraining(untrained, crowd, plan, selection=selection, adapter=module, report=report).run()
     retriever = calibrated(outcome.retriever, collection, selection, features, report)
     retriever.training = record_of(collection, outcome, plan, selection)
     assert outcome.statement is not None

@@ -13,6 +13,8 @@ DELTA = 1e-5
 UNITS = ("example", "client")
 METHODS = ("auto", "ridge", "head", "adapter")
 COUNT_SHARE, SUMS_SHARE = 0.01, 0.19  # of the budget, in 1 / variance; the steps get the rest
+HELD_OUT_SHARE = 0.04  # of it, where held-out questions of the clients count at the end
+HELD_OUT = "held out"
 STEPS, CLIP_NORM = 30, 0.5
 SAMPLED_EPOCHS = 4
 SAMPLING_RATE = 0.05  # of the adapter's steps: each question by its own coin
@@ -26,7 +28,8 @@ class Target:
 
     `noise_seed` is for tests: noise that can be repeated, so that epsilon is infinite. `against_advice` trains even
     where the plan expects less than search gives. `adaptive_clip` moves the clip norm to the median gradient, by
-    noised counts.
+    noised counts. `held_out`: at the end the clients count on held-out questions of theirs, noised and charged, whether
+    what was trained is better than search.
     """
 
     epsilon: float
@@ -36,11 +39,15 @@ class Target:
     noise_seed: int | None = None
     against_advice: bool = False
     adaptive_clip: bool = False
+    held_out: bool = False
 
     def check(self, units: int | None = None) -> None:
         """Refuse what nobody should promise; `units` is how many questions (or clients) there are."""
         if self.unit not in UNITS:
             raise FedcarError(f'--unit "{self.unit}": not known; give one of {", ".join(UNITS)}')
+        if self.held_out and (self.public_dev or self.unit == "client"):
+            why = "--public-dev chooses already" if self.public_dev else "it takes --unit example"
+            raise FedcarError(f"--held-out: {why}; leave one of them out")
         try:
             check_target(self.epsilon, self.delta, units)
         except ValueError as error:
@@ -63,6 +70,7 @@ class PrivatePlan:
     step: Release | None
     clip_norm: float
     total_noise: float  # the noise multiplier of the whole budget, spent on one full-batch release
+    held_out: Release | None = None
 
     @property
     def steps(self) -> int:
@@ -70,7 +78,8 @@ class PrivatePlan:
 
     @property
     def releases(self) -> tuple[Release, ...]:
-        return tuple(release for release in (self.count, self.sums, self.step) if release is not None)
+        everything = (self.count, self.sums, self.step, self.held_out)
+        return tuple(release for release in everything if release is not None)
 
     @property
     def epsilon(self) -> float:
@@ -98,6 +107,7 @@ class PrivatePlan:
             "class sums": "for each document the sum of its questions' vectors, noised",
             "head": "sums of clipped gradients of the rows, noised",
             "adapter": "sums of clipped gradients of adapter and rows, noised",
+            HELD_OUT: "how many held-out questions there are and how many search and training get right, noised",
         }
         if self.target.adaptive_clip:
             what |= {name: f"{what[name]}, with how many were not clipped" for name in ("head", "adapter")}
@@ -142,7 +152,11 @@ def make_plan(
     )
     total = noise_multiplier(counted, target.epsilon, target.delta)
     count = None if target.unit == "client" else replace(counted, noise_multiplier=total / COUNT_SHARE**0.5 * SLACK)
-    share = 1.0 - (COUNT_SHARE if count is not None else 0.0)
+    held_out = None
+    if target.held_out:  # each question adds at most (1, 1, 1)
+        noise = total / HELD_OUT_SHARE**0.5 * SLACK
+        held_out = replace(counted, name=HELD_OUT, sensitivity=3**0.5, noise_multiplier=noise)
+    share = 1.0 - (COUNT_SHARE if count is not None else 0.0) - (HELD_OUT_SHARE if held_out is not None else 0.0)
     sums = replace(counted, name="class sums", noise_multiplier=total / share**0.5 * SLACK)
     step = None
     if method != "ridge":
@@ -156,10 +170,10 @@ def make_plan(
             sampling_rate=rate,
             steps=steps or (STEPS if rate == 1 else round(SAMPLED_EPOCHS / rate)),
         )
-        before = [release for release in (count, sums) if release is not None]
+        before = [release for release in (count, sums, held_out) if release is not None]
         found = noise_multiplier(template, target.epsilon, target.delta, before)
         step = replace(template, noise_multiplier=found * SLACK)
     if target.noise_seed is not None:
         sums = replace(sums, noise="seeded-test")
-        count, step = (part and replace(part, noise="seeded-test") for part in (count, step))
-    return PrivatePlan(method, target, documents, count, sums, step, clip_norm, total)
+        count, step, held_out = (part and replace(part, noise="seeded-test") for part in (count, step, held_out))
+    return PrivatePlan(method, target, documents, count, sums, step, clip_norm, total, held_out)

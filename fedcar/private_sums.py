@@ -1,11 +1,9 @@
-"""The device's side of training under epsilon: clipped sums over its questions, and the one door they leave through."""
+"""Clipped sums over a device's questions: counts, class sums and gradients, before any noise."""
 
 from __future__ import annotations
 
-import secrets
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -18,9 +16,6 @@ from fedcar.errors import FedcarWarning
 from fedcar.head import START_SCALE, candidate_losses
 from fedcar.privacy.clip import Part, clip, linear_head, output_gradients
 from fedcar.privacy.clip_adapter import diagonal_adapter, full_adapter, low_rank_adapter
-from fedcar.privacy.ledger import Head, Ledger
-from fedcar.privacy.noise import NoiseSource, add_noise
-from fedcar.privacy.release import Release
 from fedcar.questions import Questions
 from fedcar.retriever import LEARNED, Retriever
 from fedcar.runtime.protocol import batches_by_length
@@ -197,133 +192,3 @@ def record_embeddings(module: SoftEmbedding) -> Callable[[], tuple[Tensor, Tenso
         return taken[0]
 
     return tape
-
-
-@dataclass
-class Device:
-    """One device: its questions, its noise, its ledger; nothing of the questions leaves but through `release`.
-
-    Formal guarantees:
-        charged_before_training: the ledger has the charge on disk before any question is read for it.
-        A release asked for twice is sent again unchanged, and is noised and charged once.
-    """
-
-    name: str
-    asked: Asked
-    source: NoiseSource = field(default_factory=NoiseSource)
-    ledger: Ledger | None = None
-    run: str = ""
-    known_head: Head | None = None  # where the server last saw this device's ledger
-    given: list[Release] = field(default_factory=list)
-
-    def count(self, number: int, release: Release) -> Tensor:
-        """How many questions there are, noised: shape (1,)."""
-        return self.release(number, release, lambda: {COUNT: torch.tensor([float(len(self.asked))])})[COUNT]
-
-    def class_sums(self, number: int, release: Release) -> Tensor:
-        """The noised sum of its questions' vectors for each document (documents, d)."""
-        return self.release(number, release, self.asked.class_sums)[SUMS]
-
-    def gradients(
-        self, number: int, release: Release, state: Tensors, adaptive: float | None = None
-    ) -> dict[str, Tensor]:
-        """The noised sum of clipped gradients over all its questions, or over those drawn for this step.
-
-        With `adaptive`, the clip norm of this step, also how many were not clipped.
-        """
-        sums = summand(release, state, adaptive)
-        return self.release(number, release, lambda: sums(self.asked, self.drawn(release)))
-
-    def drawn(self, release: Release) -> Tensor | None:
-        """Each question by its own coin from the operating system (Poisson sampling); None where all take part."""
-        return None if release.sampler != "poisson" else poisson(len(self.asked), release.sampling_rate)
-
-    def release(self, number: int, release: Release, sums: Callable[[], Tensors]) -> dict[str, Tensor]:
-        """Charge, sum, noise, keep: what leaves in exchange `number` of the run."""
-        if self.ledger is not None and (stored := self.ledger.stored_update(self.run, number)) is not None:
-            self.given.append(release)
-            return unpacked(stored)
-        charge = None
-        if self.ledger is not None:
-            charge = self.ledger.charge(self.run, number, release, self.known_head)
-        self.given.append(release)
-        tensors = noised(sums(), release, self.source)
-        if self.ledger is not None and charge is not None:
-            self.ledger.store_update(charge, packed(tensors))
-            self.known_head = self.ledger.head()
-        return tensors
-
-
-@dataclass
-class Cohort:
-    """Clients whose sums a trusted server adds up and noises once: unit "client". Answers as a Device does.
-
-    Each client counts as one question would: the mean of its questions' clipped parts, whose norm is at most the clip
-    norm. Who takes part in a step is drawn by a coin a client. The server's `device` holds noise and ledger, in which
-    every client is charged for every step, drawn or not.
-    """
-
-    members: Sequence[Asked]
-    device: Device
-
-    @property
-    def name(self) -> str:
-        return self.device.name
-
-    @property
-    def given(self) -> list[Release]:
-        return self.device.given
-
-    def class_sums(self, number: int, release: Release) -> Tensor:
-        return self.device.release(number, release, lambda: self.summed(release, Asked.class_sums))[SUMS]
-
-    def gradients(
-        self, number: int, release: Release, state: Tensors, adaptive: float | None = None
-    ) -> dict[str, Tensor]:
-        sums = summand(release, state, adaptive)
-        return self.device.release(number, release, lambda: self.summed(release, lambda asked: sums(asked, None)))
-
-    def summed(self, release: Release, sums: Callable[[Asked], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The drawn clients' means, summed; zeros by name where none is drawn."""
-        drawn = [self.members[place] for place in poisson(len(self.members), release.sampling_rate).tolist()]
-        total = {name: torch.zeros_like(tensor) for name, tensor in sums(self.members[0]).items()}
-        for asked in drawn:
-            for name, tensor in sums(asked).items():
-                total[name] += tensor / len(asked)
-        return total
-
-
-def summand(
-    release: Release, state: Tensors, adaptive: float | None
-) -> Callable[[Asked, Tensor | None], dict[str, Tensor]]:
-    """What is summed in a step: gradients clipped to what the release says; or to `adaptive`, in units of it."""
-    if adaptive is not None:
-        return lambda asked, rows: asked.gradients_and_below(state, adaptive, rows)
-    return lambda asked, rows: asked.gradients(state, float(release.sensitivity or 0.0), rows)
-
-
-def noised(sums: Tensors, release: Release, source: NoiseSource) -> dict[str, Tensor]:
-    """The sums with the release's noise on every coordinate, rounded to its grid, as float32."""
-    found = add_noise(sums, release.standard_deviation, source)
-    return {name: torch.from_numpy(values).float() for name, values in found.values.items()}
-
-
-def poisson(count: int, rate: float) -> Tensor:
-    """The places (m,) of those whose own coin says yes, by the operating system's randomness."""
-    if rate >= 1:
-        return torch.arange(count)
-    coins = np.frombuffer(secrets.token_bytes(8 * count), dtype=np.uint64)
-    return torch.from_numpy(np.flatnonzero(coins < np.uint64(int(rate * 2**64))))
-
-
-def packed(tensors: Tensors) -> bytes:
-    """For the ledger's store of updates: safetensors."""
-    from safetensors.torch import save
-
-    return save(dict(tensors))
-
-
-def unpacked(stored: bytes) -> dict[str, Tensor]:
-    from safetensors.torch import load
-
-    return load(stored)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from statistics import median_low
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as functional
@@ -17,10 +17,10 @@ from fedcar.errors import FedcarError
 from fedcar.head import START_SCALE
 from fedcar.privacy.clip import next_clip_norm
 from fedcar.privacy.errors import BudgetError
-from fedcar.privacy.release import Release
 from fedcar.privacy.statement import Statement
-from fedcar.private_plan import LEAST_STRENGTH, PrivatePlan
-from fedcar.private_sums import ADAPTER_SCALE, BELOW, BELOW_SHARE, EVIDENCE_SHARE, ROWS, Cohort, Device
+from fedcar.private_devices import Crowd, Order
+from fedcar.private_plan import HELD_OUT, LEAST_STRENGTH, PrivatePlan
+from fedcar.private_sums import ADAPTER_SCALE, BELOW, BELOW_SHARE, COUNT, EVIDENCE_SHARE, ROWS
 from fedcar.progress import Silent
 from fedcar.questions import Questions
 from fedcar.retriever import LEARNED, Retriever, weights_of
@@ -37,6 +37,13 @@ CLIP_QUANTILE, CLIP_RATE = 0.5, 0.2  # of an adaptive clip norm: Andrew et al. 2
 STEPS_PER_LOOK = 10  # at a public dev set, where every look means encoding it anew
 
 Watch = Callable[[Mapping[str, Any]], None]
+
+
+class Store(Protocol):
+    """Where exchanges that are done are kept, so that a run goes on without asking again: record and sums."""
+
+    def get(self, number: int) -> tuple[dict[str, Any], dict[str, Tensor]] | None: ...
+    def put(self, record: Mapping[str, Any], sums: Mapping[str, Tensor]) -> None: ...
 
 
 @dataclass
@@ -57,6 +64,8 @@ class Outcome:
 class PrivateTraining:
     """The server: adds up what the devices give out, and turns it into rows and adapter.
 
+    `store` keeps what was added up, where devices are not there to be asked again.
+
     Formal guarantees:
         no_private_question_changes_anything_un_noised: what is here comes from documents, from noised sums, or from a
             dev set that was declared public.
@@ -65,16 +74,18 @@ class PrivateTraining:
     def __init__(
         self,
         untrained: Retriever,
-        devices: Sequence[Device] | Sequence[Cohort],
+        crowd: Crowd,
         plan: PrivatePlan,
         *,
+        store: Store | None = None,
         selection: Questions | None = None,
         adapter: Adapter | None = None,
         report: Silent | None = None,
         watch: Watch | None = None,
     ) -> None:
         self.untrained = untrained
-        self.devices = devices
+        self.crowd = crowd
+        self.store = store
         self.plan = plan
         self.selection = selection
         self.adapter = adapter
@@ -82,9 +93,8 @@ class PrivateTraining:
         self.report = report or Silent()
         self.watch = watch or (lambda record: None)
         self.outcome = Outcome(untrained, "none")
-        self.weights = {device.name: 1.0 for device in devices}
+        self.weights: dict[str, float] = {}
         self.best = self.before()
-        self.clients = sum(len(one.members) if isinstance(one, Cohort) else 1 for one in devices)
 
     # ---------------------------------------------------------------- the run, top to bottom
 
@@ -105,25 +115,36 @@ class PrivateTraining:
         if strength < LEAST_STRENGTH and not plan.target.against_advice:
             self.report.say(advice(strength))
             return
-        sums = self.exchange(1, lambda device: {ROWS: device.class_sums(1, plan.sums)})[ROWS]
-        state = {ROWS: self.first_rows(sums)}
+        state = {ROWS: self.first_rows(self.exchange(Order.of(plan, 1))[ROWS])}
         self.keep("ridge" if plan.step is None else "class sums", state)
-        if plan.step is None:
-            return
-        state |= self.first_adapter()
-        rates = self.rates(units)
-        step = replace(plan.step, steps=1)
-        for number in range(1, plan.steps + 1):
-            state = self.stepped(state, number, step, rates, units)
-            self.keep(plan.method, state, number)
+        if plan.step is not None:
+            state |= self.first_adapter()
+            rates = self.rates(units)
+            for number in range(1, plan.steps + 1):
+                state = self.stepped(state, number, rates, units)
+                self.keep(plan.method, state, number)
+        if plan.held_out is not None:
+            self.choose_by_held_out(state)
+
+    def choose_by_held_out(self, state: dict[str, Tensor]) -> None:
+        """Search stays where the clients' counts say, by more than their noise, that it gets more of theirs right."""
+        order = Order.of(self.plan, 2 + self.plan.steps, state)
+        questions, search, trained = self.exchange(order)[HELD_OUT].tolist()
+        self.report.say(f"held out, noised: {search:.0f} right by search, {trained:.0f} as trained, of {questions:.0f}")
+        if questions > 0:
+            self.outcome.scores |= {"before": search / questions, self.plan.method: trained / questions}
+        noise = self.loudness * order.release.standard_deviation * 2**0.5  # of the difference
+        if search - trained > noise:
+            self.best = (None, None, "none")
 
     def stepped(
-        self, state: dict[str, Tensor], number: int, step: Release, rates: Mapping[str, float], units: float
+        self, state: dict[str, Tensor], number: int, rates: Mapping[str, float], units: float
     ) -> dict[str, Tensor]:
         """One noised step over all devices. Divided by the (noised) number expected to take part, not by the actual."""
-        expected = units * step.sampling_rate
         adaptive = self.clip_norm if self.plan.target.adaptive_clip else None
-        sums = self.exchange(number + 1, lambda device: device.gradients(number + 1, step, state, adaptive))
+        order = Order.of(self.plan, number + 1, state, adaptive)
+        expected = units * order.release.sampling_rate
+        sums = self.exchange(order)
         if adaptive is not None:
             below = float(sums.pop(BELOW)) / (2 * BELOW_SHARE**0.5 * expected) + 0.5
             sums = {name: adaptive / (1 - BELOW_SHARE) ** 0.5 * tensor for name, tensor in sums.items()}
@@ -131,24 +152,41 @@ class PrivateTraining:
             self.outcome.records[-1]["clip_norm"] = adaptive
         return {name: tensor - rates[name] / expected * sums[name] for name, tensor in state.items()}
 
-    def exchange(self, number: int, ask: Callable[[Any], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """What all devices give out in this exchange, checked and added up."""
-        answers = {device.name: ask(device) for device in self.devices}
-        passed, refused = checked(answers)
-        if not passed:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(refused.items())[:5])
-            raise FedcarError(f"exchange {number}: no client gave out anything that can be used ({reasons})")
-        sent = sum(4 * tensor.numel() for answer in answers.values() for tensor in answer.values())
-        record = {"round": number, "clients": sorted(passed), "refused": refused, "bytes_up": sent}
-        record["bytes_down"] = sent if number > 1 else 0  # a step is taken at a state of the same shape
+    def exchange(self, order: Order) -> dict[str, Tensor]:
+        """What all devices give out in this exchange, checked and added up; of the count each one's answer."""
+        known = self.store.get(order.number) if self.store is not None else None
+        if known is not None:
+            record, sums = known
+            self.crowd.given.append(order.release)
+        else:
+            record, passed = self.asked(order)
+            sums = {name: answer[COUNT] for name, answer in passed.items()} if not order.number else self.added(passed)
+            if self.store is not None:
+                self.store.put(record, sums)
         self.outcome.records.append(record)
         self.watch(record)
+        return sums
+
+    def asked(self, order: Order) -> tuple[dict[str, Any], dict[str, Mapping[str, Tensor]]]:
+        """The exchange's record, and the answers that passed."""
+        answers = self.crowd.ask(order)
+        passed, refused = checked(answers.given)
+        if not passed:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(refused.items())[:5])
+            raise FedcarError(f"exchange {order.number}: no client gave out anything that can be used ({reasons})")
+        sent = sum(4 * tensor.numel() for answer in answers.given.values() for tensor in answer.values())
+        record = {"round": order.number, "clients": sorted(passed), "refused": refused, "failed": dict(answers.failed)}
+        record["bytes_up"], record["clock_seconds"] = sent, answers.seconds
+        record["bytes_down"] = sent if order.number > 1 else 0  # a step is taken at a state of the same shape
+        return record, passed
+
+    def added(self, passed: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The weighted sum. A client left out is missing from it and not from the divisor: its part of a step is 0."""
         names = next(iter(passed.values()))
-        # a client left out is missing from the sum and not from the divisor: its part of a step is 0
         weighted = {name: torch.zeros_like(tensor) for name, tensor in names.items()}
         for client, answer in passed.items():
             for name, tensor in answer.items():
-                weighted[name] += self.weights[client] * tensor
+                weighted[name] += self.weights.get(client, 1.0) * tensor
         return weighted
 
     def counted(self) -> float:
@@ -157,17 +195,11 @@ class PrivateTraining:
         A client with few questions brings as much noise as one with many, so it counts n / median, at most 1, by the
         noised counts: what is made of them costs nothing more.
         """
-        count = self.plan.count
-        if count is None:
-            return float(self.clients)
-        noised: dict[str, float] = {}
-
-        def ask(device: Device) -> dict[str, Tensor]:
-            answer = device.count(0, count)
-            noised[device.name] = max(0.0, float(answer))
-            return {"count": answer}
-
-        self.exchange(0, ask)
+        if self.plan.count is None:
+            return float(self.crowd.clients)
+        noised = {name: max(0.0, float(count)) for name, count in self.exchange(Order.of(self.plan, 0)).items()}
+        self.crowd.keep(sorted(noised))
+        self.weights = dict.fromkeys(noised, 1.0)
         if not any(noised.values()):  # noise alone: nobody is known to have more than anybody else
             return 1.0
         usual = max(1.0, median_low(noised.values()))
@@ -180,7 +212,7 @@ class PrivateTraining:
     @property
     def loudness(self) -> float:
         """How much louder the noise of all devices together is than that of one."""
-        return math.sqrt(max(1e-9, sum(weight**2 for weight in self.weights.values())))
+        return math.sqrt(max(1e-9, sum(weight**2 for weight in self.weights.values()))) if self.weights else 1.0
 
     # ---------------------------------------------------------------- rows, rates, adapter
 
@@ -215,19 +247,7 @@ class PrivateTraining:
     # ---------------------------------------------------------------- what is kept
 
     def retriever(self, state: Mapping[str, Tensor]) -> Retriever:
-        """The retriever of a state: every row is active, whether or not its document has questions."""
-        trained = self.untrained
-        weights = weights_of(trained.weights[:LEARNED])  # those of a document that is added later: no row, so all of it
-        weights[:LEARNED] *= EVIDENCE_SHARE
-        head = type(trained.head)(trained.head.embeddings.numpy(), centre=trained.head.centre.numpy())
-        with torch.no_grad():
-            head.rows.copy_(state[ROWS] / START_SCALE)
-            head.active.fill_(True)
-            if self.adapter is not None and len(state) > 1:
-                for name, tensor in self.adapter.named_parameters():
-                    tensor.copy_(ADAPTER_SCALE * state[name])
-                trained.encoder.insert(self.adapter)
-        return replace(trained, head=head, weights=weights)
+        return retriever_of(self.untrained, state, self.adapter)
 
     def keep(self, name: str, state: Mapping[str, Tensor], number: int = 0) -> None:
         """Take this state as the result; with a public dev set only where it is the best so far."""
@@ -272,8 +292,34 @@ class PrivateTraining:
         self.outcome.retriever, self.outcome.name = kept, name
         if reached is not None:
             self.report.say(f"kept: {name} ({reached.success:.3f} of the public dev questions right)")
-        given = tuple(self.devices[0].given)
-        self.outcome.statement = self.plan.statement(given, self.clients, choices(self.plan))
+        self.outcome.statement = self.plan.statement(tuple(self.crowd.given), self.crowd.clients, choices(self.plan))
+
+
+def retriever_of(untrained: Retriever, state: Mapping[str, Tensor], adapter: Adapter | None) -> Retriever:
+    """The retriever of a state: every row is active, whether or not its document has questions."""
+    weights = weights_of(untrained.weights[:LEARNED])  # those of a document that is added later: no row, so all of it
+    weights[:LEARNED] *= EVIDENCE_SHARE
+    head = type(untrained.head)(untrained.head.embeddings.numpy(), centre=untrained.head.centre.numpy())
+    with torch.no_grad():
+        head.rows.copy_(state[ROWS] / START_SCALE)
+        head.active.fill_(True)
+        if adapter is not None and len(state) > 1:
+            for name, tensor in adapter.named_parameters():
+                tensor.copy_(ADAPTER_SCALE * state[name])
+            untrained.encoder.insert(adapter)
+    return replace(untrained, head=head, weights=weights)
+
+
+def held_out_counts(
+    untrained: Retriever, questions: Questions, adapter: Adapter | None, state: Mapping[str, Tensor]
+) -> Tensor:
+    """Held-out questions of a client, how many search gets right, and how many the state: (3,)."""
+    if not len(questions):
+        return torch.zeros(3)
+    by_search = Standard().score(questions, untrained.scores_of(questions)).success
+    trained = retriever_of(untrained, state, adapter)
+    by_state = Standard().score(questions, trained.scores_of(questions)).success
+    return len(questions) * torch.tensor([1.0, by_search, by_state])
 
 
 def choices(plan: PrivatePlan) -> dict[str, str]:
@@ -281,7 +327,7 @@ def choices(plan: PrivatePlan) -> dict[str, str]:
     by_dev = "public dev set" if plan.target.public_dev else "fixed in advance"
     return {
         "method and number of steps": "fixed in advance",
-        "the step that is kept": by_dev,
+        "the step that is kept": "charged" if plan.held_out is not None else by_dev,
         "weights of evidence and rows": by_dev,
         "confidence and answer threshold": by_dev,
         "clip norm": "charged" if plan.target.adaptive_clip else "fixed in advance",
@@ -304,7 +350,7 @@ def checked(
 ) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, str]]:
     """The answers that may be added up, and the others with the reason: not finite, another shape, far too long.
 
-    Noise makes honest answers about equally long; a count is a single number and may well be 30 times another.
+    Noise makes honest answers about equally long; counts may well be 30 times another's.
     """
     refused = {
         name: "not finite"
@@ -317,8 +363,8 @@ def checked(
         if name not in refused
     }
     usual = median_low(lengths.values()) if lengths else 0.0
-    scalars = all(tensor.numel() == 1 for answer in answers.values() for tensor in answer.values())
+    counts = all(tensor.numel() <= 3 for answer in answers.values() for tensor in answer.values())
     for name, value in lengths.items():
-        if len(lengths) > 2 and not scalars and value > NORM_FACTOR * max(usual, 1e-12):
+        if len(lengths) > 2 and not counts and value > NORM_FACTOR * max(usual, 1e-12):
             refused[name] = f"length {value:.3g}, above {NORM_FACTOR:g} times the clients' median {usual:.3g}"
     return {name: answer for name, answer in answers.items() if name not in refused}, refused

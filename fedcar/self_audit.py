@@ -19,8 +19,9 @@ from fedcar.features import FeatureCache
 from fedcar.privacy import audit
 from fedcar.privacy.audit import Check
 from fedcar.privacy.ledger import Budget, Ledger
+from fedcar.private_devices import Device, InTurn
 from fedcar.private_plan import PrivatePlan, Target, make_plan
-from fedcar.private_sums import ROWS, SUMS, Asked, Device, Tensors
+from fedcar.private_sums import ROWS, SUMS, Asked, Tensors
 from fedcar.private_training import PrivateTraining
 from fedcar.progress import Silent
 from fedcar.questions import prepare, subset
@@ -65,7 +66,7 @@ def audit_collection(
 
 def replayed(untrained: Retriever, asked: Asked, plan: PrivatePlan, adapter: Adapter | None) -> list[Check]:
     """Class sums and gradients without noise: neighbours, halves, and the empty batch."""
-    server = PrivateTraining(untrained, [Device("audited", asked)], plan, adapter=adapter)
+    server = PrivateTraining(untrained, InTurn([Device("audited", asked)]), plan, adapter=adapter)
     state = {ROWS: server.first_rows(asked.class_sums()[SUMS])} | server.first_adapter()
     sums: list[tuple[str, Callable[[Tensor], dict[str, Tensor]], float]] = [("class sums", asked.class_sums, 1.0)]
     if plan.step is not None:
@@ -104,7 +105,7 @@ def of_a_run(untrained: Retriever, asked: Asked, plan: PrivatePlan) -> list[Chec
         ledger = Ledger(Path(folder) / "ledger.jsonl")
         ledger.create(Budget(plan.target.epsilon, plan.target.delta))
         device = Device("audited", asked, ledger=ledger, run="audit")
-        PrivateTraining(untrained, [device], plan, adapter=asked.adapter).run()
+        PrivateTraining(untrained, InTurn([device]), plan, adapter=asked.adapter).run()
         charged, spent = len(ledger.releases()), ledger.spent()
     kept = Check(
         "the budget holds", float(spent <= plan.target.epsilon), f"{spent:.4g} of epsilon {plan.target.epsilon:g} spent"

@@ -12,6 +12,7 @@ import torch
 from fedcar.adapter import Adapter, SoftEmbedding, parse_variant
 from fedcar.encoder import Encoder
 from fedcar.errors import FedcarError
+from fedcar.fit import of_like_length
 
 VARIANTS = ("full", "lowrank:4", "diagonal")
 TEXTS = ["my pump is broken", "", "who looks after the display again", "fan"]
@@ -172,10 +173,20 @@ def test_halved_blocks_give_nearly_the_same_gradient(model_folder: Path) -> None
         gradients.append(adapter.difference.grad.flatten())
         encoder.halve()
     assert torch.cosine_similarity(*gradients, dim=0) > 0.99 and not torch.equal(*gradients)
-    with torch.no_grad():
-        halved = encoder.hidden_states(ids)
-    encoder.insert(trained("full", encoder.embedding_width))  # another one: its gradients go through the model itself
-    assert encoder.hidden_states(ids).requires_grad and torch.equal(halved, encoder.hidden_states(ids))
+    another = trained(
+        "full", encoder.embedding_width
+    )  # as each client of a federation has one, and the encoder all share
+    encoder.insert(another)
+    assert torch.equal(encoder.hidden_states(ids), encoder.hidden_states(ids))
+    encoder.hidden_states(ids).square().sum().backward()
+    assert torch.cosine_similarity(another.difference.grad.flatten(), gradients[1], dim=0) > 0.99
+    assert torch.equal(adapter.difference.grad.flatten(), gradients[1])  # and the one before got none
+
+
+def test_texts_of_like_length_share_a_pass() -> None:
+    texts = [[0] * length for length in (30, 1, 12, 2, 34, 5, 13, 6)]
+    assert of_like_length(texts) == [[1, 3, 5], [7, 2, 6], [0, 4]]
+    assert of_like_length(texts[:1]) == [[0]]
 
 
 def test_removing_the_adapter_restores_the_encoder(model_folder: Path) -> None:

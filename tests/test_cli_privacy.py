@@ -17,8 +17,9 @@ from fedcar.features import FeatureCache
 from fedcar.leaks import attack_collection
 from fedcar.privacy.noise import NoiseSource
 from fedcar.privacy.release import Release
+from fedcar.private_devices import Device, Order
 from fedcar.private_plan import Target
-from fedcar.private_sums import Asked, Device
+from fedcar.private_sums import Asked
 from fedcar.self_audit import audit_collection
 
 
@@ -149,7 +150,7 @@ def test_missing_noise_is_flagged(
     def hardly_any(self: NoiseSource, shape: tuple[int, ...]) -> Any:
         return 1e-6 * plain(self, shape)
 
-    monkeypatch.setattr("fedcar.private_sums.NoiseSource.normal", hardly_any)
+    monkeypatch.setattr("fedcar.private_devices.NoiseSource.normal", hardly_any)
     assert "noise is as large as stated" in flagged(collection, encoder, cache)
 
 
@@ -171,13 +172,13 @@ def test_a_repeated_seed_is_flagged(
 def test_noise_that_nobody_charged_is_flagged(
     collection: Collection, encoder: Encoder, cache: FeatureCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = Device.gradients
+    plain = Device.answer
 
-    def twice(self: Device, number: int, release: Release, state: Any, adaptive: Any = None) -> Any:
+    def twice(self: Device, order: Order) -> Any:
         self.source.normal((1,))
-        return plain(self, number, release, state, adaptive)
+        return plain(self, order)
 
-    monkeypatch.setattr(Device, "gradients", twice)
+    monkeypatch.setattr(Device, "answer", twice)
     assert "steps charged = steps noised" in flagged(collection, encoder, cache)
 
 

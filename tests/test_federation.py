@@ -34,7 +34,7 @@ from fedcar.federation.additive import statistics_of, sums_of
 from fedcar.federation.client import Client
 from fedcar.federation.clock import VirtualClock
 from fedcar.federation.mixture import Evidence, federated_mixture
-from fedcar.federation.ridge_round import federated_ridge
+from fedcar.federation.ridge_round import LocalRidge, federated_ridge
 from fedcar.federation.settings import RoundSettings
 from fedcar.fit import Trainer
 from fedcar.mixture import fit_mixture
@@ -140,7 +140,9 @@ def test_ridge_federated_equals_central_in_the_whole_retriever(
     training = prepare(untrained, judged, cache, Silent(), "")
     shares = {name: training.take(rows) for name, rows in partition(judged, "dirichlet:0.5", 3, 0).items()}
     central = fit_ridge(untrained, training, cache, 0).retriever
-    federated = federated_ridge(untrained, shares, cache, 0, PseudoQueries()).fitted.retriever
+    federated = federated_ridge(
+        untrained, LocalRidge(untrained, shares, cache, 0), cache, 0, PseudoQueries()
+    ).fitted.retriever
     scores = [one.ridge.scores(training.texts, training.states) for one in (central, federated)]
     np.testing.assert_allclose(scores[0][..., 0], scores[1][..., 0], atol=1e-3)  # kept in float16
     np.testing.assert_allclose(scores[0][..., 1], scores[1][..., 1], atol=1e-5)
@@ -561,8 +563,6 @@ def test_only_the_adapter_is_shared(collection: Path, options: tuple[object, ...
         (("--clients", 2, "--partition", "dirichlet:0"), "ALPHA must be a number above 0"),
         (("--clients", 2, "--rounds", 0), "--rounds 0: must be 1 or more"),
         (("--clients", 2, "--clock", "fast"), "--clock"),
-        (("--clients", 2, "--engine", "flower", "--epsilon", 1), "--engine flower --epsilon 1"),
-        (("--clients", 2, "--engine", "flower", "--method", "ridge"), "--engine flower"),
         (("--clients", 2, "--engine", "flower", "--clock", "latency=1ms"), "--engine flower"),
         (("--partition", "client"), "no training question names its client"),
     ],

@@ -19,8 +19,9 @@ from fedcar.federation.private import federate_under_epsilon
 from fedcar.privacy.errors import LedgerError
 from fedcar.privacy.ledger import Budget, Ledger
 from fedcar.privacy.noise import NoiseSource
+from fedcar.private_devices import Cohort, Device, InTurn, Order, poisson
 from fedcar.private_plan import Target, make_plan
-from fedcar.private_sums import ROWS, SUMS, Asked, Cohort, Device, poisson
+from fedcar.private_sums import ROWS, Asked
 from fedcar.private_training import PrivateTraining
 from fedcar.selection import Standard
 
@@ -87,7 +88,7 @@ def reached(world: World, outcome: Any) -> float:
 def test_clients_with_their_own_noise_learn_together(world: World, tmp_path: Path) -> None:
     plan = make_plan(Target(3.0), "head", 6)
     devices = devices_of(world, 5, tmp_path, plan)
-    outcome = PrivateTraining(world.retriever(), devices, plan).run()
+    outcome = PrivateTraining(world.retriever(), InTurn(devices), plan).run()
     assert reached(world, outcome) > 0.85 and outcome.statement is not None
     assert outcome.statement.clients == 5 and outcome.statement.epsilon <= 3.0
     for device in devices:
@@ -101,9 +102,9 @@ def test_a_finished_run_is_replayed_from_its_stored_updates_and_nothing_is_charg
     world: World, tmp_path: Path
 ) -> None:
     plan = make_plan(Target(3.0), "head", 6)
-    first = PrivateTraining(world.retriever(), devices_of(world, 3, tmp_path, plan), plan).run()
+    first = PrivateTraining(world.retriever(), InTurn(devices_of(world, 3, tmp_path, plan)), plan).run()
     again = devices_of(world, 3, tmp_path, plan)
-    second = PrivateTraining(world.retriever(), again, plan).run()
+    second = PrivateTraining(world.retriever(), InTurn(again), plan).run()
     assert torch.equal(first.retriever.head.rows, second.retriever.head.rows)
     assert all(device.source.draws == 0 for device in again)
     assert second.statement == first.statement
@@ -128,9 +129,9 @@ def test_refused_before_the_budget_is_crossed(world: World, tmp_path: Path) -> N
     devices = devices_of(world, 2, tmp_path, plan)
     devices[1].source = Failing(10)
     with pytest.raises(KeyboardInterrupt):
-        PrivateTraining(world.retriever(), devices, plan).run()
+        PrivateTraining(world.retriever(), InTurn(devices), plan).run()
     again = devices_of(world, 2, tmp_path, plan)
-    outcome = PrivateTraining(world.retriever(), again, plan).run()
+    outcome = PrivateTraining(world.retriever(), InTurn(again), plan).run()
     assert outcome.refusal is not None and outcome.refusal.exit_code == 3
     assert "not trained, not charged" in str(outcome.refusal)
     assert outcome.name == "head" and reached(world, outcome) > 0.8
@@ -146,7 +147,7 @@ def test_a_client_with_few_questions_brings_little_noise(world: World) -> None:
         Device(name, Asked(untrained, world.training.take(torch.tensor(list(rows)).numpy())))
         for name, rows in sizes.items()
     ]
-    server = PrivateTraining(untrained, devices, plan)
+    server = PrivateTraining(untrained, InTurn(devices), plan)
     units = server.counted()
     assert server.weights["tiny"] < 0.2 and server.weights["larger"] == 1.0 and 2800 < units < 3200
     assert server.loudness < 1.45  # that of two clients
@@ -155,16 +156,29 @@ def test_a_client_with_few_questions_brings_little_noise(world: World) -> None:
 def test_one_client_moves_a_sum_of_clients_by_at_most_the_clip_norm(world: World) -> None:
     untrained = world.retriever()
     members = [Asked(untrained, world.training.take(rows)) for rows in shares(len(world.training), 6)]
-    release = make_plan(Target(3.0, unit="client"), "head", 6).step
-    assert release is not None and release.unit == "client"
+    plan = make_plan(Target(3.0, unit="client"), "head", 6, clip_norm=0.1)
+    assert plan.step is not None and plan.step.unit == "client"
     state = {ROWS: torch.randn(6, members[0].x.shape[1], generator=torch.Generator().manual_seed(0))}
-    for sums, bound, name in (
-        (Asked.class_sums, 1.0, SUMS),
-        (lambda asked: asked.gradients(state, 0.1), 0.1, ROWS),
-    ):
-        whole = Cohort(members, devices_of(world, 1)[0]).summed(release, sums)[name]
-        less = Cohort(members[1:], devices_of(world, 1)[0]).summed(release, sums)[name]
+    for order, bound in ((Order.of(plan, 1), 1.0), (Order.of(plan, 2, state), 0.1)):
+        whole = Cohort(members, Device("server", None)).summed(order)[ROWS]
+        less = Cohort(members[1:], Device("server", None)).summed(order)[ROWS]
         assert 0 < (whole - less).norm() <= bound * (1 + 1e-4)
+
+
+@pytest.mark.parametrize(("search", "trained", "kept"), [(100.0, 900.0, "head"), (900.0, 100.0, "none")])
+def test_clients_noised_counts_choose_between_search_and_training(
+    world: World, tmp_path: Path, search: float, trained: float, kept: str
+) -> None:
+    plan = make_plan(Target(8.0, held_out=True), "head", 6, steps=3)
+    devices = devices_of(world, 2, tmp_path, plan)
+    for device in devices:
+        device.held_out = lambda state: torch.tensor([1000.0, search, trained])
+    outcome = PrivateTraining(world.retriever(), InTurn(devices), plan).run()
+    assert outcome.name == kept and (outcome.retriever is not world.retriever())
+    assert outcome.scores["head"] == pytest.approx(trained / 1000, abs=0.1) and outcome.scores["head"] != trained / 1000
+    assert outcome.statement is not None and outcome.statement.selection["the step that is kept"] == "charged"
+    assert devices[0].ledger is not None and devices[0].ledger.releases()[-1].name == "held out"
+    assert 7.9 < devices[0].ledger.spent() <= 8.0 and outcome.statement.epsilon <= 8.0
 
 
 def test_a_cohort_is_drawn_by_a_coin_a_client() -> None:
@@ -232,6 +246,8 @@ def test_public_dev_is_measured_and_a_dry_run_shows_the_plan(place: Path, tmp_pa
         (("--epsilon", 1, "--delta", 0.5), "must be below 1/n"),
         (("--epsilon", 1, "--unit", "person"), '--unit "person": not known'),
         (("--epsilon", 1, "--no-privacy"), "one or the other"),
+        (("--epsilon", 1, "--held-out", "--public-dev"), "--held-out: --public-dev chooses already"),
+        (("--epsilon", 1, "--held-out", "--unit", "client"), "--held-out: it takes --unit example"),
         (("--epsilon", 1, "--recipe", "best"), '--recipe "best": not known'),
         (("--epsilon", 1, "--participation", 0.5), "every client takes part in every round"),
         (("--epsilon", 1, "--public-dev", "--unit", "client", "--delta", 0.6), "must be below 1/n = 0.5 for n = 2"),

@@ -10,143 +10,58 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from command import REPOSITORY, environment, fedcar, learnable
+from command import REPOSITORY, environment, fedcar
 
 pytest.importorskip("flwr")
 
-import torch  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
+from deployments import (  # noqa: E402
+    DEVICES,
+    alive,
+    check_equal,
+    descendants,
+    finished,
+    newest,
+    rounds,
+    run,
+    running,
+    start,
+    until,
+)
 
 from fedcar.collection import Collection  # noqa: E402
 from fedcar.federation import deploy_keys as keys  # noqa: E402
-from fedcar.federation.local import share_of  # noqa: E402
 from fedcar.federation.loopback import Deployment  # noqa: E402
 from fedcar.federation.processes import fedcar_command, free_port  # noqa: E402
-from fedcar.partition import partition  # noqa: E402
 
+pytest_plugins = ("deployments",)
 pytestmark = pytest.mark.slow
-DEVICES = ("hospital-a", "hospital-b")
-
-
-@pytest.fixture(scope="module")
-def encoder(tiny_model: Callable[..., Path]) -> Path:
-    return tiny_model("llama")
-
-
-@pytest.fixture(scope="module")
-def collections(toy_collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with whole, central (dev and test), questions-a and questions-b (train)."""
-    folder = tmp_path_factory.mktemp("collections")
-    whole = learnable(Collection.read(toy_collection))
-    whole.write(folder / "whole")
-    judgements = {split: judged for split, judged in whole.judgements.items() if split != "train"}
-    replace(whole, judgements=judgements).write(folder / "central")
-    training = whole.judged("train")
-    for name, rows in zip("ab", partition(training, "iid", 2, 0).values(), strict=True):
-        share_of(whole, training, rows).write(folder / f"questions-{name}")
-    return folder
-
-
-@pytest.fixture
-def deployment(tmp_path: Path, collections: Path, encoder: Path) -> Iterator[Deployment]:
-    """A server and two devices, online."""
-    running = Deployment(tmp_path)
-    try:
-        running.serve(collections / "central", str(encoder))
-        for name in DEVICES:
-            running.join(name, collections / f"questions-{name[-1]}", str(encoder), tmp_path / "cache")
-        running.wait_for_devices()
-        yield running
-    finally:
-        running.stop()
-
-
-def start(place: Path, *words: object) -> subprocess.Popen[str]:
-    """`fedcar ...` as a process of its own."""
-    command = fedcar_command(*words, "--data-dir", place)
-    return subprocess.Popen(command, text=True, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
-def finished(process: subprocess.Popen[str]) -> Any:
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return json.loads(out)
-
-
-def run(place: Path, *options: object) -> Any:
-    return finished(start(place, "run", "--no-privacy", "--rounds", 4, "--json", *options))
-
-
-def newest(place: Path) -> Path:
-    return max((place / "runs").iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
-
-
-def until(done: Callable[[], bool], seconds: float = 120.0) -> None:
-    end = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-
-
-def rounds(folder: Path) -> int:
-    history = folder / "history.jsonl"
-    return history.read_text().count("\n") if history.exists() else 0
-
-
-def state(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "checkpoint" / "state.safetensors")
-
-
-def check_equal(one: Path, other: Path) -> None:
-    ours, theirs = state(one), state(other)
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        assert torch.equal(tensor, theirs[name]), name
-
-
-def descendants(process: int) -> list[int]:
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            except OSError:
-                continue
-    found = [process]
-    for one in found:
-        found += [child for child, parent in parents.items() if parent == one]
-    return found[1:]
-
-
-def alive(process: int) -> bool:
-    try:
-        return (Path("/proc") / str(process) / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 # -------------------------------------------------------------------- the same as in process
 
 
-@pytest.mark.parametrize("method", ["head", "adapter"])
+@pytest.mark.parametrize("method", ["ridge", "head", "adapter"])
 def test_engine_flower_equals_engine_local(collections: Path, encoder: Path, tmp_path: Path, method: str) -> None:
     results = {}
     for engine in ("local", "flower"):
         words = ["federate", collections / "whole", "-o", tmp_path / engine, "--clients", 2, "--method", method]
-        words += ["--rounds", 2, "--engine", engine, "--encoder", encoder, "--cache", tmp_path / "cache"]
+        words += ["--engine", engine, "--encoder", encoder, "--cache", tmp_path / "cache"]
+        words += [] if method == "ridge" else ["--rounds", 2]
         process = subprocess.run(
             fedcar_command(*words, "--no-central", "--no-privacy", "--json"), text=True, env=environment(),
             capture_output=True, timeout=300, check=False,
         )  # fmt: skip
         assert process.returncode == 0, process.stderr
         results[engine] = json.loads(process.stdout)
-    check_equal(tmp_path / "local.run", tmp_path / "flower.run")
+    if method == "ridge":
+        records = [{**results[engine]["rounds"][0], "client_seconds": 0, "clock_seconds": 0} for engine in results]
+        assert records[0] == records[1]
+    else:
+        check_equal(tmp_path / "local.run", tmp_path / "flower.run")
     assert results["local"]["federated"] == results["flower"]["federated"]
 
 
@@ -262,12 +177,21 @@ def test_killed_server_and_run_resume_to_the_uninterrupted_model(
         assert len(result["rounds"]) == 4 and rounds(folder) == 4
         check_equal(whole, folder)
         whole = folder
-    background = start(place, "run", "--no-privacy", "--rounds", 2, "--detach")
+    background = start(place, "run", "--no-privacy", "--rounds", 4, "--detach")
     out, _ = background.communicate(timeout=100)
     assert background.returncode == 0 and "runs in the background" in out
-    until(lambda: newest(place) != whole and (newest(place) / "retriever").exists(), 200)
+    folder = newest(place)
+    assert folder != whole
+    until(lambda: rounds(folder) >= 2, 200)
+    os.kill(running("resume", folder.name), signal.SIGKILL)
+    until(lambda: not fedcar("status", "--data-dir", place, "--json").json["run_on"], 20)
+    stopped = fedcar("status", "--data-dir", place).out.splitlines()[-1]
+    assert stopped.startswith(folder.name) and stopped.endswith("stopped")
+    assert fedcar("resume", folder.name, "--data-dir", place, "--detach").code == 0
+    until(lambda: (folder / "retriever").exists(), 200)
+    check_equal(whole, folder)
     found = fedcar("status", "--data-dir", place, "--json").json
-    assert found["runs"][-1]["finished"] and found["runs"][-1]["rounds"] == 2
+    assert found["runs"][-1]["finished"] and found["runs"][-1]["rounds"] == 4
 
 
 def test_killed_devices_and_superlink_come_back_and_the_run_goes_on(deployment: Deployment) -> None:

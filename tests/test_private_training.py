@@ -24,8 +24,9 @@ from fedcar.features import FeatureCache
 from fedcar.head import candidate_losses
 from fedcar.privacy.noise import NoiseSource
 from fedcar.privacy.statement import from_json
+from fedcar.private_devices import Device, InTurn
 from fedcar.private_plan import Target, make_plan
-from fedcar.private_sums import ROWS, SUMS, Asked, Device
+from fedcar.private_sums import ROWS, SUMS, Asked
 from fedcar.private_training import PrivateTraining
 from fedcar.progress import Console, Silent
 from fedcar.questions import Questions, prepare
@@ -177,7 +178,7 @@ def test_the_gradient_is_that_of_the_retriever_that_ships(
     retriever, questions = questions_of(collection, encoder, tmp_path)
     adapter = None if variant is None else Adapter(variant, retriever.encoder.embedding_width)
     asked = Asked(retriever, questions, adapter)
-    server = PrivateTraining(retriever, [Device("one", asked)], plan(1.0), adapter=adapter)
+    server = PrivateTraining(retriever, InTurn([Device("one", asked)]), plan(1.0), adapter=adapter)
     generator = torch.Generator().manual_seed(1)
     state = {ROWS: torch.randn(len(retriever.documents), WIDTH * 2, generator=generator)}
     state |= {name: torch.randn(tensor.shape, generator=generator) for name, tensor in server.first_adapter().items()}
@@ -205,7 +206,7 @@ def test_learns_under_a_budget_and_steps_charged_equal_steps_noised(world: World
     untrained = world.retriever()
     device = Device("one", Asked(untrained, world.training), source)
     chosen = plan(1.0, method)
-    outcome = PrivateTraining(untrained, [device], chosen).run()
+    outcome = PrivateTraining(untrained, InTurn([device]), chosen).run()
     before, after = (
         Standard().score(world.selection, one.scores_of(world.selection)).success
         for one in (untrained, outcome.retriever)
@@ -223,7 +224,7 @@ def test_an_adaptive_clip_norm_finds_the_median_and_costs_nothing_more(world: Wo
     asked = Asked(untrained, world.training)
     chosen = make_plan(Target(300.0, 1e-5, adaptive_clip=True), "head", 6, steps=150, clip_norm=start)
     assert 0.99 * 300 < chosen.epsilon <= 300
-    server = PrivateTraining(untrained, [Device("one", asked)], chosen)
+    server = PrivateTraining(untrained, InTurn([Device("one", asked)]), chosen)
     server.rates = lambda units: {ROWS: 0.0}  # type: ignore[method-assign]  # the state stays: its median too
     outcome = server.run()
     norms = [record["clip_norm"] for record in outcome.records if "clip_norm" in record]
@@ -238,7 +239,7 @@ def test_an_adaptive_clip_norm_finds_the_median_and_costs_nothing_more(world: Wo
 def test_learns_with_an_adaptive_clip_norm(world: World) -> None:
     untrained = world.retriever()
     device = Device("one", Asked(untrained, world.training))
-    outcome = PrivateTraining(untrained, [device], plan(1.0, adaptive_clip=True)).run()
+    outcome = PrivateTraining(untrained, InTurn([device]), plan(1.0, adaptive_clip=True)).run()
     after = Standard().score(world.selection, outcome.retriever.scores_of(world.selection)).success
     assert after > 0.85 and outcome.statement is not None and 0.99 < outcome.statement.epsilon <= 1.0
 
@@ -270,7 +271,8 @@ class Low(NoiseSource):
 
 def test_a_count_that_noise_took_below_zero_is_no_reason_to_train(world: World) -> None:
     few = world.training.take(np.arange(20))
-    server = PrivateTraining(world.retriever(), [Device("one", Asked(world.retriever(), few), Low())], plan(1.0))
+    device = Device("one", Asked(world.retriever(), few), Low())
+    server = PrivateTraining(world.retriever(), InTurn([device]), plan(1.0))
     assert server.counted() == 1.0 and server.loudness == 1.0
     assert server.plan.strength(server.counted(), server.loudness) < 1
 

@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from fedcar.collection import Collection
 from fedcar.encoder import Encoder
 from fedcar.features import FeatureCache
+from fedcar.federation import exchange, remote
 from fedcar.federation.device import Device, documents_fingerprint
+from fedcar.federation.device_private import Books, file_name
 from fedcar.federation.parts import REPLY_PARTS, REQUEST_PARTS, InParts
 from fedcar.federation.payload import REPLIES, REQUESTS, Payload, checked, joined, parts
 from fedcar.federation.remote import RemoteNetwork
@@ -72,9 +75,15 @@ class Wire:
 def over_wire(folder: Path, encoder: Path, cache: Path, **options: Any) -> Iterator[Any]:
     """What `federate(over=...)` takes; the value has the wire as `wire` once the devices are there."""
 
-    def over(untrained: Retriever, shares: Mapping[str, Collection]) -> RemoteNetwork:
+    def over(untrained: Retriever, shares: Mapping[str, Collection], ledgers: Path | None = None) -> RemoteNetwork:
         devices = {
-            number: Device(share, folder / name, Encoder.load(encoder), FeatureCache(cache))
+            number: Device(
+                share,
+                folder / name,
+                Encoder.load(encoder),
+                FeatureCache(cache),
+                books=Books(folder / name, ledgers and ledgers / file_name(name)),
+            )  # fmt: skip
             for number, (name, share) in enumerate(sorted(shares.items()), 1)
         }
         nodes = {name: number for number, name in enumerate(sorted(shares), 1)}
@@ -83,7 +92,7 @@ def over_wire(folder: Path, encoder: Path, cache: Path, **options: Any) -> Itera
         documents = documents_fingerprint(next(iter(shares.values())))
         network = RemoteNetwork(over.wire.open, nodes, untrained, documents, folder.name, **options)  # type: ignore[attr-defined]
         over.network = network  # type: ignore[attr-defined]
-        network.enrol(0.5)
         return network
 
-    yield over
+    with patch.object(exchange, "POLL", 0.001), patch.object(remote, "BREATH", 0.01):  # nothing is on its way here
+        yield over

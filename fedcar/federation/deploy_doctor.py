@@ -123,9 +123,8 @@ def _servers_collection(place: ServerFolder) -> str:
     loaded = Collection.read(settings.collection)
     if documents_fingerprint(loaded) != settings.documents:
         raise FedcarError(f"{settings.collection}: changed since devices were enrolled; restore it")
-    if not len(loaded.judged("dev")):
-        raise FedcarError(f"{settings.collection}: no dev split, by which the server chooses; add qrels/dev.tsv")
-    return f"{len(loaded.documents)} documents, {len(loaded.judged('dev'))} questions to choose by"
+    dev = len(loaded.judged("dev"))
+    return f"{len(loaded.documents)} documents, {dev or 'no'} questions to choose by{'' if dev else ': devices count'}"
 
 
 # -------------------------------------------------------------------- on a device

@@ -16,6 +16,7 @@ from fedcar import __version__
 from fedcar.errors import FedcarError
 from fedcar.federation import deploy_keys as keys
 from fedcar.federation.processes import Child, free_port
+from fedcar.privacy.ledger import Budget
 from fedcar.progress import Silent
 
 CONNECT_SECONDS = 10.0
@@ -103,12 +104,15 @@ def join(
     *,
     encoder: str | None = None,
     cache: Path | None = None,
+    ledger: Path | None = None,
+    budget: Budget | None = None,
     report: Silent | None = None,
     until: Callable[[], bool] = lambda: False,
 ) -> None:
     """Check, prepare, then run the SuperNode and the worker that answers for it; the SuperNode is restarted at death.
 
-    `folder` keeps what this device must remember from round to round. Returns when `until` says so.
+    `folder` keeps what this device must remember from round to round. With `ledger` or `budget` one ledger counts over
+    all runs; with `budget` nothing leaves that is not noised and charged to it. Returns when `until` says so.
     """
     report = report or Silent()
     check_join(file, key)
@@ -120,6 +124,7 @@ def join(
     from fedcar.features import FeatureCache
     from fedcar.federation import flower
     from fedcar.federation.device import Device, documents_fingerprint
+    from fedcar.federation.device_private import Books
 
     def knock() -> None:
         flower.knows(file.address, file.ca.encode(), keys.read_private(key), file.id, make_room=True)
@@ -138,7 +143,8 @@ def join(
             f"{file.encoder_fingerprint[:12]}); give the same model with --encoder"
         )
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    device = Device(loaded, folder, model, FeatureCache(cache), report)
+    books = Books(folder / "ledgers", ledger, budget)
+    device = Device(loaded, folder, model, FeatureCache(cache), report, books)
     secret = secrets.token_hex(32).encode()
     keys.write_private(folder / "secret", secret)
     (folder / "server-ca.pem").write_text(file.ca)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 OPTIONS = "run.json"
 ENROLMENT = "enrolment.safetensors"
+DEVICES = "devices.json"  # who takes part in a run under epsilon, which has no enrolment: n_i is a question's too
 RETRIEVER = "retriever"
 
 
@@ -37,6 +38,9 @@ class RunOptions:
     rounds: Mapping[str, Any]
     over_selection: float = 1.0
     cache: str | None = None
+    target: Mapping[str, Any] | None = None  # the fields of a Target, under epsilon
+    ledgers: str | None = None
+    exchanges: int | None = None  # what a run under epsilon has in all
     version: str = __version__
 
     @classmethod
@@ -74,22 +78,21 @@ def train_over(
     """Enrol the devices, learn the mixture, run the rounds, keep the best candidate as RUN/retriever."""
     from fedcar.collection import Judged
     from fedcar.features import FeatureCache
+    from fedcar.federation import held_out
     from fedcar.federation.clock import VirtualClock
-    from fedcar.federation.local import baselines, matched, train_rounds
+    from fedcar.federation.local import baselines, matched, ridge_candidates, train_rounds
     from fedcar.federation.run_folder import RunFolder
     from fedcar.questions import prepare
     from fedcar.retriever import LEARNED, weights_of
     from fedcar.selection import Standard
-    from fedcar.train import calibrated, candidate, select
+    from fedcar.train import Candidate, calibrated, candidate, select
 
     start, cache = time.monotonic(), FeatureCache(Path(options.cache) if options.cache else None)
     selection = prepare(untrained, collection.judged("dev"), cache, report, "selection questions")
-    if not len(selection):
-        raise FedcarError(
-            f"{collection.name}: no dev split, so the server has no questions to choose by; put some that may be "
-            "public into qrels/dev.tsv"
-        )
+    new = not (run / ENROLMENT).exists()
     members = kept_enrolment(run, network, rounds.quorum, report)
+    if new and not len(selection):
+        held_out.check_held_out(network, collection.name)
     report.say(f"{len(members)} devices with {sum(members.values())} training questions")
     questions = sum(members.values())
     settings, rounds = matched(options.method, options.adapter, rounds, untrained, questions, len(members))
@@ -100,14 +103,29 @@ def train_over(
     }  # fmt: skip
     weights, exchanges = kept_mixture(run, network)
     mixed, standard = replace(untrained, weights=weights_of(weights[:LEARNED])), Standard()
-    first = candidate("evidence", standard.fitted(mixed), selection, standard, report)
     report.say(f"{time.monotonic() - start:.0f} s to the first round, {exchanges} small exchanges for the mixture")
-    shown = {**baselines(untrained, selection), "central": None}
-    trained, records = train_rounds(
-        mixed, {}, selection, settings, rounds, VirtualClock(), folder, resume, watch, shown, network
-    )
-    found = candidate(settings.method, standard.fitted(trained), selection, standard, report)
-    kept = select(untrained, selection, [first, found], standard, report)
+    if len(selection):
+        shown = {**baselines(untrained, selection), "central": None}
+    else:
+        shares = held_out.shares_before(network, untrained, mixed)
+        shown = {**held_out.shown(shares), "central": None}
+    if options.method == "ridge":
+        found, standard, records = ridge_candidates(mixed, {}, selection, cache, rounds, folder, report, network)
+        watch({**shown, **records[-1]})
+    else:
+        trained, records, score = train_rounds(
+            mixed, {}, selection, settings, rounds, VirtualClock(), folder, resume, watch, shown, network
+        )
+        found = [Candidate(settings.method, trained, score)]
+    evidence = standard.fitted(mixed)
+    if len(selection):
+        if options.method != "ridge":
+            found = [candidate(settings.method, standard.fitted(trained), selection, standard, report)]
+        first = candidate("evidence", evidence, selection, standard, report)
+        kept = select(untrained, selection, [first, *found], standard, report)
+    else:
+        first = held_out.candidate_by(lambda weights: shares[weights.tobytes()], "evidence", evidence, standard, report)
+        kept = held_out.select_by(shares, untrained, [first, *found], standard, report)
     nobody_answers = collection.unanswerable("dev")
     unanswered = prepare(untrained, Judged(nobody_answers, ({},) * len(nobody_answers)), cache, report, "")
     kept = replace(kept, retriever=calibrated(kept.retriever, selection, unanswered))
@@ -189,6 +207,10 @@ def start(
     from fedcar.retriever import Retriever
 
     options, served = RunOptions.read(run), place.settings()
+    if options.version != __version__:
+        raise FedcarError(
+            f"{run.name}: was started by fedcar {options.version}, this is {__version__}; give that, or start a new run"
+        )
     check_serving(place)
     nodes = {name: int(node["node"]) for name, node in place.nodes().items()}
     if not nodes:
@@ -196,7 +218,7 @@ def start(
     collection = Collection.read(served.collection)
     model = Encoder.load(served.encoder, served.pooling)
     rounds = RoundSettings(**options.rounds)
-    if not (run / ENROLMENT).exists():
+    if not (run / ENROLMENT).exists() and not (run / DEVICES).exists():
         nodes = online(place, nodes, report)
     cache = FeatureCache(Path(options.cache) if options.cache else None)
     untrained = Retriever.untrained(collection.documents, model, cache, report)
@@ -205,6 +227,10 @@ def start(
         deadline=rounds.deadline, over_selection=options.over_selection, say=report.say,
     )  # fmt: skip
     try:
+        if options.target is not None:
+            from fedcar.federation.deploy_private import train_privately_over
+
+            return train_privately_over(network, untrained, run, options, rounds, collection, report, watch)
         return train_over(network, untrained, run, options, rounds, collection, resume, report, watch)
     finally:
         network.close()
@@ -248,6 +274,7 @@ def _run_status(run: Path) -> dict[str, Any]:
     lines = history.read_text(encoding="utf-8").split("\n")[:-1] if history.exists() else []
     last = json.loads(lines[-1]) if lines else {}
     return {
-        "run": run.name, "method": options.method, "rounds": len(lines), "of": options.rounds["rounds"] or None,
+        "run": run.name, "method": options.method, "rounds": len(lines),
+        "of": options.exchanges or options.rounds["rounds"] or None,
         "selection": last.get("selection"), "finished": (run / RETRIEVER).exists(),
     }  # fmt: skip

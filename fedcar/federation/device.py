@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +22,27 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedcar import __version__
-from fedcar.collection import Collection
+from fedcar.collection import Collection, Judged
 from fedcar.encoder import Encoder
 from fedcar.errors import FedcarError
 from fedcar.features import FeatureCache
 from fedcar.federation.client import Client, first_moments
 from fedcar.federation.compress import decode
+from fedcar.federation.device_private import Books, PrivateSide
+from fedcar.federation.device_ridge import RidgeSide, right_by
 from fedcar.federation.mixture import Evidence, loss_sums, spread_sums
 from fedcar.federation.payload import REQUESTS, STATE, UPDATE, Payload, named, refusal, with_prefix
 from fedcar.federation.server import FIXED
 from fedcar.federation.settings import RoundSettings
 from fedcar.fit import Settings, prepared, with_learned
+from fedcar.privacy.errors import BudgetError, LedgerError
+from fedcar.private_central import prepare_privately
 from fedcar.progress import Silent
-from fedcar.questions import prepare
+from fedcar.questions import prepare, subset
 from fedcar.retriever import Retriever
 
 BEFORE, NOW = "before/", "now/"
+PROTECTED = ("greet", "noised")  # requests whose reply holds nothing of a question, or is noised and charged
 
 
 def documents_fingerprint(collection: Collection) -> str:
@@ -75,10 +81,16 @@ class Device:
     """
 
     def __init__(
-        self, collection: Collection, folder: Path, model: Encoder, cache: FeatureCache, report: Silent | None = None
+        self,
+        collection: Collection,
+        folder: Path,
+        model: Encoder,
+        cache: FeatureCache,
+        report: Silent | None = None,
+        books: Books | None = None,
     ) -> None:
         report = report or Silent()
-        training, held_out = collection.judged("train"), collection.judged("dev")
+        training, held_out = collection.judged("train"), unknown(collection)
         if not len(training):
             raise FedcarError(f"{collection.name}: no training question; a device without any has nothing to teach")
         self.folder, self.model = folder, model
@@ -86,25 +98,25 @@ class Device:
         self.untrained = Retriever.untrained(collection.documents, model, cache, report)
         self.training = prepare(self.untrained, training, cache, report, "training questions")
         self.held_out = prepare(self.untrained, held_out, cache, report, "held-out questions")
+        self.books = books or Books(folder / "ledgers")
+        every = partial(prepare_privately, self.untrained, collection.judged("dev"), cache)
+        self.private = PrivateSide(self.untrained, self.training, every, self.books, report)
+        self.ridge = RidgeSide(self.untrained, self.training, self.held_out, cache)
         self.evidence: Evidence | None = None
+        self.evidence_key = ""
         self.client: Client | None = None
         self.key = ""
 
     def answer(self, request: Payload) -> Payload:
         """The reply to any request; it never raises."""
         try:
-            if request.kind not in REQUESTS:
-                return refusal("request")
-            setup = Setup.parse(request.values["setup"])
-            for name, ours, theirs in (
-                ("version", __version__, setup.version),
-                ("encoder", self.model.fingerprint, setup.encoder),
-                ("documents", self.documents, setup.documents),
-            ):
-                if ours != theirs:
-                    return refusal(name, ours)
-            reply: Payload = getattr(self, f"_{request.kind}")(setup, request)
-            return reply
+            return self._answered(request)
+        except BudgetError:
+            self._log()
+            return refusal("budget")
+        except LedgerError:
+            self._log()
+            return refusal("ledger")
         except (ValueError, TypeError, KeyError):
             self._log()
             return refusal("request")
@@ -117,23 +129,65 @@ class Device:
             self._log()
             return refusal("memory" if "alloc" in str(error) else "failed")
 
+    def _answered(self, request: Payload) -> Payload:
+        if request.kind not in REQUESTS:
+            return refusal("request")
+        setup = Setup.parse(request.values["setup"])
+        for name, ours, theirs in (
+            ("version", __version__, setup.version),
+            ("encoder", self.model.fingerprint, setup.encoder),
+            ("documents", self.documents, setup.documents),
+        ):
+            if ours != theirs:
+                return refusal(name, ours)
+        if request.kind not in PROTECTED and self.books.budget is not None:
+            return refusal("un-noised")
+        reply: Payload = getattr(self, f"_{request.kind}")(setup, request)
+        return reply
+
     def _log(self) -> None:
         traceback.print_exc(file=sys.stderr)
 
     # ---------------------------------------------------------------- one method a kind of request
 
+    def _greet(self, setup: Setup, request: Payload) -> Payload:
+        return Payload("greet")
+
+    def _noised(self, setup: Setup, request: Payload) -> Payload:
+        return self.private.noised(setup, request)
+
+    def _clipped(self, setup: Setup, request: Payload) -> Payload:
+        return self.private.clipped(setup, request)
+
     def _enrol(self, setup: Setup, request: Payload) -> Payload:
         rows = {document.id: row for row, document in enumerate(self.untrained.documents)}
         counts = torch.from_numpy(self.training.targets(rows) > 0).sum(0)
-        return Payload("enrol", {"questions": len(self.training)}, {"row_questions": counts})
+        values = {"questions": len(self.training), "held_out": len(self.held_out)}
+        return Payload("enrol", values, {"row_questions": counts})
+
+    def _statistics(self, setup: Setup, request: Payload) -> Payload:
+        return self.ridge.statistics(setup)
+
+    def _taught(self, setup: Setup, request: Payload) -> Payload:
+        self.evidence = None
+        return self.ridge.hear(setup, request)
+
+    def _unseen(self, setup: Setup, request: Payload) -> Payload:
+        return self.ridge.unseen(setup, request)
 
     def _spread(self, setup: Setup, request: Payload) -> Payload:
-        evidence = self._evidence()
+        evidence = self._evidence(setup, request)
+        if evidence is None:
+            return refusal("taught")
         sums = spread_sums(evidence) if len(evidence.features) else torch.zeros(evidence.features.shape[2] + 1).double()
-        return Payload("spread", {"speaking": len(evidence.features)}, {"spread": sums})
+        values = {"speaking": len(evidence.features), "counted": float(evidence.importance.sum())}
+        return Payload("spread", values, {"spread": sums})
 
     def _sums(self, setup: Setup, request: Payload) -> Payload:
-        sums = loss_sums(self._evidence(), request.tensors["weights"])
+        evidence = self._evidence(setup, request)
+        if evidence is None:
+            return refusal("taught")
+        sums = loss_sums(evidence, request.tensors["weights"])
         return Payload("sums", {"loss": sums.loss}, {"gradient": sums.gradient, "hessian": sums.hessian})
 
     def _train(self, setup: Setup, request: Payload) -> Payload:
@@ -144,16 +198,31 @@ class Device:
         values = {"questions": update.questions, "loss": update.metrics["loss"], "seconds": update.seconds, **counts}
         return Payload("train", values, with_prefix(update.tensors, UPDATE))
 
+    def _count(self, setup: Setup, request: Payload) -> Payload:
+        right = right_by(self.untrained, self.held_out, request.tensors["among"].numpy())
+        trained = 0
+        if len(self.held_out) and named(request.tensors, STATE):
+            client, rounds, state, _ = self._ready(setup, request)
+            trained = client.evaluate(state, rounds, self.held_out)
+        values = {"held_out": len(self.held_out), "trained": trained}
+        return Payload("count", values, {"right": torch.tensor(right, dtype=torch.int64)})
+
     def _counts(self, client: Client, state: Mapping[str, Tensor], rounds: RoundSettings) -> dict[str, int]:
         """Of the held-out questions how many there are and how many the received state gets right."""
-        right = client.evaluate(state, rounds, self.held_out) if len(self.held_out) else 0
-        return {"held_out": len(self.held_out), "right": right}
+        return {"held_out": len(self.held_out), "right": client.evaluate(state, rounds, self.held_out)}
 
     # ---------------------------------------------------------------- the client, and what it keeps on the disk
 
-    def _evidence(self) -> Evidence:
-        if self.evidence is None:
-            self.evidence = Evidence.of(self.untrained.features(self.training), self.training.relevance)
+    def _evidence(self, setup: Setup, request: Payload) -> Evidence | None:
+        """What the mixture is learned on: as search sees the questions, or as ridge of this strength without them."""
+        strength, share = float(request.values["strength"]), float(request.values["share"])
+        key = f"{setup.json} {strength} {share}" if strength else ""
+        if self.evidence is None or key != self.evidence_key:
+            if strength:
+                self.evidence = self.ridge.evidence(setup, strength, share)
+            else:
+                self.evidence = Evidence.of(self.untrained.features(self.training), self.training.relevance)
+            self.evidence_key = key
         return self.evidence
 
     def _ready(self, setup: Setup, request: Payload) -> tuple[Client, RoundSettings, dict[str, Tensor], int]:
@@ -194,6 +263,12 @@ class Device:
 
     def _file(self, run: str) -> Path:
         return self.folder / "kept" / f"{hashlib.sha256(run.encode()).hexdigest()[:24]}.safetensors"
+
+
+def unknown(collection: Collection) -> Judged:
+    """The dev questions whose text does not stand in train: those would reward memory."""
+    dev, trained_on = collection.judged("dev"), collection.trained_on("dev")
+    return subset(dev, [query.id not in trained_on for query in dev.queries])
 
 
 def known(tensors: Mapping[str, Tensor], rounds: RoundSettings) -> dict[str, Tensor]:

@@ -32,6 +32,7 @@ from flwr.proto.run_pb2 import GetRunRequest
 from flwr.supercore.constant import TaskType
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
+from flwr.supercore.inflatable import inflatable_utils
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -51,7 +52,8 @@ from fedcar.federation.payload import REPLIES, REQUESTS, Form, Payload, checked,
 
 ASKED, ANSWERED = {**REQUESTS, **REQUEST_PARTS}, {**REPLIES, **REPLY_PARTS}
 NODE_POLL = 0.5  # seconds between two questions of a SuperNode for messages; Flower's own are 3
-TASK_POLL = 0.1
+TASK_POLL = 0.1  # between two looks for what is on this machine: a task, a reply
+OBJECT_POLL = 0.05
 TASK_HEARTBEAT = 10.0
 ACQUIRE = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 APP = b"""[project]
@@ -104,13 +106,20 @@ def supernode_command(port: int, address: str, ca: Path, key: Path, secret: Path
 
 
 def supernode() -> None:
-    """Flower's SuperNode, which asks for messages every NODE_POLL seconds."""
+    """Flower's SuperNode, which asks the server for messages every NODE_POLL seconds, the worker every TASK_POLL."""
     from flwr.supernode import start_client_internal
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
-    patient = SimpleNamespace(sleep=lambda seconds: time.sleep(min(seconds, NODE_POLL)))
+    patient = SimpleNamespace(sleep=lambda seconds: time.sleep(NODE_POLL if seconds > 1 else TASK_POLL))
     vars(start_client_internal)["time"] = patient
+    look_again_sooner()
     flower_supernode()
+
+
+def look_again_sooner() -> None:
+    """A message is announced before its parts are there: look for them after OBJECT_POLL; Flower does after 1 s."""
+    for function in (inflatable_utils.pull_objects, inflatable_utils.pull_and_inflate_object_from_tree):
+        function.__kwdefaults__ = {**(function.__kwdefaults__ or {}), "initial_backoff": OBJECT_POLL}
 
 
 # -------------------------------------------------------------------- payloads as messages
@@ -199,6 +208,7 @@ class Session:
     """Sends payloads to nodes and collects what they reply, until it is closed."""
 
     def __init__(self, link: Link, run: int, token: str) -> None:
+        look_again_sooner()
         self.link, self.run = link, run
         self.grid = HttpGrid(link.address, False, link.ca, token=token)
         self.grid._retry_invoker.max_tries = 3
@@ -280,6 +290,7 @@ def work(address: str, secret: bytes, answer: Answer, stopped: threading.Event) 
 
     `answer` gives a payload to every request and does not raise; nothing else is ever sent.
     """
+    look_again_sooner()
     answer = InParts(answer, REQUESTS)
     with executor(address, True, None, secret) as client:
         while not stopped.wait(TASK_POLL):

@@ -1,6 +1,8 @@
-"""The server's view of quality: each round's state on the selection questions, and the best so far."""
+"""The server's view of quality: each round's state on selection questions, its own or the devices', and the best."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 
@@ -10,11 +12,16 @@ from fedcar.federation.server import FIXED
 from fedcar.fit import Settings, Trainer
 from fedcar.questions import Questions
 from fedcar.retriever import Retriever
-from fedcar.selection import Standard
+from fedcar.selection import Score, Standard
+
+UNKNOWN = Score(True, -1.0, 0.0, -1.0)
 
 
 class Judge:
-    """Scores the state after a round on the selection questions and keeps the best; what is not shared is untrained."""
+    """Scores the state after a round on the selection questions and keeps the best; what is not shared is untrained.
+
+    Where the server has no selection questions devices' counts on their held-out ones decide (`heard`).
+    """
 
     def __init__(self, retriever: Retriever, selection: Questions, settings: Settings) -> None:
         self.retriever = retriever
@@ -23,15 +30,27 @@ class Judge:
         self.adapter = retriever.encoder.adapter
         self.initial = self.trainer.trained_tensors()
         self.active = torch.zeros_like(retriever.head.active)
-        self.best = Best(0, Standard().score(selection, self.trainer.offsets(selection)), self.initial)
+        reached = Standard().score(selection, self.trainer.offsets(selection)) if len(selection) else UNKNOWN
+        self.best = Best(0, reached, self.initial)
 
-    def __call__(self, number: int, tensors: Tensors) -> dict[str, float]:
-        """The selection score of the state after round `number`."""
+    def __call__(self, number: int, tensors: Tensors) -> dict[str, float | None]:
+        """The selection score of the state after round `number`; None where devices count."""
+        if not len(self.selection):
+            return {"selection": None}
         self.load(tensors)
         reached = Standard().score(self.selection, self.trainer.scores(self.selection))
         if reached > self.best.score:
             self.best = Best(number, reached, self.trainer.trained_tensors())
         return {"selection": reached.success}
+
+    def heard(self, number: int, tensors: Tensors, counts: Mapping[str, float] | None) -> None:
+        """Of how many held-out questions the state after round `number` got how many right."""
+        if len(self.selection) or not counts:
+            return
+        share = counts["right"] / counts["questions"]
+        if share > self.best.score.success:
+            self.load(tensors)
+            self.best = Best(number, Score(True, share, 0.0, share), self.trainer.trained_tensors())
 
     def load(self, tensors: Tensors) -> None:
         self.install()

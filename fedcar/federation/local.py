@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,11 +19,13 @@ from fedcar.evaluate import evaluate
 from fedcar.features import FeatureCache
 from fedcar.federation.client import Client, first_moments
 from fedcar.federation.clock import VirtualClock
+from fedcar.federation.held_out import candidate_by
 from fedcar.federation.judge import Judge
 from fedcar.federation.mixture import Evidence, federated_mixture
 from fedcar.federation.network import LocalNetwork
 from fedcar.federation.remote import RemoteNetwork
-from fedcar.federation.ridge_round import federated_ridge
+from fedcar.federation.remote_ridge import RemoteRidge
+from fedcar.federation.ridge_round import LocalRidge, RidgeClients, feature_map, federated_ridge
 from fedcar.federation.round import Enrolled, ServerState, federated_round
 from fedcar.federation.run_folder import RunFolder
 from fedcar.federation.server import FIXED
@@ -40,7 +42,7 @@ from fedcar.progress import Silent
 from fedcar.pseudo_queries import PseudoQueries, pseudo_queries
 from fedcar.questions import Questions, prepare, split_for_selection
 from fedcar.retriever import LEARNED, Retriever, weights_of
-from fedcar.selection import Standard, baseline_weights, best_weights
+from fedcar.selection import Score, Standard, baseline_weights, best_weights
 from fedcar.train import (
     Candidate,
     FoldView,
@@ -58,7 +60,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Watch = Callable[[Mapping[str, Any]], None]
-Over = Callable[[Retriever, Mapping[str, Collection]], RemoteNetwork]  # untrained retriever, each client's questions
+
+
+class Over(Protocol):
+    """Puts clients behind a network: untrained retriever, each client's collection, folder of their ledgers if kept."""
+
+    def __call__(
+        self, untrained: Retriever, shares: Mapping[str, Collection], ledgers: Path | None = None
+    ) -> RemoteNetwork: ...
 
 
 @dataclass(frozen=True)
@@ -142,14 +151,15 @@ def federate(
     network = None
     if over is not None:
         network = over(untrained, {name: share_of(collection, train_split, rows) for name, rows in parts.items()})
+        network.enrol(1.0)
         seconds.lap("start")
     mixed, mixture_rounds = with_federated_mixture(untrained, shares, network)
     standard = Standard()
     if method == "ridge":
-        found, standard, records = ridge_candidates(mixed, shares, selection, features, rounds, folder, report)
+        found, standard, records = ridge_candidates(mixed, shares, selection, features, rounds, folder, report, network)
     else:
         shown["central"] = central.get("selection")
-        trained, records = train_rounds(
+        trained, records, _ = train_rounds(
             mixed, shares, selection, settings, rounds, clock, folder, resume, watch, shown, network
         )
         found = [candidate(settings.method, standard.fitted(trained), selection, standard, report)]
@@ -273,8 +283,8 @@ def train_rounds(
     watch: Watch,
     shown: Mapping[str, float | None],
     remote: RemoteNetwork | None = None,
-) -> tuple[Retriever, list[dict[str, Any]]]:
-    """Rounds of gradient training on top of the evidence: the best round's retriever and the history."""
+) -> tuple[Retriever, list[dict[str, Any]], Score]:
+    """Rounds of gradient training on top of the evidence: the best round's retriever, the history, the best score."""
     settings = of_a_client(settings, rounds)
     retriever = replace(mixed, weights=with_learned(mixed.weights), head=prepared(mixed.head, settings))
     if remote is not None:
@@ -285,7 +295,7 @@ def train_rounds(
         network = LocalNetwork(members, rounds, clock)
     judge = Judge(retriever, selection, settings)
     records = run_rounds(network, judge, rounds, folder, resume, watch, shown)
-    return judge.finish(), records
+    return judge.finish(), records, judge.best.score
 
 
 def run_rounds(
@@ -308,10 +318,14 @@ def run_rounds(
             client.load_kept(kept.get(name, {}), state.round)
     judge.active = state.tensors.get(FIXED[0], judge.active)
     for _ in range(state.round, settings.rounds):
+        received = state
         state, record = federated_round(state, enrolled, settings, network, judge)
+        judge.heard(received.round, received.tensors, record.get("held_out"))
         folder.write(state, {name: client.kept() for name, client in network.clients.items()}, judge.best, record)
         records.append(record)
         watch({**shown, **record})
+    if isinstance(network, RemoteNetwork) and not len(judge.selection):
+        judge.heard(state.round, state.tensors, network.held_out(state))
     return records
 
 
@@ -373,31 +387,40 @@ def ridge_candidates(
     rounds: RoundSettings,
     folder: RunFolder,
     report: Silent,
+    network: RemoteNetwork | None = None,
 ) -> tuple[list[Candidate], Standard, list[dict[str, Any]]]:
     """The one round of `ridge`, without and with pseudo-queries, and its record; nothing is kept to go on from."""
     found, records, standard = [], [], Standard()
+    remote = None
+    if network is not None:
+        remote = RemoteRidge(network, mixed, feature_map(mixed, features, rounds.seed).dimension, rounds.seed)
+    clients: RidgeClients = remote or LocalRidge(mixed, shares, features, rounds.seed)
     for name, pseudo in (("ridge", PseudoQueries()), ("ridge+pseudo", pseudo_queries(mixed.documents, rounds.seed))):
         start = time.perf_counter()
-        one = federated_ridge(mixed, shares, features, rounds.seed, pseudo)
+        one = federated_ridge(mixed, clients, features, rounds.seed, pseudo)
         standard = one.standard
-        found.append(candidate(name, one.fitted, selection, standard, report))
+        if remote is not None and not len(selection):
+            found.append(candidate_by(remote.held_out_share, name, one.fitted, standard, report))
+        else:
+            found.append(candidate(name, one.fitted, selection, standard, report))
         record = {
             "round": 1,
             "what": name,
             "exchanges": one.exchanges,
             "selection": found[-1].score.success,
             "loss": None,
-            "clients": sorted(shares),
-            "questions": sum(map(len, shares.values())),
+            "clients": sorted(clients.sums()),
+            "questions": sum(part.statistics.questions for part in clients.sums().values()),
             "refused": {},
-            "failed": {},
+            "failed": dict(clients.failed),
             "bytes_down": one.bytes_down,
             "bytes_up": one.bytes_up,
             "client_seconds": dict(one.client_seconds),
             "clock_seconds": round(time.perf_counter() - start, 4),
         }
         records.append(record)
-    folder.append(records[-1])
+    if not folder.records():  # or it stands there from before a resume
+        folder.append(records[-1])
     return found, standard, records[-1:]
 
 

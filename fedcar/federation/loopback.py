@@ -12,6 +12,8 @@ from fedcar.collection import Collection
 from fedcar.errors import FedcarError
 from fedcar.federation import deploy_keys as keys
 from fedcar.federation.deploy import START_SECONDS, ServerFolder, enroll
+from fedcar.federation.device_private import file_name
+from fedcar.federation.local import Over
 from fedcar.federation.processes import Child, fedcar_command, free_port
 from fedcar.federation.remote import RemoteNetwork
 from fedcar.progress import Silent
@@ -42,7 +44,9 @@ class Deployment:
         log = self.folder / "serve.log"
         return log.exists() and "serving on" in log.read_text(encoding="utf-8", errors="replace")
 
-    def join(self, name: str, collection: Path, encoder: str, cache: Path | None = None) -> None:
+    def join(
+        self, name: str, collection: Path, encoder: str, cache: Path | None = None, ledger: Path | None = None
+    ) -> None:
         """Make a device's keys, let it in and start it."""
         device = self.folder / "devices" / name
         if name not in self.devices:
@@ -50,6 +54,7 @@ class Deployment:
             enroll(self.place, public, None, None)
         words = ["join", "--file", device / f"{name}.join", "--collection", collection, "--encoder", encoder]
         words += ["--data-dir", device / "state", *(("--cache", cache) if cache else ())]
+        words += ("--ledger", ledger) if ledger else ()
         self.devices[name] = Child(fedcar_command(*words), self.folder / f"{name}.log")
         self.devices[name].start()
 
@@ -78,13 +83,11 @@ class Deployment:
 
 
 @contextmanager
-def over_flower(
-    cache: Path | None, deadline: float | None, report: Silent
-) -> Iterator[Callable[[Retriever, Mapping[str, Collection]], RemoteNetwork]]:
+def over_flower(cache: Path | None, deadline: float | None, report: Silent) -> Iterator[Over]:
     """What `federate` puts its clients behind: a deployment in a temporary folder, which is gone afterwards."""
     with ExitStack() as stack:
 
-        def over(untrained: Retriever, shares: Mapping[str, Collection]) -> RemoteNetwork:
+        def over(untrained: Retriever, shares: Mapping[str, Collection], ledgers: Path | None = None) -> RemoteNetwork:
             if len(shares) > MOST_DEVICES:
                 raise FedcarError(
                     f"--engine flower: {len(shares)} clients would be as many processes, each with an encoder; give at "
@@ -98,8 +101,9 @@ def over_flower(
             for name, client in nodes.items():
                 shares[client].write(folder / "collections" / name)
             deployment.serve(folder / "collections" / "device-001", encoder, pooling)
-            for name in nodes:
-                deployment.join(name, folder / "collections" / name, encoder, cache)
+            for name, client in nodes.items():
+                ledger = None if ledgers is None else ledgers.resolve() / file_name(client)
+                deployment.join(name, folder / "collections" / name, encoder, cache, ledger)
             deployment.wait_for_devices()
             place = deployment.place
             enrolled = {client: int(place.nodes()[name]["node"]) for name, client in nodes.items()}
@@ -108,7 +112,6 @@ def over_flower(
                 deadline=deadline, say=report.say,
             )  # fmt: skip
             stack.callback(network.close)
-            network.enrol(1.0)
             return network
 
         yield over

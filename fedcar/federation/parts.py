@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from fedcar.federation.payload import DTYPES, Form, Payload, Value, checked, refusal
+from fedcar.federation.payload import DTYPES, Form, Payload, Value, checked, flat_bytes, refusal
 
 LIMIT = 16 << 20  # bytes of tensors in one message
 PART = {"number": int, "count": int, "head": str}
@@ -40,7 +40,7 @@ def _cuts(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     pieces: dict[str, Tensor] = {}
     room = LIMIT
     for name, tensor in tensors.items():
-        flat, start = tensor.detach().contiguous().reshape(-1).view(torch.uint8), 0
+        flat, start = flat_bytes(tensor), 0
         while start < len(flat):
             pieces[name] = flat[start : start + room]
             start, room = start + len(pieces[name]), room - len(pieces[name])

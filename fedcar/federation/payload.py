@@ -16,7 +16,7 @@ from fedcar.errors import quoted
 Value = int | float | str
 
 PART_BYTES = 4 << 20  # a tensor travels in parts of this many bytes, so that nobody holds it twice for the wire
-UPDATE, STATE = "update/", "state/"
+UPDATE, STATE, GIVEN = "update/", "state/", "given/"
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
@@ -33,6 +33,10 @@ REASONS = {
     "questions": "has no training question about these documents",
     "memory": "is out of memory",
     "disk": "has no space left on its disk",
+    "taught": "has not heard the sums of all; was it restarted?",
+    "budget": "has no room left in its privacy budget; its ledger says what was spent",
+    "ledger": "cannot use its ledger (cut, edited, in use, disk full); its log says which",
+    "un-noised": "gives out nothing un-noised, since it joined with --epsilon",
     "failed": "failed; its log says why",
     "request": "did not understand the request",
 }
@@ -46,17 +50,36 @@ class Form:
     tensors: tuple[str, ...] = ()
 
 
+SUMS = ("gram", "columns", "cross", "counts", "data", "grams", "starts")  # of the method ridge
+PRIVATE = {"setup": str, "number": int, "adaptive": float, "head": str}
 REQUESTS: Mapping[str, Form] = {
+    "greet": Form({"setup": str}),
     "enrol": Form({"setup": str}),
-    "spread": Form({"setup": str}),
-    "sums": Form({"setup": str}, ("weights",)),
+    "spread": Form({"setup": str, "strength": float, "share": float}),
+    "sums": Form({"setup": str, "strength": float, "share": float}, ("weights",)),
+    "statistics": Form({"setup": str}),
+    "taught": Form(
+        {"setup": str, "questions": int},
+        (*SUMS, "pseudo_data", "pseudo_grams", "pseudo_starts", "pseudo_counts"),
+    ),
+    "unseen": Form({"setup": str, "strength": float}, ("weights",)),
     "train": Form({"setup": str, "round": int}, ("weights", STATE)),
+    "count": Form({"setup": str, "round": int}, ("weights", "among", STATE)),
+    "noised": Form(PRIVATE, (STATE,)),
+    "clipped": Form(PRIVATE, (STATE,)),
 }
 REPLIES: Mapping[str, Form] = {
-    "enrol": Form({"questions": int}, ("row_questions",)),
-    "spread": Form({"speaking": int}, ("spread",)),
+    "greet": Form({}),
+    "enrol": Form({"questions": int, "held_out": int}, ("row_questions",)),
+    "spread": Form({"speaking": int, "counted": float}, ("spread",)),
     "sums": Form({"loss": float}, ("gradient", "hessian")),
+    "statistics": Form({"questions": int}, SUMS),
+    "taught": Form({}, ("right",)),
+    "unseen": Form({"right": float, "questions": int, "held_out": int, "held_out_right": int}),
     "train": Form({"questions": int, "loss": float, "seconds": float, "held_out": int, "right": int}, (UPDATE,)),
+    "count": Form({"held_out": int, "trained": int}, ("right",)),
+    "noised": Form({"head": str}, (GIVEN,)),
+    "clipped": Form({}, (GIVEN,)),
     "refused": Form({"reason": str, "found": str}),
 }
 
@@ -102,9 +125,16 @@ def checked(payload: Payload, forms: Mapping[str, Form]) -> Payload:
     return payload
 
 
+def flat_bytes(tensor: Tensor) -> Tensor:
+    """A tensor's bytes, as a view of it where it lies in one piece."""
+    if not tensor.numel():
+        return torch.empty(0, dtype=torch.uint8)  # an empty one may have strides that no view is made of
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
 def parts(tensor: Tensor) -> list[bytes]:
     """A tensor's bytes in parts of at most PART_BYTES; one empty part for an empty tensor."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    flat = flat_bytes(tensor.cpu())
     return [flat[start : start + PART_BYTES].numpy().tobytes() for start in range(0, max(1, len(flat)), PART_BYTES)]
 
 

@@ -19,7 +19,7 @@ from fedcar.federation.compress import encode, wire_bytes
 from fedcar.federation.device import Setup
 from fedcar.federation.exchange import MOST, Carrier, Exchange, Replies
 from fedcar.federation.mixture import Sums, mixture_of_sums
-from fedcar.federation.payload import STATE, UPDATE, Payload, named, with_prefix
+from fedcar.federation.payload import REASONS, STATE, UPDATE, Payload, Value, named, with_prefix
 from fedcar.federation.round import Answers, Enrolled, ServerState, Update, quorum
 from fedcar.federation.server import FIXED, ROW_TENSORS
 from fedcar.federation.settings import RoundSettings
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from fedcar.federation.device_private import PrivateSettings
+
+PLAIN = {"strength": 0.0, "share": 0.0}  # of search, without ridge
+BREATH = 1.0  # seconds before a connection that broke is opened again
 RECONNECT = 120.0  # seconds in which a server that died must be back
 DEADLINE = 600.0  # seconds, where none is given: a device that never answers costs that much once, not the run
 
@@ -108,7 +112,7 @@ class RemoteNetwork:
             reason = f"the connection broke ({type(error).__name__})"
             self.say(f"{reason}; connecting again")
             self.close()
-            time.sleep(1.0)
+            time.sleep(BREATH)
             return Replies({}, dict.fromkeys(payloads, reason))
 
     def _connected(self) -> Carrier:
@@ -120,7 +124,7 @@ class RemoteNetwork:
             except Exception as error:
                 if not _of_the_network(error) or time.monotonic() > end:
                     raise
-                time.sleep(1.0)
+                time.sleep(BREATH)
 
     def close(self) -> None:
         carrier, self.carrier = self.carrier, None
@@ -134,61 +138,104 @@ class RemoteNetwork:
 
         FedcarError where fewer than this `share` of them can.
         """
-        missing, failed = list(self.clients), {}
+
+        def told(name: str, payload: Payload) -> None:
+            self.clients[name].enrolled = _enrolled(name, payload, self.documents)
+
+        return self._taking_part(share, "enrol", told, attempts)
+
+    def _taking_part(
+        self, share: float, kind: str, told: Callable[[str, Payload], None], attempts: int = 3
+    ) -> dict[str, str]:
+        """Leave those out that do not answer `kind`, or to whose answer `told` raises ValueError; their reasons."""
+        taking_part, missing, failed = {}, list(self.clients), {}
         for _ in range(attempts):
-            replies = self.ask({name: Payload("enrol", {"setup": self.setup.json}) for name in missing})
+            replies = self.ask({name: Payload(kind, {"setup": self.setup.json}) for name in missing})
             failed = dict(replies.failed)
             for name, payload in replies.payloads.items():
-                counts, questions = payload.tensors["row_questions"], payload.values["questions"]
                 try:
-                    self.clients[name].enrolled = _enrolled(name, questions, counts, self.documents)
+                    told(name, payload)
+                    taking_part[name] = self.clients[name]
                 except ValueError as error:
                     failed[name] = f"sent rubbish: {error}"
             missing = [name for name in failed if "broke" in failed[name]]
             if not missing:
                 break
-        taking_part = {name: client for name, client in self.clients.items() if client.enrolled is not None}
         if len(taking_part) < max(1, share * len(self.clients)):
             reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(failed.items())[:5])
             raise FedcarError(
                 f"{len(taking_part)} of {len(self.clients)} devices can take part ({reasons}); start fedcar join on "
                 "the others, or see fedcar doctor there"
             )
-        self.clients = taking_part
+        self.clients = dict(sorted(taking_part.items()))
         return failed
 
-    def mixture(self) -> tuple[NDArray[np.float32], int]:
-        """The mixture's weights (see `mixture`) from the devices' sums; a device that fails is left out of them."""
-        names = set(self.clients)
+    def greet(self, share: float) -> dict[str, str]:
+        """Ask every device whether it can take part, and nothing of its questions; the others are left out."""
+        return self._taking_part(share, "greet", lambda name, payload: None)
+
+    def private(self, settings: PrivateSettings, run: str) -> None:
+        """What every request of a run under epsilon says; `run` is its name in the devices' ledgers."""
+        self.setup = replace(self.setup, run=run, settings=settings.values)
+
+    def mixture(
+        self,
+        prior: NDArray[np.float32] | None = None,
+        among: Sequence[str] = (),
+        about: Mapping[str, float] = PLAIN,
+        free: NDArray[np.bool_] | None = None,
+        again: Callable[[Sequence[str]], None] = lambda names: None,
+    ) -> tuple[NDArray[np.float32], int]:
+        """The mixture's weights (see `mixture`) from the devices' sums; a device that fails is left out of them.
+
+        `about` says of which evidence: that of search, or that of the method ridge, of which a device that was
+        restarted hears `again` first.
+        """
+        names = set(among or self.clients)
         while names:
             try:
-                return self._mixture(sorted(names))
+                return self._mixture(
+                    sorted(names), self.retriever.weights if prior is None else prior, about, free, again
+                )
             except _Left as left:
                 self.say(f"the mixture goes on without {', '.join(sorted(left.names))}")
                 names -= left.names
         raise FedcarError("no device answered while the mixture was learned; see fedcar status, then fedcar resume")
 
-    def _mixture(self, names: Sequence[str]) -> tuple[NDArray[np.float32], int]:
-        width = len(self.retriever.weights)
-        spreads = self._all(names, lambda: Payload("spread", {"setup": self.setup.json}), {"spread": (width + 1,)})
+    def _mixture(
+        self,
+        names: Sequence[str],
+        prior: NDArray[np.float32],
+        about: Mapping[str, float],
+        free: NDArray[np.bool_] | None,
+        again: Callable[[Sequence[str]], None],
+    ) -> tuple[NDArray[np.float32], int]:
+        width = len(prior)
+        values: dict[str, Value] = {"setup": self.setup.json, **about}
+        spreads = self._all(names, lambda: Payload("spread", values), {"spread": (width + 1,)}, again)
         speaking = [name for name in names if int(spreads[name].values["speaking"]) > 0]
         if not speaking:
-            return self.retriever.weights, 0
+            return prior, 0
         shapes = {"gradient": (width,), "hessian": (width, width)}
 
         def sums(at: Tensor) -> list[Sums]:
-            found = self._all(speaking, lambda: Payload("sums", {"setup": self.setup.json}, {"weights": at}), shapes)
+            found = self._all(speaking, lambda: Payload("sums", values, {"weights": at}), shapes, again)
             return [
                 Sums(float(one.values["loss"]), one.tensors["gradient"], one.tensors["hessian"])
                 for one in (found[name] for name in speaking)
             ]
 
         questions = sum(int(spreads[name].values["speaking"]) for name in speaking)
+        counted = sum(float(spreads[name].values["counted"]) for name in speaking)
         spread = torch.stack([spreads[name].tensors["spread"] for name in speaking]).sum(0)
-        return mixture_of_sums(spread, questions, sums, self.retriever.weights)
+        return mixture_of_sums(spread, questions, sums, prior, counted=counted, free=free)
 
     def _all(
-        self, names: Sequence[str], payload: Callable[[], Payload], shapes: Mapping[str, tuple[int, ...]]
+        self,
+        names: Sequence[str],
+        payload: Callable[[], Payload],
+        shapes: Mapping[str, tuple[int, ...]],
+        again: Callable[[Sequence[str]], None],
     ) -> dict[str, Payload]:
         """The replies of all the devices, finite and of these shapes; _Left for those that fail a second time."""
         found: dict[str, Payload] = {}
@@ -197,6 +244,7 @@ class RemoteNetwork:
             found |= {name: one for name, one in replies.payloads.items() if _sound(one, shapes)}
             if len(found) == len(names):
                 return found
+            again([name for name, why in replies.failed.items() if why == REASONS["taught"]])
         raise _Left({name for name in names if name not in found})
 
     def begin(self, settings: Settings, rounds: RoundSettings, weights: NDArray[np.float32]) -> None:
@@ -226,6 +274,38 @@ class RemoteNetwork:
             updates.append(Update(name, tensors, values["questions"], metrics, values["seconds"], wire_bytes(tensors)))
         return Answers(tuple(updates), replies.failed, down, replies.seconds)
 
+    def held_out(self, state: ServerState) -> dict[str, float]:
+        """Of how many held-out questions of all devices the state gets how many right; nothing where there are none."""
+        width = len(self.retriever.weights)
+        asked, _, right = self._counted(torch.zeros(0, width), state)
+        return {"questions": asked, "right": right} if asked else {}
+
+    def held_out_by(self, among: Sequence[NDArray[np.float32]]) -> list[float]:
+        """The share of the devices' held-out questions that search gets right with each of these weights."""
+        asked, right, _ = self._counted(torch.stack([torch.from_numpy(one) for one in among]), None)
+        return [float(count) / max(1, asked) for count in right]
+
+    def _counted(self, among: Tensor, state: ServerState | None) -> tuple[int, Tensor, int]:
+        """Summed over the devices that answer: held-out questions, right ones by weights (k,), and by the state."""
+        total, asked, trained = torch.zeros(len(among), dtype=torch.int64), 0, 0
+        requests = {}
+        for name, client in self.clients.items():
+            wire = {} if state is None else self.sent_to(client.enrol(), state.tensors)
+            tensors = {"weights": self.weights, "among": among, **with_prefix(wire, STATE)}
+            values: dict[str, Value] = {"setup": self.setup.json, "round": 0 if state is None else state.round}
+            requests[name] = Payload("count", values, tensors)
+        found: dict[str, Payload] = {}
+        for _ in range(2):
+            missing = {name: request for name, request in requests.items() if name not in found}
+            found |= self.ask(missing).payloads if missing else {}
+        for _, payload in sorted(found.items()):
+            questions, own = int(payload.values["held_out"]), int(payload.values["trained"])
+            right = payload.tensors["right"]
+            if right.shape == total.shape and right.dtype == torch.int64 and 0 <= own <= questions:
+                asked, trained = asked + questions, trained + own
+                total += right.clamp(0, questions)
+        return asked, total, trained
+
     def sent_to(self, device: Enrolled, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What a device receives, against zeros: with private documents only the rows of its own."""
         if self.settings.private_documents:
@@ -248,12 +328,13 @@ class _Left(Exception):  # noqa: N818 - no error: a device has left
         self.names = names
 
 
-def _enrolled(name: str, questions: Any, counts: Tensor, documents: int) -> Enrolled:  # noqa: ANN401 - from the wire
+def _enrolled(name: str, payload: Payload, documents: int) -> Enrolled:
+    counts, questions = payload.tensors["row_questions"], int(payload.values["questions"])
     if counts.dtype != torch.int64 or counts.shape != (documents,) or bool((counts < 0).any()):
         raise ValueError("counts that are not one number a document")
     if questions < 1 or int(counts.max()) > questions:
         raise ValueError(f"{questions} questions")
-    return Enrolled(name, questions, counts)
+    return Enrolled(name, questions, counts, max(0, int(payload.values["held_out"])))
 
 
 def _held_out(payload: Payload) -> tuple[int, int]:

@@ -35,11 +35,15 @@ class Update:
 
 @dataclass(frozen=True)
 class Enrolled:
-    """What the server knows of a client from the start: n_i, and n_id (documents,), its questions of each document."""
+    """What the server knows of a client from the start: n_i, and n_id (documents,), its questions of each document.
+
+    `held_out` is how many questions it has to count on where the server has none to choose by.
+    """
 
     client: str
     questions: int
     row_questions: Tensor
+    held_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Answers:
 
 
 Exchange = Callable[[ServerState, Sequence[str], int], Answers]  # state, cohort, attempt
-Evaluate = Callable[[int, Tensors], Mapping[str, float]]  # round, state's tensors
+Evaluate = Callable[[int, Tensors], Mapping[str, float | None]]  # round, state's tensors
 
 
 def federated_round(

@@ -1,0 +1,131 @@
+"""Whole deployments as real processes: what their slow tests share; fixtures by `pytest_plugins`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command import environment, learnable
+from safetensors.torch import load_file
+
+from fedcar.collection import Collection
+from fedcar.federation.local import share_of
+from fedcar.federation.loopback import Deployment
+from fedcar.federation.processes import fedcar_command
+from fedcar.partition import partition
+
+DEVICES = ("hospital-a", "hospital-b")
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_model: Callable[..., Path]) -> Path:
+    return tiny_model("llama")
+
+
+@pytest.fixture(scope="module")
+def collections(toy_collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with whole, central (dev and test), questions-a and questions-b (train)."""
+    folder = tmp_path_factory.mktemp("collections")
+    whole = learnable(Collection.read(toy_collection))
+    whole.write(folder / "whole")
+    judgements = {split: judged for split, judged in whole.judgements.items() if split != "train"}
+    replace(whole, judgements=judgements).write(folder / "central")
+    training = whole.judged("train")
+    for name, rows in zip("ab", partition(training, "iid", 2, 0).values(), strict=True):
+        share_of(whole, training, rows).write(folder / f"questions-{name}")
+    return folder
+
+
+@pytest.fixture
+def deployment(tmp_path: Path, collections: Path, encoder: Path) -> Iterator[Deployment]:
+    """A server and two devices, online."""
+    running = Deployment(tmp_path)
+    try:
+        running.serve(collections / "central", str(encoder))
+        for name in DEVICES:
+            running.join(name, collections / f"questions-{name[-1]}", str(encoder), tmp_path / "cache")
+        running.wait_for_devices()
+        yield running
+    finally:
+        running.stop()
+
+
+def start(place: Path, *words: object) -> subprocess.Popen[str]:
+    """`fedcar ...` as a process of its own."""
+    command = fedcar_command(*words, "--data-dir", place)
+    return subprocess.Popen(command, text=True, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def finished(process: subprocess.Popen[str]) -> Any:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return json.loads(out)
+
+
+def run(place: Path, *options: object) -> Any:
+    return finished(start(place, "run", "--no-privacy", "--rounds", 4, "--json", *options))
+
+
+def newest(place: Path) -> Path:
+    return max((place / "runs").iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
+
+
+def until(done: Callable[[], bool], seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def rounds(folder: Path) -> int:
+    history = folder / "history.jsonl"
+    return history.read_text().count("\n") if history.exists() else 0
+
+
+def state(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "checkpoint" / "state.safetensors")
+
+
+def check_equal(one: Path, other: Path) -> None:
+    ours, theirs = state(one), state(other)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def descendants(process: int) -> list[int]:
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except OSError:
+                continue
+    found = [process]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found[1:]
+
+
+def running(*words: str) -> int:
+    """The process whose command line has all these words."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (entry / "cmdline").exists():
+            line = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            if set(words) <= set(line) and alive(int(entry.name)):
+                return int(entry.name)
+    raise AssertionError(f"no process {words}")
+
+
+def alive(process: int) -> bool:
+    try:
+        return (Path("/proc") / str(process) / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
