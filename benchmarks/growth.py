@@ -1,9 +1,11 @@
 """How the steps grow with documents and with training questions: a log-log table and figure with fitted exponents.
 
-python benchmarks/growth.py COLLECTION... [--documents 30000] [--rows 1000000] [--questions 30000] [--figure FILE.svg]
+python benchmarks/growth.py COLLECTION... [--documents 31623] [--labels 1000000 --narrow ENCODER] [--rows 1000000]
+                                          [--questions 316228] [--figures FOLDER]        (0 leaves a part out)
 
 CPU seconds of one thread, so that other work on the machine counts little. Documents are real and repeated; their
-states are made up, since only sizes count here. Questions are those of the last collection, made distinct by a number.
+states are made up, since only sizes count here. Labels are five words of them each, and their states as narrow as a
+small encoder's. Questions are those of the last collection, made distinct by a number.
 Exponents are fitted to the upper half of the sizes, where constants have worn off.
 """
 
@@ -17,6 +19,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -33,11 +36,13 @@ from fedcar.closed_form import Statistics
 from fedcar.collection import Document, Query
 from fedcar.feature_map import FeatureMap
 from fedcar.features import FeatureCache
-from fedcar.metrics import top_k
+from fedcar.model_files import DEFAULT_ENCODER
 from fedcar.naive_bayes import gram_counts
+from fedcar.ridge import FEATURES_AT_ONCE
 from fedcar.row_index import RowIndex, is_installed
 from fedcar.rows import Rows
 
+MOST_TRAINED = 31_623  # questions that a head is trained on
 Points = dict[str, dict[int, float]]
 NEW = Document("new", "A new one", "It came later than all others. It is found at once.")
 COLOURS = ("#1b6ca8", "#c1440e", "#2e7d32", "#6a1b9a", "#8d6e00", "#00838f", "#ad1457", "#455a64", "#5d4037", "#283593")
@@ -59,17 +64,26 @@ def seconds(job: Callable[[], object], least: float = 0.05) -> float:
             return spent / calls
 
 
-def documents(collections: Sequence[str], most: int) -> Iterator[tuple[str, int, float]]:
-    """Building, saving, loading, searching and editing a whole retriever that reads token by token."""
-    encoder = made_up_encoder()
+def labels_of(collections: Sequence[str], number: int) -> list[Document]:
+    """Five words each, drawn from the collections' documents."""
+    words = [word for document in documents_of(collections, 1000) for word in document.text.split()]
+    drawn = np.random.default_rng(0).integers(len(words), size=(number, 5))
+    return [Document(f"d{row}", " ".join(words[place] for place in places), "") for row, places in enumerate(drawn)]
+
+
+def documents(
+    encoder: Encoder, made: Callable[[int], list[Document]], most: int
+) -> Iterator[tuple[str, int, float]]:
+    """Building, saving, loading, searching and editing a whole retriever."""
     for number in sizes(100, most):
         with tempfile.TemporaryDirectory() as folder:
-            chosen, place = documents_of(collections, number), Path(folder) / "retriever"
+            chosen, place = made(number), Path(folder) / "retriever"
             start = time.process_time()
             retriever = Retriever.untrained(chosen, encoder, FeatureCache(Path(folder) / "cache"))
             yield "build", number, time.process_time() - start
             yield "save", number, seconds(lambda retriever=retriever, place=place: retriever.save(place))
             yield "load", number, seconds(lambda place=place: Retriever.load(place))
+            retriever.row_index = RowIndex.read(place)
             retriever.search("warm up")
             yield "search", number, seconds(lambda retriever=retriever: retriever.search("how does it work and why?"))
             yield "add one", number, seconds(lambda retriever=retriever: retriever.add([NEW]))
@@ -84,7 +98,7 @@ def rows(most: int) -> Iterator[tuple[str, int, float]]:
     vectors, asked = vectors[:-50], vectors[-50:]
     for number in sizes(1000, most):
         stored = Rows(vectors[:number])
-        yield "all rows", number, seconds(lambda stored=stored: top_k(stored.products(asked[:1]), 10))
+        yield "all rows", number, seconds(lambda stored=stored: stored.nearest(asked[:1], 10))
         if not is_installed():
             continue
         start = time.process_time()
@@ -117,8 +131,11 @@ def questions(collection: str, most: int) -> Iterator[tuple[str, int, float]]:
         states = made_up_encoder().encode_states(texts)
         targets = np.zeros((number, len(found.documents)), dtype=np.float32)
         start = time.process_time()
-        Statistics.of(feature_map(states), targets)
+        for part in (slice(first, first + FEATURES_AT_ONCE) for first in range(0, number, FEATURES_AT_ONCE)):
+            Statistics.of(feature_map(states[part]), targets[part])
         yield "sums of ridge", number, time.process_time() - start
+        if number > MOST_TRAINED:
+            continue
         with tempfile.TemporaryDirectory() as folder:
             for measured in (False, True):  # the second time from the cache
                 encoder: Encoder = made_up_encoder()
@@ -189,14 +206,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("collections", nargs="+")
     parser.add_argument("--documents", type=int, default=31_623)
+    parser.add_argument("--labels", type=int, default=1_000_000)
+    parser.add_argument("--narrow", default=DEFAULT_ENCODER, help="The encoder whose width the labels' states have.")
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--questions", type=int, default=31_623)
+    parser.add_argument("--questions", type=int, default=316_228)
     parser.add_argument("--figures", type=Path, help="Write growth-*.svg into this folder.")
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
     parts: dict[str, Points] = {}
+    whole, labels = (partial(one, asked.collections) for one in (documents_of, labels_of))
     for across, steps in (
-        ("documents", documents(asked.collections, asked.documents) if asked.documents else ()),
+        ("documents", documents(made_up_encoder(), whole, asked.documents) if asked.documents else ()),
+        ("labels", documents(made_up_encoder(asked.narrow), labels, asked.labels) if asked.labels else ()),
         ("rows", rows(asked.rows) if asked.rows else ()),
         ("training questions", questions(asked.collections[-1], asked.questions) if asked.questions else ()),
     ):

@@ -17,13 +17,14 @@ import numpy as np
 from fedcar.collection import Document, read_documents
 from fedcar.encoder import Encoder
 from fedcar.features import FeatureCache
+from fedcar.model_files import DEFAULT_ENCODER
 from fedcar.retriever import Retriever
 from fedcar.runtime.protocol import States
 
 
-def made_up_encoder() -> Encoder:
-    """The default encoder's tokens, and states that cost nothing."""
-    encoder = Encoder.load()
+def made_up_encoder(name: str = DEFAULT_ENCODER) -> Encoder:
+    """An encoder's tokens, and states that cost nothing."""
+    encoder = Encoder.load(name)
     generator = np.random.default_rng(0)
     pool = generator.standard_normal((1 << 16, encoder.dimension), dtype=np.float32)
 

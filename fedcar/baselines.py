@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedcar.evidence import at_once
 from fedcar.metrics import DEPTH, top_k
 
 if TYPE_CHECKING:
@@ -41,9 +42,9 @@ def rankings(
     embeddings = retriever.head.embeddings.numpy()
     ids, empty = [document.id for document in retriever.documents], retriever.empty
     ranked: list[list[list[str]]] = [[] for _ in weights]
-    for start in range(0, len(texts), CHUNK):
-        cosines = unit(hidden_states[start : start + CHUNK]) @ embeddings.T
-        lexical = retriever.evidence.lexical(texts[start : start + CHUNK])
+    for start in range(0, len(texts), step := at_once(CHUNK, len(ids))):
+        cosines = unit(hidden_states[start : start + step]) @ embeddings.T
+        lexical = retriever.evidence.lexical(texts[start : start + step])
         for place, weight in enumerate(weights):
             scores = lexical.copy() if weight is None else cosines + np.float32(weight) * lexical
             scores[:, empty] = -np.inf

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,10 @@ from fedcar.bench import machine, row
 from fedcar.errors import FedcarError
 from fedcar.late_interaction import unit
 from fedcar.measure import CLOCKS
-from fedcar.metrics import top_k
 from fedcar.progress import Silent
 from fedcar.row_index import RowIndex, library
 from fedcar.rows import KINDS, Rows
+from fedcar.storage import mapped_tensors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,9 +42,9 @@ def bench_search(
 ) -> dict[str, Any]:
     """Find the ten best of so many made-up rows, or of the hidden states in a cache; the contract's shape.
 
-    p50 and p99 of single questions and the time of one in a batch; recall@10 against the exact answer and memory as a
-    share of float32's stand under machine["searched"]. A ratio's two sides are timed in turns; for `clock` see
-    `bench_encode`.
+    p50 and p99 of single questions and the time of one in a batch; under machine["searched"] recall@10 against the
+    exact answer and what must stay in memory as a share of float32 rows: of an index, its lists alone, as the rows that
+    it scores with are mapped from a file. A ratio's two sides are timed in turns; for `clock` see `bench_encode`.
     """
     report = report or Silent()
     if rows < 1000 or runs < 1:
@@ -64,27 +65,52 @@ def bench_search(
     for kind in KINDS:
         stored_rows = Rows.of(vectors, kind)
         share = sum(array.nbytes for array in stored_rows.arrays("rows").values()) / vectors.nbytes
-        searches[f"exact, {kind}"] = (lambda asked, of=stored_rows: top_k(of.products(asked), K)), share  # type: ignore[misc]
+        searches[f"exact, {kind}"] = (lambda asked, of=stored_rows: of.nearest(asked, K)[1]), share  # type: ignore[misc]
     start = time.perf_counter()
     index = RowIndex.build(vectors)
     report.say(f"index built in {time.perf_counter() - start:.0f} s")
     share = faiss.serialize_index(index._index).nbytes / vectors.nbytes
-    searches["index"] = (lambda asked: index.search(asked, vectors, K)[1]), share
+    with tempfile.TemporaryDirectory(prefix="fedcar-bench-") as folder:
+        for name, kind in (("index", "float32"), ("index, int8 rows", "int8")):
+            mapped = on_disk(Rows.of(vectors, kind), Path(folder) / f"{kind}.safetensors")
+            searches[name] = (lambda asked, of=mapped: index.search(asked, of, K)[1]), share  # type: ignore[misc]
+        measured, searched = compared(searches, exact, questions, runs, CLOCKS[clock], report)
+    about = {**machine(), "clock": clock, "rows": len(vectors), "made_up": cache is None, "searched": searched}
+    return {"machine": about, "rows": measured, "speedup": min(one["ratio"] for one in measured[:1])}
+
+
+def compared(
+    searches: Mapping[str, tuple[Search, float]],
+    exact: Search,
+    questions: NDArray[np.float32],
+    runs: int,
+    clock: Callable[[], float],
+    report: Silent,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Times of each search beside the exact one, as the contract's rows; its recall and memory."""
     wanted, measured, searched = exact(questions), [], []
+    peer_batched = batched(exact, questions, clock)
     for name, (search, memory) in searches.items():
-        found = np.concatenate([search(questions[start : start + 20]) for start in range(0, QUESTIONS, 20)])
+        found = search(questions)
         recall = np.mean([len({*ours} & {*best}) / K for ours, best in zip(found, wanted, strict=True)])
-        ours, peer, ratio = single(search, exact, questions, runs, CLOCKS[clock])
+        ours, peer, ratio = single(search, exact, questions, runs, clock)
         for what, place in (("p50", 50), ("p99", 99)):
             mine, theirs = (round(float(np.percentile(times, place)), 4) for times in (ours, peer))
             one = row(f"{name}, {what}", mine, theirs, PEER, "ms", runs)
             measured.append({**one, "ratio": round(ratio, 4)} if what == "p50" else one)
-        together = [batched(one, questions, CLOCKS[clock]) for one in (search, exact)]
-        measured.append(row(f"{name}, one of {QUESTIONS}", together[0], together[1], PEER, "ms", 1))
+        together = batched(search, questions, clock)
+        measured.append(row(f"{name}, one of {QUESTIONS}", together, peer_batched, PEER, "ms", 1))
         searched.append({"what": name, "recall@10": round(float(recall), 4), "memory": round(memory, 3)})
         report.say(f"{name}: {measured[-3]['ours']} ms, recall {recall:.4f}")
-    about = {**machine(), "clock": clock, "rows": len(vectors), "made_up": cache is None, "searched": searched}
-    return {"machine": about, "rows": measured, "speedup": min(one["ratio"] for one in measured[:1])}
+    return measured, searched
+
+
+def on_disk(rows: Rows, file: Path) -> Rows:
+    """The same rows, mapped from this file."""
+    from safetensors.numpy import save_file
+
+    save_file(rows.arrays("rows"), file)
+    return Rows.from_arrays(mapped_tensors(file), "rows")
 
 
 def single(

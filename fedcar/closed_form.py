@@ -34,9 +34,10 @@ class Statistics:
     questions: int
 
     @classmethod
-    def of(cls, features: NDArray[np.float32], targets: NDArray[np.float32]) -> Statistics:
+    def of(cls, features: NDArray[np.float32], targets: NDArray[np.float32] | sparse.csr_array) -> Statistics:
         """Features phi (n, D) and targets y (n, documents), 1 at the relevant documents."""
-        return cls(features.T @ features, features.T @ targets, (targets > 0).sum(0), len(features))
+        cross = np.asarray((targets.T @ features).T, dtype=np.float32, order="C")
+        return cls(features.T @ features, cross, np.asarray((targets > 0).sum(axis=0), np.int64), len(features))
 
     @classmethod
     def of_pseudo_queries(cls, features: NDArray[np.float32], weights: sparse.csr_array) -> Statistics:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from scipy import sparse
+from torch import nn
 from torch.nn import functional
 
 from fedcar.closed_form import STRENGTH
@@ -18,11 +19,11 @@ from fedcar.collection import Document
 from fedcar.errors import FedcarError, FedcarWarning, quoted
 from fedcar.head import Head
 from fedcar.lines import check_identifier, check_text
-from fedcar.metrics import top_k
 from fedcar.naive_bayes import NaiveBayes
 from fedcar.progress import Silent
 from fedcar.pseudo_queries import pseudo_queries
 from fedcar.ridge_rows import RidgeRows
+from fedcar.rows import Rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -159,10 +160,9 @@ def _rows_of(retriever: Retriever, chosen: NDArray[np.int64]) -> tuple[NDArray[n
 def _nearest_texts(retriever: Retriever, chosen: NDArray[np.int64]) -> list[str]:
     """The texts of the other documents that lie nearest to one of the chosen, nearer ones first."""
     embeddings = retriever.evidence.embeddings
-    cosines = embeddings[chosen] @ embeddings.T
-    cosines[:, chosen] = -np.inf
-    nearest = top_k(cosines, min(NEIGHBOURS, len(embeddings) - len(chosen)))
-    rows = list(dict.fromkeys(nearest.T.ravel().tolist()))[:MOST_OTHERS]
+    nearest = Rows(embeddings).nearest(embeddings[chosen], NEIGHBOURS + len(chosen))[1]
+    others = np.stack([row[~np.isin(row, chosen)][:NEIGHBOURS] for row in nearest])
+    rows = list(dict.fromkeys(others.T.ravel().tolist()))[:MOST_OTHERS]
     return [text for row in rows if (text := retriever.documents[row].full_text)]
 
 
@@ -219,17 +219,17 @@ def _named(ids: Sequence[str]) -> str:
 
 
 def _head(head: Head, kept: NDArray[np.int64], new: torch.Tensor) -> Head:
-    """The head with these of its rows, and untouched ones for the new embeddings (m, d)."""
-    state, chosen = head.state_dict(), torch.from_numpy(kept)
-    for name, behind in (
-        ("embeddings", new),
-        ("rows", torch.zeros_like(new)),
-        ("active", torch.zeros(len(new), dtype=torch.bool)),
-    ):
-        state[name] = torch.cat([state[name][chosen], behind])
+    """The head with these of its rows, and untouched ones for the new embeddings (m, d); each array is copied once."""
     layers = {"kind": head.kind, "pre_classifier": head.pre_classifier, "query_map": head.query_map}
-    result = Head(state["embeddings"].numpy(), **layers)  # type: ignore[arg-type]
-    result.load_state_dict(state)
+    result = Head(new[:0].numpy(), **layers)  # type: ignore[arg-type]
+    by_row = {"embeddings": new, "rows": torch.zeros_like(new), "active": torch.zeros(len(new), dtype=torch.bool)}
+    state = head.state_dict()
+    for name, behind in by_row.items():
+        own = state.pop(name)
+        chosen = own if len(kept) == len(own) else own[torch.from_numpy(kept)]
+        tensor = torch.cat([chosen, behind]) if len(behind) else chosen
+        setattr(result, name, nn.Parameter(tensor) if name == "rows" else tensor)
+    result.load_state_dict(state, strict=False)
     return result
 
 

@@ -144,7 +144,7 @@ class Evidence:
         `tokens` are the questions' untrained token states where they are known already.
         """
         result = np.zeros((*candidates.shape, len(self.NAMES)), dtype=np.float32)
-        step = max(1, min(QUESTIONS_AT_ONCE, CELLS_AT_ONCE // max(1, len(self))))
+        step = at_once(QUESTIONS_AT_ONCE, len(self))
         for start in range(0, len(questions), step):
             part = slice(start, start + step)
             chosen, texts, found = candidates[part], list(questions[part]), result[part]
@@ -246,6 +246,11 @@ class Evidence:
 
 
 _LATE = [Evidence.NAMES.index(name) for name in ("sentence", "tokens", "sentence_tokens")]
+
+
+def at_once(questions: int, documents: int) -> int:
+    """So many questions, or fewer where there are so many documents that their scores would fill the memory."""
+    return max(1, min(questions, CELLS_AT_ONCE // max(1, documents)))
 
 
 def reads_tokens(documents: Sequence[Document], encoder: Encoder) -> bool:

@@ -6,8 +6,9 @@ import hashlib
 import os
 from collections.abc import Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -42,16 +43,23 @@ class FeatureCache:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or default_cache()
+        self._known: dict[Path, _Known] = {}
 
     def hidden_states(
         self, encoder: Encoder, texts: Sequence[str], progress: Progress | None = None
     ) -> NDArray[np.float32]:
         """Texts -> hidden states h (n, d), float32, from disk where they are there, else encoded and kept."""
-        hidden_states: NDArray[np.float32] = self.states(encoder, texts, progress)["pooled"]
+        hidden_states: NDArray[np.float32] = self._found(encoder, texts, progress, "pooled")
         return hidden_states
 
     def states(self, encoder: Encoder, texts: Sequence[str], progress: Progress | None = None) -> NDArray[np.void]:
         """Texts -> records (n,) of `Encoder.state_type`: the hidden state and the mean states of lower layers."""
+        return self._found(encoder, texts, progress)
+
+    def _found(
+        self, encoder: Encoder, texts: Sequence[str], progress: Progress | None, field_alone: str | None = None
+    ) -> NDArray[Any]:
+        """The records of these texts, or one field of them: the others then stay on the disk."""
         keys = list(map(_key, texts))
         with self._place(encoder, texts) as place:
             rows = self._rows(place, encoder)
@@ -62,10 +70,11 @@ class FeatureCache:
             for chunk in _chunks(sorted(missing, key=lambda key: -len(missing[key]))):
                 states = encoder.encode_states([missing[key] for key in chunk], progress)
                 rows = self._rows(place, encoder, dict(zip(chunk, states, strict=True)))
-            if not keys:
-                return np.empty(0, dtype=encoder.state_type)
-            stored = np.memmap(place / "states.bin", encoder.state_type, "r", shape=(len(rows),))
-            return np.asarray(stored[[rows[key] for key in keys]])
+            stored: NDArray[Any] = np.empty(0, dtype=encoder.state_type)
+            if keys:
+                stored = np.memmap(place / "states.bin", encoder.state_type, "r", shape=(len(rows),))
+            chosen = np.array([rows[key] for key in keys], dtype=np.int64)
+            return np.asarray((stored if field_alone is None else stored[field_alone])[chosen])
 
     def keep(self, encoder: Encoder, texts: Sequence[str], states: NDArray[np.void]) -> None:
         """Put down the states of texts that were read for another end; those that are there already stay."""
@@ -92,12 +101,12 @@ class FeatureCache:
     ) -> dict[bytes, int]:
         """The keys on disk and their rows, with what was found written behind them; locked only as long as this."""
         with _locked(place / "lock"):
-            rows = _read_keys(place, encoder.state_type)
-            new = [key for key in found or {} if key not in rows]
+            known = self._known[place] = _read_keys(place, encoder.state_type, self._known.get(place, _Known()))
+            new = [key for key in found or {} if key not in known.rows]
             if found and new:
-                _append(place, len(rows), new, np.array([found[key] for key in new], dtype=encoder.state_type))
-                rows.update(zip(new, range(len(rows), len(rows) + len(new)), strict=True))
-            return rows
+                _append(place, known.whole, new, np.array([found[key] for key in new], dtype=encoder.state_type))
+                known = self._known[place] = _read_keys(place, encoder.state_type, known)
+            return known.rows
 
 
 def _key(text: str) -> bytes:
@@ -109,14 +118,33 @@ def _chunks(keys: list[bytes]) -> Iterator[list[bytes]]:
         yield keys[start : start + CHUNK]
 
 
-def _read_keys(place: Path, state_type: np.dtype[np.void]) -> dict[bytes, int]:
-    """The text hashes on disk and their rows; only rows whose states and key are both whole."""
+@dataclass
+class _Known:
+    """The text hashes that were read so far, and their rows; the last of them."""
+
+    rows: dict[bytes, int] = field(default_factory=dict)
+    whole: int = 0
+    last: bytes = b""
+
+
+def _read_keys(place: Path, state_type: np.dtype[np.void], known: _Known) -> _Known:
+    """The text hashes on disk and their rows; only rows whose states and key are both whole.
+
+    A whole row never changes, so that only those after the last one known are read, as long as it stands there.
+    """
     keys, states = place / "keys.sha256", place / "states.bin"
     if not (keys.is_file() and states.is_file()):
-        return {}
+        return _Known()
     whole = min(keys.stat().st_size // KEY_BYTES, states.stat().st_size // state_type.itemsize)
-    stored = keys.read_bytes()
-    return {stored[row * KEY_BYTES : (row + 1) * KEY_BYTES]: row for row in range(whole)}
+    with keys.open("rb") as stream:
+        stream.seek(max(0, known.whole - 1) * KEY_BYTES)
+        if whole < known.whole or stream.read(len(known.last)) != known.last:  # another cache stands here now
+            known = _Known()
+            stream.seek(0)
+        stored = stream.read((whole - known.whole) * KEY_BYTES)
+    new = [stored[start : start + KEY_BYTES] for start in range(0, len(stored), KEY_BYTES)]
+    known.rows.update(zip(new, range(known.whole, whole), strict=True))
+    return _Known(known.rows, whole, new[-1] if new else known.last)
 
 
 def _append(place: Path, rows: int, keys: list[bytes], states: NDArray[np.void]) -> None:

@@ -216,7 +216,7 @@ class Trainer:
         self.settings = settings
         if not settings.query_map:
             ids = {document.id: row for row, document in enumerate(retriever.documents)}
-            self.head.active.copy_(torch.from_numpy((training.targets(ids) > 0).any(0)))
+            self.head.active.copy_(torch.from_numpy(training.counts(ids) > 0))
         self.token_ids: list[list[int]] = []
         if settings.method == "adapter":
             self.encoder.insert(Adapter(settings.adapter, self.encoder.embedding_width, settings.seed))

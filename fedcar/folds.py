@@ -10,6 +10,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from scipy import sparse
 
 NUMBER, FEWER, MANY = 5, 2, 4000  # folds; fewer of them from so many questions on
 LEAST_DOCUMENTS = 10
@@ -37,13 +38,16 @@ class Folds:
     share: float
 
     @classmethod
-    def of(cls, counts: NDArray[np.int64], seed: int, questions: int) -> Folds:
-        """Questions of each document (N,) -> seeded folds; none where fewer than ten documents have questions."""
+    def of(cls, counts: NDArray[np.int64], seed: int, questions: int, documents: int | None = None) -> Folds:
+        """Questions of each document (N,) -> seeded folds; none where fewer than ten documents have questions.
+
+        `documents` is how many there are where the counts leave out some that have no question.
+        """
         folds, asked = np.full(len(counts), -1), np.flatnonzero(counts)
         number = FEWER if questions >= MANY else NUMBER
         if len(asked) >= LEAST_DOCUMENTS:
             folds[np.random.default_rng(seed).permutation(asked)] = np.arange(len(asked)) % number
-        share = float(min(MOST_SHARE, 1 - len(asked) / max(1, len(counts))))
+        share = float(min(MOST_SHARE, 1 - len(asked) / max(1, documents or len(counts))))
         return cls(folds, share if len(asked) >= LEAST_DOCUMENTS else 0.0)
 
     @property
@@ -51,23 +55,20 @@ class Folds:
         return bool((self.of_document >= 0).any())
 
     def sample(
-        self, targets: NDArray[np.float32], generator: np.random.Generator, size: int = SAMPLE
+        self, targets: NDArray[np.float32] | sparse.csr_array, generator: np.random.Generator, size: int = SAMPLE
     ) -> NDArray[np.int64]:
         """About `size` questions by their targets (n, N); where there are folds, all questions of each document."""
         if not self.exist:
-            return np.sort(generator.permutation(len(targets))[:size])
+            return np.sort(generator.permutation(targets.shape[0])[:size])
         first = targets.argmax(axis=1)
-        chosen: list[NDArray[np.int64]] = []
-        for document in generator.permutation(np.unique(first)):
-            if sum(map(len, chosen)) >= size:
-                break
-            chosen.append(np.flatnonzero(first == document))
-        return np.sort(np.concatenate(chosen))
+        documents = generator.permutation(np.unique(first))
+        enough = np.searchsorted(np.cumsum(np.bincount(first)[documents]), size) + 1
+        return np.flatnonzero(np.isin(first, documents[:enough]))
 
-    def split(self, targets: NDArray[np.float32]) -> Iterator[Fold]:
+    def split(self, targets: NDArray[np.float32] | sparse.csr_array) -> Iterator[Fold]:
         """Targets (n, N) -> each fold; a question about documents on both sides is on neither."""
-        relevant = targets > 0
+        relevant = (targets > 0).astype(np.int64)
         for number in range(int(self.of_document.max(initial=-1)) + 1):
             held = self.of_document == number
-            touches, leaves = relevant[:, held].any(axis=1), relevant[:, ~held].any(axis=1)
+            touches, leaves = (relevant @ side.astype(np.int64) > 0 for side in (held, ~held))
             yield Fold(np.flatnonzero(~touches & leaves), np.flatnonzero(touches & ~leaves))

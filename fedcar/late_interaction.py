@@ -274,7 +274,7 @@ def _starts(sizes: Iterable[int]) -> NDArray[np.int64]:
 def _kept(chosen: NDArray[np.bool_], starts: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
     """Which members the chosen groups have, and where those groups then begin."""
     sizes = np.diff(starts)
-    return np.repeat(chosen, sizes), _starts(sizes[chosen])
+    return np.repeat(chosen, sizes), np.concatenate([[0], np.cumsum(sizes[chosen])])
 
 
 def _by_document(

@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from itertools import chain
+from itertools import chain, compress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,8 +59,7 @@ class LexicalIndex:
         document = np.repeat(np.arange(self.documents, documents), lengths)
         pairs, counts = np.unique(column * documents + document, return_counts=True)
         new = {"counts": np.minimum(counts, MOST_COUNTED), "indices": pairs % max(documents, 1)}
-        columns = np.concatenate([_columns(self.arrays["indptr"]), pairs // max(documents, 1)])
-        arrays = _by_column(columns, len(vocabulary), _joined(self.arrays, new))
+        arrays = _with_new(self.arrays, len(vocabulary), pairs // max(documents, 1), new)
         arrays["lengths"] = np.concatenate([self.arrays["lengths"], lengths])
         return LexicalIndex(vocabulary, arrays, self.words)
 
@@ -69,16 +68,16 @@ class LexicalIndex:
         kept = np.ones(self.documents, dtype=bool)
         kept[list(rows)] = False
         here = kept[self.arrays["indices"]]
-        columns = _columns(self.arrays["indptr"])[here]
-        used = np.bincount(columns, minlength=len(self.vocabulary)) > 0
-        number, document = np.cumsum(used) - 1, np.cumsum(kept) - 1
-        vocabulary = {word: int(number[column]) for word, column in self.vocabulary.items() if used[column]}
-        left = {
+        sizes = _sizes(here, self.arrays["indptr"])
+        words = list(compress(self.vocabulary, (sizes > 0).tolist()))  # which stand in the order of their numbers
+        document = (np.cumsum(kept) - 1).astype(np.int32)
+        arrays = {
             "counts": self.arrays["counts"][here],
-            "indices": document[self.arrays["indices"][here]].astype(np.int32),
+            "indices": document[self.arrays["indices"][here]],
+            "indptr": _starts(sizes[sizes > 0]),
+            "lengths": self.arrays["lengths"][kept],
         }
-        arrays = _by_column(number[columns], len(vocabulary), left)
-        return LexicalIndex(vocabulary, arrays | {"lengths": self.arrays["lengths"][kept]}, self.words)
+        return LexicalIndex(numbered(words), arrays, self.words)
 
     @property
     def documents(self) -> int:
@@ -168,9 +167,9 @@ class SentenceCoverage:
         sizes = [len(found) for found in numbers]
         first = int(self.arrays["starts"][-1])
         column = np.fromiter(chain.from_iterable(numbers), dtype=np.int64, count=sum(sizes))
-        new = {"indices": np.repeat(np.arange(first, first + len(words)), sizes)}
-        columns = np.concatenate([_columns(self.arrays["indptr"]), column])
-        arrays = _by_column(columns, len(index.vocabulary), _joined(self.arrays, new))
+        order = np.argsort(column, kind="stable")
+        new = {"indices": np.repeat(np.arange(first, first + len(words)), sizes)[order]}
+        arrays = _with_new(self.arrays, len(index.vocabulary), column[order], new)
         ends = first + np.cumsum([len(sentences) for sentences in whole], dtype=np.int64)
         return SentenceCoverage(index, arrays | {"starts": np.concatenate([self.arrays["starts"], ends])})
 
@@ -181,12 +180,13 @@ class SentenceCoverage:
         kept[list(rows)] = False
         sentences = np.repeat(kept, sizes)
         here = sentences[self.arrays["indices"]]
-        number = np.full(len(self.index.vocabulary), -1)
-        for word, column in self.index.vocabulary.items():
-            number[column] = index.vocabulary.get(word, -1)
-        left = {"indices": (np.cumsum(sentences) - 1)[self.arrays["indices"][here]].astype(np.int32)}
-        arrays = _by_column(number[_columns(self.arrays["indptr"])[here]], len(index.vocabulary), left)
-        return SentenceCoverage(index, arrays | {"starts": np.concatenate([[0], np.cumsum(sizes[kept])])})
+        left = [word in index.vocabulary for word in self.index.vocabulary]  # in the order of their numbers, as there
+        arrays = {
+            "indices": (np.cumsum(sentences) - 1).astype(np.int32)[self.arrays["indices"][here]],
+            "indptr": _starts(_sizes(here, self.arrays["indptr"])[left]),
+            "starts": _starts(sizes[kept]),
+        }
+        return SentenceCoverage(index, arrays)
 
     def scores(self, queries: Sequence[str]) -> NDArray[np.float32]:
         """Queries -> (n, documents) in [0, 1]."""
@@ -223,7 +223,7 @@ def inverse_document_frequencies(found: NDArray[np.int64], documents: int) -> ND
 
 def numbered(vocabulary: Sequence[str] | Mapping[str, int]) -> Mapping[str, int]:
     """Words in the order of their numbers -> their numbers."""
-    return vocabulary if isinstance(vocabulary, Mapping) else {word: row for row, word in enumerate(vocabulary)}
+    return vocabulary if isinstance(vocabulary, Mapping) else dict(zip(vocabulary, range(len(vocabulary)), strict=True))
 
 
 def english_words(text: str) -> list[str]:
@@ -231,17 +231,26 @@ def english_words(text: str) -> list[str]:
     return [word for word in _WORD.findall(text.lower()) if word not in STOP_WORDS]
 
 
-def _columns(indptr: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The word of each occurrence."""
-    return np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+def _with_new(
+    old: Mapping[str, NDArray[Any]], words: int, columns: NDArray[np.int64], new: Mapping[str, NDArray[Any]]
+) -> dict[str, NDArray[Any]]:
+    """Occurrences (m,) of words by their numbers `columns`, ascending, behind the old ones of each word.
+
+    The old ones are copied once and never sorted. `words` is how many words there are now.
+    """
+    known = old["indptr"]
+    starts = np.concatenate([known, np.full(words + 1 - len(known), known[-1])])
+    arrays = {
+        name: np.insert(old[name], starts[columns + 1], part.astype(old[name].dtype)) for name, part in new.items()
+    }
+    return arrays | {"indptr": starts + np.concatenate([[0], np.cumsum(np.bincount(columns, minlength=words))])}
 
 
-def _joined(old: Mapping[str, NDArray[Any]], new: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    return {name: np.concatenate([old[name], array.astype(old[name].dtype)]) for name, array in new.items()}
+def _sizes(here: NDArray[np.bool_], indptr: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many of each word's occurrences stay."""
+    return np.diff(np.concatenate([[0], np.cumsum(here)])[indptr])
 
 
-def _by_column(columns: NDArray[np.int64], words: int, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """The arrays in the order of their words, what came first staying first, and where each word begins."""
-    order = np.argsort(columns, kind="stable")
-    indptr = np.concatenate([[0], np.cumsum(np.bincount(columns, minlength=words))]).astype(np.int64)
-    return {name: array[order] for name, array in arrays.items()} | {"indptr": indptr}
+def _starts(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where each part of these sizes begins, and where the last ends."""
+    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)

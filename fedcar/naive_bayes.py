@@ -50,7 +50,7 @@ class NaiveBayes:
     counts: sparse.csr_array
 
     @classmethod
-    def of(cls, grams: sparse.csr_array, targets: NDArray[np.float32]) -> NaiveBayes:
+    def of(cls, grams: sparse.csr_array, targets: NDArray[np.float32] | sparse.csr_array) -> NaiveBayes:
         """Grams (n, BUCKETS) of training questions and their targets (n, documents)."""
         return cls(sparse.csr_array(sparse.csr_array(targets > 0, dtype=np.float32).T @ grams))
 

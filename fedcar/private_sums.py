@@ -46,7 +46,8 @@ class Asked:
         every = torch.arange(self.documents)
         self.all_in_order = self.candidates.shape[1:] == every.shape and bool((self.candidates == every).all())
         rows = {document.id: row for row, document in enumerate(retriever.documents)}
-        self.targets = torch.from_numpy(np.where(retriever.empty, 0.0, questions.targets(rows)).astype(np.float32))
+        targets = np.where(retriever.empty, 0.0, questions.targets(rows).toarray())
+        self.targets = torch.from_numpy(targets.astype(np.float32))
         empty = retriever.empty[questions.candidates]
         offset = EVIDENCE_SHARE * (questions.evidence @ retriever.weights[:LEARNED])
         self.offset = torch.from_numpy(np.where(empty, -np.inf, offset).astype(np.float32))

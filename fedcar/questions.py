@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy import sparse
 
 from fedcar.collection import Collection, Judged, normalised
 from fedcar.errors import FedcarWarning
@@ -55,15 +56,23 @@ class Questions:
         arrays = (self.states[rows], self.candidates[rows], self.evidence[rows], self.relevance[rows])
         return Questions(texts, *arrays, relevant)
 
-    def targets(self, document_rows: Mapping[str, int]) -> NDArray[np.float32]:
-        """Judgements over all documents (n, documents), each question's best score made 1."""
-        matrix = np.zeros((len(self), len(document_rows)), dtype=np.float32)
-        for row, judged in enumerate(self.relevant):
+    def targets(self, document_rows: Mapping[str, int]) -> sparse.csr_array:
+        """Judgements over all documents (n, documents), sparse float32, each question's best score made 1."""
+        values, columns, starts = [], [], [0]
+        for judged in self.relevant:
             best = max(judged.values(), default=1)
-            for document, score in judged.items():
-                if document in document_rows and score > 0:
-                    matrix[row, document_rows[document]] = score / best
-        return matrix
+            found = {document_rows[one]: score / best for one, score in judged.items() if one in document_rows}
+            for column in sorted(found):
+                if found[column] > 0:
+                    values.append(found[column])
+                    columns.append(column)
+            starts.append(len(columns))
+        parts = np.array(values, dtype=np.float32), np.array(columns, dtype=np.int64), np.array(starts)
+        return sparse.csr_array(parts, shape=(len(self), len(document_rows)))
+
+    def counts(self, document_rows: Mapping[str, int]) -> NDArray[np.int64]:
+        """How many of the questions each document answers (documents,)."""
+        return np.bincount(self.targets(document_rows).indices, minlength=len(document_rows))
 
 
 def prepare(retriever: Retriever, judged: Judged, cache: FeatureCache, report: Silent, what: str) -> Questions:

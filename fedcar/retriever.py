@@ -18,7 +18,7 @@ import numpy as np
 from fedcar.calibration import Calibration
 from fedcar.collection import Document
 from fedcar.errors import FedcarError, FedcarWarning
-from fedcar.evidence import Evidence, reads_tokens
+from fedcar.evidence import Evidence, at_once, reads_tokens
 from fedcar.late_interaction import LateInteraction, unit
 from fedcar.metrics import top_k
 from fedcar.progress import Silent
@@ -184,8 +184,8 @@ class Retriever:
         `tokens` are their token states where they are known already.
         """
         candidates, evidence = [], []
-        for start in range(0, len(texts), CHUNK):
-            part, chunk = slice(start, start + CHUNK), list(texts[start : start + CHUNK])
+        for start in range(0, len(texts), step := at_once(CHUNK, len(self.documents))):
+            part, chunk = slice(start, start + step), list(texts[start : start + step])
             found = np.sort(self.candidates(chunk, states[part]), axis=1)  # ties go to the first, as in the baselines
             candidates.append(found)
             known = None if tokens is None else tokens[part]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,13 +11,14 @@ from scipy import sparse
 
 from fedcar.feature_map import FeatureMap
 from fedcar.naive_bayes import BUCKETS, NaiveBayes, gram_counts
+from fedcar.rows import HALF, with_moved_bits
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fedcar.closed_form import Ridge
 
-COLUMNS_AT_ONCE = 4096  # made float32 at once
+FEATURES_AT_ONCE = 256  # whose weights are made float32 at once
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,15 @@ class RidgeRows:
         weights = np.ascontiguousarray(ridge.weights[:, columns], dtype=np.float16)  # or safetensors garbles it
         return cls(feature_map, weights, documents, words, pseudo)
 
+    def among(self, places: NDArray[np.int64], documents: int) -> RidgeRows:
+        """The same where the documents solved for stand at these places (a,), ascending, among N `documents`."""
+        counts, sizes = self.words.counts, np.zeros(documents, dtype=np.int64)
+        sizes[places] = np.diff(counts.indptr)
+        starts = np.concatenate([[0], np.cumsum(sizes)])
+        words = sparse.csr_array((counts.data, counts.indices, starts), shape=(documents, counts.shape[1]))
+        own, pseudo = places[self.documents], places[self.pseudo_documents]
+        return replace(self, documents=own, pseudo_documents=pseudo, words=NaiveBayes(words))
+
     def scores(self, texts: Sequence[str], states: NDArray[np.void]) -> NDArray[np.float32]:
         """Questions and their states -> (n, documents, 2).
 
@@ -54,10 +64,13 @@ class RidgeRows:
         words = self.words.scores(gram_counts(texts))
         rows = np.zeros_like(words)
         columns = np.concatenate([self.documents, self.pseudo_documents])
-        features = self.feature_map(states)
-        for start in range(0, len(columns), COLUMNS_AT_ONCE):
-            part = slice(start, start + COLUMNS_AT_ONCE)
-            rows[:, columns[part]] = features @ self.weights[:, part].astype(np.float32)
+        features = self.feature_map(states) * HALF
+        found = np.zeros((len(features), len(columns)), dtype=np.float32)
+        buffer = np.empty((FEATURES_AT_ONCE, len(columns)), dtype=np.float32)
+        for start in range(0, len(self.weights), FEATURES_AT_ONCE):
+            part = slice(start, min(start + FEATURES_AT_ONCE, len(self.weights)))
+            found += features[:, part] @ with_moved_bits(self.weights[part], buffer[: part.stop - start])
+        rows[:, columns] = found * HALF
         return np.stack([rows, words], axis=2)
 
     def tensors(self) -> dict[str, NDArray[np.generic]]:

@@ -18,12 +18,11 @@ if TYPE_CHECKING:
 
     from fedcar.retriever import Retriever
 
-INDEX_FROM = 200_000  # rows; below, all products take under 30 ms a question on one core (docs/performance.md)
+INDEX_FROM = 200_000  # rows; below, all products take under 12 ms a question on one core (docs/performance.md)
 LISTS_PER_ROOT = 4  # lists of the inverted file for each square root of the number of rows
 EXAMPLES_PER_LIST = 50  # rows that the lists' centres are found from
-PROBED_SHARE = 32  # one list of so many is looked into, at least LEAST_PROBED
-LEAST_PROBED = 64
-RESCORED = 10  # candidates that are scored exactly, for each one wanted
+PROBED_ROWS, LEAST_PROBED = 1 << 15, 128  # as many lists are looked into as hold so many rows, and so many at least
+RESCORED = 4  # candidates that are scored exactly, for each one wanted
 POOL = 400  # documents nearest by each of encoder, words and rows, among which the candidates are chosen
 
 
@@ -90,7 +89,7 @@ class RowIndex:
 
         Where fewer are found the rest has the score -inf.
         """
-        self._index.nprobe = max(LEAST_PROBED, self._index.nlist // PROBED_SHARE)
+        self._index.nprobe = max(LEAST_PROBED, PROBED_ROWS * self._index.nlist // max(1, len(self)))
         wanted = min(k * rescored, len(self))
         _, numbers = self._index.search(np.ascontiguousarray(queries), wanted)
         places = np.searchsorted(self.numbers, np.maximum(numbers, 0))

@@ -31,7 +31,7 @@ from fedcar.pseudo_queries import PseudoQueries, check_questions_from, pseudo_qu
 from fedcar.pseudo_queries import questions_from as questions_by_model
 from fedcar.questions import Questions, prepare, split_for_selection, warn_of_narrow_data
 from fedcar.retriever import LEARNED, Retriever, weights_of
-from fedcar.ridge import Summed, fit_ridge
+from fedcar.ridge import Summed, fit_ridge, too_many
 from fedcar.selection import Fitted, Score, Standard, baseline_weights, best_weights
 
 MAP_EPOCHS = 6
@@ -294,12 +294,18 @@ def trained_candidates(
     mixed, standard = with_mixture(untrained, training), view.standard
     candidates = [candidate("evidence", standard.fitted(mixed), selection, standard, report)]
     if method in ("auto", "ridge"):
-        summed = Summed.of(mixed, training, cache, settings.seed)
-        fitted = fit_ridge(mixed, training, cache, settings.seed, summed=summed)
-        candidates.append(candidate("ridge", fitted, selection, standard, report))
-        if can_matter(pseudo, summed):
-            fitted = fit_ridge(mixed, training, cache, settings.seed, pseudo, summed)
-            candidates.append(candidate("ridge+pseudo", fitted, selection, standard, report))
+        texts = [("ridge", PseudoQueries())]
+        if can_matter(pseudo, training):
+            texts.append(("ridge+pseudo", pseudo))
+        reasons = {name: too_many(mixed, training, one) for name, one in texts}
+        possible = [(name, one) for name, one in texts if not reasons[name]]
+        for name, reason in reasons.items():
+            if reason:
+                report.say(f"{name}: {reason}")
+        summed = Summed.of(mixed, training, cache, settings.seed, possible[-1][1]) if possible else None
+        for name, one in possible:
+            fitted = fit_ridge(mixed, training, cache, settings.seed, one, summed)
+            candidates.append(candidate(name, fitted, selection, standard, report))
     if method in ("auto", "head", "adapter"):
         folds = view.folds[:1] if settings.method == "adapter" else view.folds
         fitted = fit(mixed, training, selection, settings, history, checkpoint, resume, report, folds, standard)
@@ -312,10 +318,10 @@ def trained_candidates(
     return candidates
 
 
-def can_matter(pseudo: PseudoQueries, summed: Summed) -> bool:
+def can_matter(pseudo: PseudoQueries, training: Questions) -> bool:
     """Whether pseudo-queries can change the rows: a document has no question, or they weigh a hundredth of them."""
-    statistics = summed.sums.statistics
-    return not statistics.counts.all() or float(pseudo.weights.sum()) >= LEAST_PSEUDO * statistics.questions
+    asked = {document for judged in training.relevant for document, score in judged.items() if score > 0}
+    return not asked.issuperset(pseudo.document_ids) or float(pseudo.weights.sum()) >= LEAST_PSEUDO * len(training)
 
 
 def is_small(untrained: Retriever) -> bool:
@@ -348,7 +354,7 @@ class FoldView:
     def of(cls, untrained: Retriever, training: Questions, seed: int) -> FoldView:
         rows = {document.id: row for row, document in enumerate(untrained.documents)}
         targets = training.targets(rows)
-        folds = Folds.of((targets > 0).sum(axis=0), seed, len(training))
+        folds = Folds.of(training.counts(rows), seed, len(training))
         if not folds.share:
             return cls()
         sample = folds.sample(targets, np.random.default_rng(seed))

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedcar import Collection, Encoder, train
+from fedcar import Collection, Encoder, ridge, train
 from fedcar.collection import Document, Query
 from fedcar.features import FeatureCache
 from fedcar.folds import FEWER, LEAST_DOCUMENTS, MANY, NUMBER, Folds
-from fedcar.questions import Questions
+from fedcar.progress import Silent
+from fedcar.questions import Questions, prepare
 from fedcar.retriever import APART, LEARNED, WEIGHT_NAMES, Retriever, mixed_features, weights_of
 from fedcar.selection import Standard, plain_weights
 
@@ -140,3 +141,38 @@ def test_documents_added_after_ridge_are_found_and_leave_the_others_alone(
     new = [query for query in test if query not in old]
     assert right(added, new) >= right(hybrid, new) > 0
     assert right(added, old) >= right(retriever, old) - 1
+
+
+def test_documents_that_are_not_solved_for_change_nothing(
+    collection: Collection, encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ridge with a column for every document gives the same rows, words and weights."""
+    untrained = Retriever.untrained(collection.documents, Encoder.load(encoder_folder), FeatureCache(tmp_path))
+    training = prepare(untrained, collection.judged("train"), FeatureCache(tmp_path), Silent(), "training questions")
+    fitted = ridge.fit_ridge(untrained, training, FeatureCache(tmp_path), 0)
+    every = np.arange(16)
+    monkeypatch.setattr(ridge, "columns_of", lambda *_: (every, every))
+    whole = ridge.fit_ridge(untrained, training, FeatureCache(tmp_path), 0)
+    ours, theirs = fitted.retriever.ridge, whole.retriever.ridge
+    assert ours is not None and theirs is not None and ours.weights.shape[1] == 12
+    np.testing.assert_array_equal(ours.documents, theirs.documents)
+    np.testing.assert_allclose(ours.weights, theirs.weights, rtol=1e-2, atol=1e-3)
+    scores = [one.scores(training.texts, training.states) for one in (ours, theirs)]
+    np.testing.assert_allclose(*scores, rtol=1e-3, atol=1e-3)
+    assert not scores[0][:, 12:].any()
+    for one, other in zip(fitted.weightings, whole.weightings, strict=True):
+        np.testing.assert_allclose(one.weights, other.weights, rtol=0.02, atol=0.02)
+
+
+def test_ridge_is_not_tried_for_too_many_rows(
+    collection: Collection, encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    report = Silent()
+    report.say = said.append  # type: ignore[method-assign]
+    for most, tried in ((12, {"evidence", "ridge"}), (11, {"evidence"})):
+        monkeypatch.setattr(ridge, "MOST_ROWS", most)
+        found = train(collection, encoder=encoder_folder, method="ridge", cache=tmp_path, report=report)
+        assert found.training["selection"].keys() == tried
+    assert said.count("ridge+pseudo: not tried: 16 documents would get a row, and at most 12 do") == 1
+    assert said.count("ridge: not tried: 12 documents would get a row, and at most 11 do") == 1

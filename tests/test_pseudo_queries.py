@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from fedcar.collection import Document
 from fedcar.features import FeatureCache
 from fedcar.naive_bayes import NaiveBayes, gram_counts
 from fedcar.pseudo_queries import PseudoQueries, check_questions_from, pseudo_queries, questions_from, questions_in
-from fedcar.questions import prepare
+from fedcar.questions import Questions, prepare
 from fedcar.ridge import alone, fit_ridge
 from fedcar.train import can_matter
 
@@ -559,13 +558,10 @@ def test_training_without_training_questions_asks_nobody_and_says_so(
     assert any("--questions-from: not asked" in str(one.message) for one in said)
 
 
-@pytest.mark.parametrize(
-    ("counts", "questions", "matter"), [([600, 400], 1000, False), ([60, 40], 100, True), ([1000, 0], 1000, True)]
-)
-def test_pseudo_queries_are_tried_where_they_can_matter(counts: list[int], questions: int, matter: bool) -> None:
-    nothing = np.zeros((0, 0), np.float32)
-    sums = SimpleNamespace(statistics=Statistics(nothing, nothing, np.array(counts), questions))
-    pseudo = PseudoQueries.of(
-        [("a", "one"), ("b", "two"), ("b", "three"), ("b", "four"), ("a", "five"), ("b", "x")], 0.5
-    )
-    assert can_matter(pseudo, SimpleNamespace(sums=sums)) is matter  # type: ignore[arg-type]
+@pytest.mark.parametrize(("asked", "times", "matter"), [("ab", 500, False), ("ab", 50, True), ("a", 500, True)])
+def test_pseudo_queries_are_tried_where_they_can_matter(asked: str, times: int, matter: bool) -> None:
+    relevant = tuple({document: 1} for document in asked * times)
+    nothing = np.zeros((len(relevant), 0), np.float32)
+    training = Questions(("",) * len(relevant), nothing, nothing, nothing, nothing, relevant)  # type: ignore[arg-type]
+    pseudo = PseudoQueries.of([("a", "one"), ("b", "two"), ("b", "three"), ("a", "four")], 0.75)
+    assert can_matter(pseudo, training) is matter

@@ -89,7 +89,7 @@ def test_prepared_questions(collection: Collection, encoder_folder: Path, tmp_pa
     for row, judged in enumerate(graded.relevant):
         expected = [judged.get(ids[column], 0) for column in questions.candidates[row]]
         assert questions.relevance[row].tolist() == expected
-    targets = questions.targets({name: row for row, name in enumerate(ids)})
+    targets = questions.targets({name: row for row, name in enumerate(ids)}).toarray()
     assert dict(zip(ids, targets[0].tolist(), strict=True))["hose"] == 0.5
     assert (targets.max(axis=1) == 1).all() and (targets > 0).sum() == 21
     part = questions.take(np.array([7, 0]))

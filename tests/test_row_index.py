@@ -11,6 +11,7 @@ import pytest
 from conftest import TOY_DOCUMENTS
 
 from fedcar import Collection, Encoder, Retriever, row_index
+from fedcar.bench_search import clustered
 from fedcar.collection import Document
 from fedcar.features import FeatureCache
 from fedcar.late_interaction import unit
@@ -76,6 +77,26 @@ def test_few_rows_are_all_found() -> None:
     few = RowIndex.build(VECTORS[:3])
     scores, places = few.search(QUERIES, VECTORS[:3], 5)
     assert places.shape == (20, 3) and (np.sort(places, axis=1) == [0, 1, 2]).all() and np.isfinite(scores).all()
+
+
+@pytest.mark.slow
+def test_the_index_stays_true_over_many_changes_of_many_rows() -> None:
+    generator = np.random.default_rng(1)
+    vectors = clustered(130_200, 64)
+    vectors, queries = vectors[:-200], vectors[-200:]
+    rows, waiting = vectors[:100_000], vectors[100_000:]
+    index = RowIndex.build(rows)
+    for change in range(3):
+        _, nearest = index.search(queries[:50], rows, 1)  # what was found goes, and 9,950 others
+        gone = np.unique(np.concatenate([nearest.ravel(), generator.choice(len(rows), 9_950, replace=False)]))
+        new = np.concatenate([waiting[10_000 * change : 10_000 * (change + 1)], queries[50 + change : 51 + change]])
+        rows = np.concatenate([np.delete(rows, gone, axis=0), new])
+        index = index.without(gone).added(rows)
+        assert len(index) == len(rows)
+        scores, places = index.search(queries, rows, 10)
+        np.testing.assert_allclose(scores, np.einsum("nd,nkd->nk", queries, rows[places]), atol=1e-5)
+        assert recall(places, Rows(rows).nearest(queries, 10)[1]) >= 0.99
+        assert places[50 + change, 0] == len(rows) - 1
 
 
 # -------------------------------------------------------------------- in a retriever

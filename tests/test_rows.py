@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from fedcar import rows as rows_module
+from fedcar.metrics import top_k
 from fedcar.rows import KINDS, Rows, products
 from fedcar.storage import mapped_tensors
 
@@ -33,6 +34,27 @@ def test_products_of_stored_rows_are_those_of_their_float32_values(
     np.testing.assert_allclose(stored.products(QUERIES), QUERIES @ stored[:].T, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(products(QUERIES, stored), stored.products(QUERIES))
     assert products(QUERIES, stored[:]).shape == (3, 50) == (3, len(stored))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_nearest_rows_are_the_first_of_all_products(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows_module, "BLOCK", 7)
+    monkeypatch.setattr(rows_module, "PRODUCTS", 9)
+    whole_numbers, queries = np.round(3 * VECTORS), np.round(3 * QUERIES)  # whose products have no rounding
+    stored = Rows.of(np.concatenate([whole_numbers, whole_numbers[:5]]), kind)  # of equal ones the first comes first
+    for k in (1, 4, 55, 80):
+        scores, places = stored.nearest(queries, k)
+        products = stored.products(queries)
+        np.testing.assert_array_equal(places, top_k(products, k))
+        np.testing.assert_array_equal(scores, np.take_along_axis(products, places, axis=1))
+    assert stored.nearest(QUERIES, 0)[1].shape == (3, 0) == Rows(VECTORS[:0]).nearest(QUERIES, 2)[1].shape
+
+
+def test_every_float16_becomes_its_float32() -> None:
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    every = every[np.isfinite(every)].reshape(-1, 1)
+    found = Rows(every).products(np.ones((1, 1), np.float32))[0]
+    np.testing.assert_array_equal(found, every[:, 0].astype(np.float32))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -71,7 +71,7 @@ class Client:
         rows = {document.id: row for row, document in enumerate(retriever.documents)}
         self.trainer = LocalTrainer(retriever, training, settings)
         self.adapter = retriever.encoder.adapter if settings.method == "adapter" else None
-        self.row_questions = torch.from_numpy(training.targets(rows) > 0).sum(0)
+        self.row_questions = torch.from_numpy(training.counts(rows))
         self.own_rows = self.row_questions > 0
         self.initial = self.trainer.trained_tensors()
         self.release = release or (lambda trained, received: trained)

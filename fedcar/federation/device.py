@@ -161,7 +161,7 @@ class Device:
 
     def _enrol(self, setup: Setup, request: Payload) -> Payload:
         rows = {document.id: row for row, document in enumerate(self.untrained.documents)}
-        counts = torch.from_numpy(self.training.targets(rows) > 0).sum(0)
+        counts = torch.from_numpy(self.training.counts(rows))
         values = {"questions": len(self.training), "held_out": len(self.held_out)}
         return Payload("enrol", values, {"row_questions": counts})
 

@@ -225,5 +225,5 @@ def bytes_of_words(words: NaiveBayes) -> int:
 
 def part_of_sample(asked: Asked, folds: Folds, questions: int, seed: int) -> Asked:
     """A client's share of the sample on which strength and weights are learned."""
-    size = max(1, round(SAMPLE * len(asked.targets) / questions))
+    size = max(1, round(SAMPLE * len(asked.questions) / questions))
     return asked.take(folds.sample(asked.targets, np.random.default_rng(seed), size))
