@@ -19,27 +19,22 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import numpy as np
-import torch
-
 from fedcar import Encoder
-from fedcar.adam import Adam, Group
-from fedcar.adapter import Adapter
 from fedcar.bench import machine
 from fedcar.bench_encode import bench_encode, in_turns
 from fedcar.bench_search import bench_search
+from fedcar.bench_step import adapter_jobs, head_jobs, made_up, ridge_jobs
 from fedcar.bundle import write_bundle
-from fedcar.closed_form import Statistics, solve
 from fedcar.collection import Collection
 from fedcar.demo import COLLECTION
 from fedcar.features import FeatureCache
-from fedcar.model_files import find
+from fedcar.measure import multiplies_bfloat16
+from fedcar.model_files import DEFAULT_ENCODER, find
 from fedcar.retriever import Retriever
 
 RATIOS = Path(__file__).with_name("ratios.json")
@@ -71,42 +66,15 @@ def searching() -> dict[str, float]:
     return {f"search {row['what']}": row["ratio"] for row in found["rows"] if row["what"] in wanted}
 
 
-def closed_form() -> dict[str, float]:
-    """The matrix products and the factorisation that ridge consists of, over ridge itself."""
-    generator = np.random.default_rng(0)
-    features = generator.standard_normal((3000, 2500)).astype(np.float32)
-    targets = np.eye(77, dtype=np.float32)[generator.integers(77, size=3000)]
-
-    def products() -> None:
-        gram = torch.from_numpy(features.T @ features + np.eye(2500, dtype=np.float32))
-        factor = torch.linalg.cholesky(gram)
-        torch.cholesky_solve(torch.from_numpy(features.T @ targets), factor)
-
-    jobs = {"products": products, "ridge": lambda: solve(Statistics.of(features, targets))}
-    return {"ridge, share of its products": in_turns(jobs, 5, time.process_time)[1]["ridge"]}
-
-
-def adapter_step() -> dict[str, float]:
-    """A forward pass over a training step of the adapter: the same batch, float32."""
-    encoder = Encoder.load()
-    adapter = Adapter("full", encoder.embedding_width)
-    encoder.insert(adapter)
-    optimiser = Adam([Group(list(adapter.parameters()), 1e-3)])
+def training() -> dict[str, float]:
+    """What head and ridge consist of over head and ridge; a forward pass over a step of the adapter, the same batch."""
+    made = made_up(Encoder.load(), 77, 2048)
+    jobs = {"head, share of its products": head_jobs(*made), "ridge, share of its products": ridge_jobs(*made)}
     texts = [query.text for query in Collection.read(COLLECTION).queries.values()][:64]
-    token_ids = encoder.tokenize(texts)
-
-    def forward() -> None:
-        with torch.inference_mode():
-            encoder.hidden_states(token_ids)
-
-    def step() -> None:
-        for parameter in adapter.parameters():
-            parameter.grad = None
-        encoder.hidden_states(token_ids).square().mean().backward()
-        optimiser.step()
-
-    jobs: dict[str, Callable[[], object]] = {"forward": forward, "step": step}
-    return {"adapter, forward over step": in_turns(jobs, 5, time.process_time)[1]["step"]}
+    jobs["adapter, forward over step"] = adapter_jobs(DEFAULT_ENCODER, texts)
+    if multiplies_bfloat16():
+        jobs["adapter in bfloat16, forward over step"] = adapter_jobs(DEFAULT_ENCODER, texts, half=True)
+    return {name: in_turns(one, 5, time.process_time)[1]["ours"] for name, one in jobs.items()}
 
 
 def first_answer() -> dict[str, float]:
@@ -116,7 +84,7 @@ def first_answer() -> dict[str, float]:
         documents = Collection.read(COLLECTION).documents
         retriever = Retriever.untrained(documents, Encoder.load(), FeatureCache(Path(folder) / "cache"))
         write_bundle(retriever, bundle, "int8")
-        encoder = str(find("all-MiniLM-L6-v2", offline=True)[0])
+        encoder = str(find(DEFAULT_ENCODER, offline=True)[0])
         pairs = [
             (seconds_of([sys.executable, "-c", PEER, encoder]), seconds_of([sys.executable, "-c", FEDCAR, str(bundle)]))
             for _ in range(5)
@@ -130,7 +98,7 @@ def main() -> int:
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
     found: dict[str, float] = {}
-    for part in (encoding, searching, closed_form, adapter_step, first_answer):
+    for part in (encoding, searching, training, first_answer):
         start = time.perf_counter()
         found |= part()
         print(f"{part.__name__}: {time.perf_counter() - start:.0f} s", file=sys.stderr)

@@ -65,9 +65,9 @@ class Adam:
             tensor.zero_()
 
     def tensors(self) -> dict[str, Tensor]:
-        """A copy of the state: `steps`, and `mean.N` and `square.N` of the Nth parameter."""
-        state = {f"mean.{number}": tensor.clone() for number, tensor in enumerate(self.means)}
-        state |= {f"square.{number}": tensor.clone() for number, tensor in enumerate(self.squares)}
+        """A copy of the state, off any GPU: `steps`, and `mean.N` and `square.N` of the Nth parameter."""
+        state = {f"mean.{number}": tensor.cpu().clone() for number, tensor in enumerate(self.means)}
+        state |= {f"square.{number}": tensor.cpu().clone() for number, tensor in enumerate(self.squares)}
         return {"steps": torch.tensor(self.steps), **state}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:

@@ -20,6 +20,7 @@ class Adapter(nn.Module):
         super().__init__()
         self.variant = variant
         self.width = width
+        self.halved = False  # whether its gradients go through blocks in bfloat16; see Encoder.halve
         name, rank = parse_variant(variant)
         if rank > width:
             raise FedcarError(f'--adapter "{variant}": the rank must not exceed the embedding width {width}; give full')

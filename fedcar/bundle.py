@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fedcar.encoder import Encoder
 
 KIND = "bundle"
+ON_DISK = ("late.tokens", "late.sentences")  # large, and read for a question's candidates alone
 ROWS = {"fp32": "float32", "int8": "int8"}
 PROBES = 16
 REQUIREMENTS = ("click", "numpy", "onnxruntime", "rich", "safetensors", "scipy", "tokenizers")  # what searching needs
@@ -100,7 +101,7 @@ def _read(folder: Path) -> Retriever:
     return Retriever(
         encoder,
         documents,
-        _evidence(mapped_tensors(folder / "evidence.safetensors"), embeddings, encoder),
+        _evidence(mapped_tensors(folder / "evidence.safetensors", ON_DISK), embeddings, encoder),
         head,
         np.array([settings["weights"][name] for name in WEIGHT_NAMES], dtype=np.float32),
         ridge,

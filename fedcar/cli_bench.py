@@ -81,6 +81,7 @@ clock_option = click.option(
 @click.option("--paragraphs", default=64, show_default=True)
 @click.option("--runs", default=5, show_default=True, help="How often; the figures are medians.")
 @clock_option
+@click.option("--success", is_flag=True, help="Also success@1 on the test questions by each runtime's embeddings.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def encode(
     collection: Path,
@@ -90,6 +91,7 @@ def encode(
     paragraphs: int,
     runs: int,
     clock: str,
+    success: bool,
     as_json: bool,
 ) -> None:
     """Encode COLLECTION's questions and paragraphs, beside SentenceTransformer.encode."""
@@ -110,6 +112,47 @@ def encode(
         paragraphs=paragraphs,
         runs=runs,
         clock=clock,
+        success=success,
+        report=Console(),
+    )
+    _show(result, as_json)
+
+
+@bench.command("step")
+@click.argument("collection", type=click.Path(path_type=Path))
+@click.option("--encoder", default=None, help="A model on the hub or a folder.  [default: all-MiniLM-L6-v2]")
+@click.option("--questions", default=2048, show_default=True, help="How many of its training questions.")
+@click.option("--batch", default=64, show_default=True, help="Questions in a step of the adapter.")
+@click.option("--paragraphs", default=16, show_default=True, help="Paragraphs in a step of the adapter.")
+@click.option("--runs", default=5, show_default=True, help="How often; the figures are medians.")
+@clock_option
+@click.option("--memory/--no-memory", default=True, help="Beside full fine-tuning and LoRA, each in its own process.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def step(
+    collection: Path,
+    encoder: str | None,
+    questions: int,
+    batch: int,
+    paragraphs: int,
+    runs: int,
+    clock: str,
+    memory: bool,
+    as_json: bool,
+) -> None:
+    """Time the steps of training beside the products and passes they consist of, on COLLECTION; and their memory."""
+    from fedcar.bench_step import bench_step
+    from fedcar.model_files import DEFAULT_ENCODER
+    from fedcar.progress import Console
+
+    result = bench_step(
+        collection,
+        encoder=encoder or DEFAULT_ENCODER,
+        questions=questions,
+        batch=batch,
+        paragraphs=paragraphs,
+        runs=runs,
+        clock=clock,
+        memory=memory,
         report=Console(),
     )
     _show(result, as_json)

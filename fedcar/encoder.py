@@ -228,14 +228,16 @@ class Encoder:
     def _forward(self, token_ids: Sequence[Sequence[int]]) -> tuple[Any, Tensor]:
         """One padded pass through the model: its output and the mask (n, t)."""
         batch, mask = (torch.from_numpy(array).to(self.device) for array in padded(token_ids, self.padding_id))
-        return self._blocks(input_ids=batch, attention_mask=mask), mask
+        return self.blocks(input_ids=batch, attention_mask=mask), mask
 
     @property
-    def _blocks(self) -> Any:  # noqa: ANN401 - any AutoModel
-        """What a batch goes through: for gradients of the adapter the copy in bfloat16, where there is one."""
-        if self._half is not None and self.adapter is not None and torch.is_grad_enabled():
-            return self._half
-        return self.model
+    def blocks(self) -> Any:  # noqa: ANN401 - any AutoModel
+        """What a batch goes through: the model, or for gradients of a halved adapter its copy in bfloat16."""
+        if self._half is None or self.adapter is None or not self.adapter.halved or not torch.is_grad_enabled():
+            return self.model
+        if self._half.get_input_embeddings().adapter is not self.adapter:
+            self._half.set_input_embeddings(SoftEmbedding(self.embedding, self.adapter, torch.bfloat16))
+        return self._half
 
     def runtime(self, texts: Sequence[str]) -> Runtime:
         """What runs the encoder on these texts: with an adapter torch in float32, otherwise what `choice` says."""
@@ -330,8 +332,6 @@ class Encoder:
             )
         self.adapter = adapter.to(self.device)
         self.model.set_input_embeddings(SoftEmbedding(embedding, self.adapter))
-        if self._half is not None:
-            self._half.set_input_embeddings(SoftEmbedding(embedding, self.adapter, torch.bfloat16))
 
     def remove_adapter(self) -> None:
         """Back to the untrained encoder."""
@@ -376,7 +376,7 @@ class Encoder:
         self._runtime = None  # it ran the encoder as it was
 
     def halve(self) -> None:
-        """From here on gradients of an inserted adapter go through a copy of the frozen blocks in bfloat16.
+        """From here on gradients of the inserted adapter go through a copy of the frozen blocks in bfloat16.
 
         Embedding table and adapter stay in float32, and so does everything without gradients. Twice as fast where the
         processor multiplies bfloat16, and half of the activations' memory. Attention is written out: the backward pass
@@ -384,23 +384,24 @@ class Encoder:
         """
         if self.adapter is None:
             raise ValueError("there is no adapter whose gradients could go through the blocks")
+        self.adapter.halved = True
         if self._half is not None:
             return
         table = self.embedding
         self.model.set_input_embeddings(torch.nn.Embedding(1, 1))  # the table is not copied
         try:
-            blocks = copy.deepcopy(self.model).to(torch.bfloat16)
+            self._half = copy.deepcopy(self.model).to(torch.bfloat16)
         finally:
             self.model.set_input_embeddings(SoftEmbedding(table, self.adapter))
         if self.device.type == "cpu":
-            blocks.set_attn_implementation("eager")
-        blocks.set_input_embeddings(SoftEmbedding(table, self.adapter, torch.bfloat16))
-        self._half = blocks
+            self._half.set_attn_implementation("eager")
+        self._half.set_input_embeddings(SoftEmbedding(table, self.adapter, torch.bfloat16))
 
     def checkpoint_gradients(self) -> None:
         """Recompute activations in the backward pass: less memory, about one more forward pass a step."""
-        for model in filter(None, (self.model, self._half)):
-            self._checkpoint(model)
+        self._checkpoint(self.model)
+        if self._half is not None:
+            self._checkpoint(self._half)
 
     def _checkpoint(self, model: Any) -> None:  # noqa: ANN401 - any AutoModel
         name = "activation_checkpointing_enable"  # as transformers calls it of late

@@ -131,27 +131,23 @@ class Head(nn.Module):
         """Put the gradients of rows and temperature in place where nothing but the rows learns; return the mean loss.
 
         Hidden states (b, d), offset and relevance (b, n); the loss is the mean of `candidate_losses` of offset +
-        learned. Two matrix products and little else: x, of unit length, is never written down, since x . r =
-        (h . r / |h| - centre . r) / |h / |h| - centre|, and as little in the backward pass.
+        learned. Two matrix products and little else: x of unit length is never written down, as x . r =
+        ((h - |h| centre) . r) / (|h| |h / |h| - centre|).
         """
         scale, some_stay = float(self.log_scale.exp()), not bool(self.active.all())
         lengths = torch.linalg.vector_norm(hidden_states, dim=1)
         divisor = lengths.clamp(min=1e-12)
-        along = (hidden_states @ self.centre).div_(divisor)
-        of_x = (lengths / divisor).square_() - 2 * along + self.centre @ self.centre
-        factor = scale / of_x.clamp_(min=1e-24).sqrt_()
-        learned = (hidden_states @ self.rows.T).mul_((factor / divisor)[:, None])
-        learned.addr_(factor, self.rows @ self.centre, alpha=-1)
+        turned = torch.addr(hidden_states, divisor, self.centre, alpha=-1)
+        factor = (scale / torch.linalg.vector_norm(turned, dim=1).clamp_(min=1e-24))[:, None]
+        learned = (turned @ self.rows.T).mul_(factor)
         if some_stay:
             learned *= self.active
         losses, slopes = candidate_slopes(offset + learned, relevance)
-        slopes /= len(slopes)
         if some_stay:
             slopes *= self.active
-        self.log_scale.grad = torch.vdot(slopes.flatten(), learned.flatten())
-        of_centre = slopes.T @ factor
-        slopes *= (factor / divisor)[:, None]
-        self.rows.grad = (slopes.T @ hidden_states).addr_(of_centre, self.centre, alpha=-1)
+        self.log_scale.grad = torch.vdot(slopes.flatten(), learned.flatten()) / len(slopes)
+        slopes *= factor / len(slopes)
+        self.rows.grad = slopes.T @ turned
         return float(losses.mean())
 
     def query_vectors(self, hidden_states: Tensor) -> Tensor:

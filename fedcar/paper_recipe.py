@@ -33,7 +33,7 @@ class PaperRecipe:
     def __call__(self, parameters: Sequence[Tensor], epoch: int) -> None:
         """Change the gradients of one step in place."""
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        norm = float(torch.stack([gradient.double().square().sum() for gradient in gradients]).sum().sqrt())
+        norm = float(torch.stack([gradient.double().square().sum().cpu() for gradient in gradients]).sum().sqrt())
         self.norms.append(norm)
         quantile = float(np.quantile(self.norms, TARGET_QUANTILE))
         before = quantile if self.threshold is None else self.threshold

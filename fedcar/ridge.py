@@ -128,9 +128,9 @@ def fit_ridge(
     taught = Taught(sums, PseudoSums.of(pseudo, document_rows, retriever, fixed, cache))
     folds = taught.folds(seed, len(retriever.documents))
     sample = asked.take(folds.sample(asked.targets, np.random.default_rng(seed)))
-    ridge = best_solution(taught.solutions(), sample)
+    ridge, left_out = best_solution(taught.solutions(), sample)
     found = taught.retriever(retriever, ridge, fixed, places)
-    held = HeldOut.of(ridge, taught, sample, folds, retriever.empty, columns)
+    held = HeldOut.of(ridge, taught, sample, folds, retriever.empty, columns, left_out)
 
     def fit(share: float, prior: NDArray[np.float32], free: NDArray[np.bool_]) -> NDArray[np.float32]:
         features, relevance, importance = held.stacked(share)
@@ -233,27 +233,32 @@ class Taught:
         return replace(retriever, ridge=rows, weights=weights_of(retriever.weights[:LEARNED], *PRIOR))
 
 
-def best_solution(solutions: Iterator[Ridge], sample: Asked) -> Ridge:
+def best_solution(solutions: Iterator[Ridge], sample: Asked) -> tuple[Ridge, LeftOut]:
     """Of solutions of rising strength the one with the most right when left out; none is tried after it has fallen.
 
-    On all collections tried it rises to one strength and falls from there.
+    On all collections tried it rises to one strength and falls from there. With it the questions ready to be left out.
     """
-    best = next(solutions)
-    most = right_without(best, sample)
-    for ridge in solutions:
-        right = right_without(ridge, sample)
+    targets = sample.targets.toarray()
+    tried = ((ridge, ridge.left_out(sample.features, targets)) for ridge in solutions)
+    best = next(tried)
+    most = right_of(best[1])
+    for one in tried:
+        right = right_of(one[1])
         if right < most:
             break
         if right > most:
-            best, most = ridge, right
+            best, most = one, right
     return best
 
 
 def right_without(ridge: Ridge, sample: Asked) -> float:
     """Of how many questions a right document comes first when each is left out: the sum of those documents' targets."""
-    targets = sample.targets.toarray()
-    left_out = ridge.predict_without(sample.features, targets, np.arange(len(targets)))
-    return float(np.take_along_axis(targets, left_out.argmax(axis=1)[:, None], axis=1).sum())
+    return right_of(ridge.left_out(sample.features, sample.targets.toarray()))
+
+
+def right_of(left_out: LeftOut) -> float:
+    first = left_out.predict(np.arange(len(left_out.targets))).argmax(axis=1)
+    return float(np.take_along_axis(left_out.targets, first[:, None], axis=1).sum())
 
 
 @dataclass(frozen=True)
@@ -281,13 +286,17 @@ class HeldOut:
         folds: Folds,
         empty: NDArray[np.bool_],
         columns: NDArray[np.int64] | None = None,
+        left_out: LeftOut | None = None,
     ) -> HeldOut:
-        """`columns` (N,) tells where each document is found among those that were solved for, if these are not all."""
+        """`columns` (N,) tells where each document is found among those that were solved for, if these are not all.
+
+        `left_out` are the sample's questions ready to be left out, where they are.
+        """
         answers, counts = sample.targets.toarray() > 0, taught.statistics.counts
         columns = np.arange(len(empty)) if columns is None else columns
         first = answers.argmax(axis=1)
         by_words = taught.words.scores_without(sample.grams, first)
-        left_out = ridge.left_out(sample.features, sample.targets.toarray())
+        left_out = left_out or ridge.left_out(sample.features, sample.targets.toarray())
         apart = counts - answers == 0
         no_text = taught.pseudo.counts == 0
         silent = apart & no_text

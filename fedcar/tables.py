@@ -96,11 +96,13 @@ def print_rows(result: dict[str, Any]) -> None:
     console.print(f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB", markup=False)
     beside = {one["what"]: one for name in ("encoded", "searched") for one in machine.get(name, [])}
     table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0), header_style="")
-    for name in ("", "unit", "fedcar", result["rows"][0]["peer_name"], "ratio", "beside"):
+    peers = list(dict.fromkeys(one["peer_name"] for one in result["rows"]))
+    for name in ("", "unit", "fedcar", peers[0] if len(peers) == 1 else "peer", "ratio", "beside"):
         table.add_column(name, justify="left" if name in ("", "unit", "beside") else "right")
     for one in result["rows"]:
         more = beside.get(one["what"], beside.get(one["what"].rpartition(", ")[0], {}))
         said = ", ".join(f"{name} {value}" for name, value in more.items() if name != "what")
+        said = said if len(peers) == 1 else one["peer_name"]
         table.add_row(one["what"], one["unit"], f"{one['ours']:.4g}", f"{one['peer']:.4g}", f"{one['ratio']}", said)
     console.print(table)
 

@@ -35,6 +35,7 @@ from fedcar.ridge import Summed, fit_ridge, too_many
 from fedcar.selection import Fitted, Score, Standard, baseline_weights, best_weights
 
 MAP_EPOCHS = 6
+LEAST_PSEUDO = 0.01  # of the questions' weight
 SMALL_ENCODER = 5_000_000  # parameters
 NOTHING = Score(True, 0.0, 0.0, 0.0)
 METHODS = ("auto", "ridge", "head", "adapter")
@@ -293,7 +294,9 @@ def trained_candidates(
     mixed, standard = with_mixture(untrained, training), view.standard
     candidates = [candidate("evidence", standard.fitted(mixed), selection, standard, report)]
     if method in ("auto", "ridge"):
-        texts = [("ridge", PseudoQueries()), ("ridge+pseudo", pseudo)]
+        texts = [("ridge", PseudoQueries())]
+        if can_matter(pseudo, training):
+            texts.append(("ridge+pseudo", pseudo))
         reasons = {name: too_many(mixed, training, one) for name, one in texts}
         possible = [(name, one) for name, one in texts if not reasons[name]]
         for name, reason in reasons.items():
@@ -313,6 +316,12 @@ def trained_candidates(
         fitted = fit(mixed, training, selection, chosen, History(), None, False, report, folds, standard)
         candidates.append(candidate("adapter", fitted, selection, standard, report))
     return candidates
+
+
+def can_matter(pseudo: PseudoQueries, training: Questions) -> bool:
+    """Whether pseudo-queries can change the rows: a document has no question, or they weigh a hundredth of them."""
+    asked = {document for judged in training.relevant for document, score in judged.items() if score > 0}
+    return not asked.issuperset(pseudo.document_ids) or float(pseudo.weights.sum()) >= LEAST_PSEUDO * len(training)
 
 
 def is_small(untrained: Retriever) -> bool:

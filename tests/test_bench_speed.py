@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from command import fedcar
 
-from fedcar import Encoder, bench_encode, bench_search
+from fedcar import Encoder, FedcarError, bench_encode, bench_search, bench_step
+from fedcar.progress import Silent
 
 ROW = {"what", "ours", "peer", "peer_name", "unit", "ratio", "runs"}
 
@@ -20,13 +21,14 @@ def test_encoding_is_measured_beside_sentence_transformers(
     pytest.importorskip("sentence_transformers")
     monkeypatch.setattr(bench_encode, "MATRIX", 64)
     options = ["--encoder", tiny_model("bert"), "--questions", 5, "--paragraphs", 2, "--runs", 2, "--json"]
-    result = fedcar("bench", "encode", toy_collection, "--runtime", "torch,torch-bf16", *options)
+    result = fedcar("bench", "encode", toy_collection, "--runtime", "torch,torch-bf16", *options, "--success")
     found = result.json
     assert found.keys() == {"machine", "rows", "speedup"} and len(found["rows"]) == 4
     assert all(row.keys() == ROW and row["unit"] == "texts/s" and row["ratio"] > 0 for row in found["rows"])
     assert found["speedup"] == min(row["ratio"] for row in found["rows"])
     exact, half, *_ = found["machine"]["encoded"]
     assert exact["cosine"] == 1.0 > half["cosine"] > 0.99
+    assert 0 <= exact["success@1"] == exact["of_float32"] == half["of_float32"] <= 1
     shown = fedcar("bench", "encode", toy_collection, "--runtime", "torch", *options[:-1])
     assert shown.code == 0 and "paragraph, torch" in shown.out.replace("\n", " ") and "cosine 1.0" in shown.out
     assert fedcar("bench", "encode", toy_collection, "--runtime", "fast").code == 2
@@ -47,6 +49,31 @@ def test_the_work_of_a_pass_is_counted(tiny_model: Callable[..., Path]) -> None:
     one, two = (bench_encode.flop(encoder, ["water"] * number) for number in (1, 2))
     blocks = sum(one.numel() for name, one in encoder.model.named_parameters() if "encoder.layer" in name)
     assert two == 2 * one and one > 2 * 3 * blocks  # [CLS] water [SEP]
+
+
+def test_steps_are_measured_beside_what_they_consist_of(
+    toy_collection: Path, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_step, "MANY_DOCUMENTS", 12)
+    sizes = ["--encoder", tiny_model("bert"), "--questions", 20, "--batch", 3, "--paragraphs", 2, "--runs", 1]
+    rows = fedcar("bench", "step", toy_collection, *sizes, "--no-memory", "--json").json["rows"]
+    assert all(row.keys() == ROW and row["unit"] == "s" and row["ratio"] > 0 for row in rows)
+    names = [row["what"] for row in rows if "bfloat16" not in row["what"]]
+    of_rows = ["head, 6 documents", "ridge, 6 documents", "head, 12 documents"]
+    assert names == [*of_rows, "adapter, question, float32", "adapter, paragraph, float32"]
+    assert {row["peer_name"] for row in rows} == {bench_step.PRODUCTS, bench_step.FORWARD}
+    shown = fedcar("bench", "step", toy_collection, *sizes, "--no-memory")
+    assert shown.code == 0 and "forward pass" in shown.out
+    assert fedcar("bench", "step", toy_collection, "--runs", 0).code == 1
+
+
+@pytest.mark.slow
+def test_memory_is_measured_in_processes_of_their_own(tiny_model: Callable[..., Path]) -> None:
+    update = bench_step.Update("", str(tiny_model("bert")), ["the fan is broken"] * 4)
+    rows = bench_step.memory_rows(update, 1, Silent())
+    assert all(row.keys() == ROW and row["ours"] > 0 for row in rows) and len(rows) % 3 == 0
+    with pytest.raises(FedcarError, match="full fine-tuning cannot be measured: "):
+        bench_step.in_its_own_process(bench_step.Update(bench_step.FULL, "nowhere", []))
 
 
 def test_search_is_measured_beside_faiss(tmp_path: Path) -> None:

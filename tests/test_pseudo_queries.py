@@ -25,8 +25,9 @@ from fedcar.collection import Document
 from fedcar.features import FeatureCache
 from fedcar.naive_bayes import NaiveBayes, gram_counts
 from fedcar.pseudo_queries import PseudoQueries, check_questions_from, pseudo_queries, questions_from, questions_in
-from fedcar.questions import prepare
+from fedcar.questions import Questions, prepare
 from fedcar.ridge import alone, fit_ridge
+from fedcar.train import can_matter
 
 SECRET = "sk-secret-1234567890"
 DOCUMENTS = (
@@ -555,3 +556,12 @@ def test_training_without_training_questions_asks_nobody_and_says_so(
         train(without, encoder=encoder_folder, cache=tmp_path, questions_from=server.url)
     assert not server.requests
     assert any("--questions-from: not asked" in str(one.message) for one in said)
+
+
+@pytest.mark.parametrize(("asked", "times", "matter"), [("ab", 500, False), ("ab", 50, True), ("a", 500, True)])
+def test_pseudo_queries_are_tried_where_they_can_matter(asked: str, times: int, matter: bool) -> None:
+    relevant = tuple({document: 1} for document in asked * times)
+    nothing = np.zeros((len(relevant), 0), np.float32)
+    training = Questions(("",) * len(relevant), nothing, nothing, nothing, nothing, relevant)  # type: ignore[arg-type]
+    pseudo = PseudoQueries.of([("a", "one"), ("b", "two"), ("b", "three"), ("a", "four")], 0.75)
+    assert can_matter(pseudo, training) is matter

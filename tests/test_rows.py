@@ -72,3 +72,13 @@ def test_rows_come_back_from_a_mapped_file(kind: str, tmp_path: Path) -> None:
 def test_a_row_of_zeros_and_no_row_at_all(kind: str) -> None:
     assert not Rows.of(np.zeros((2, 4), np.float32), kind).products(np.ones((1, 4), np.float32)).any()
     assert Rows.of(np.zeros((0, 4), np.float32), kind).products(np.ones((2, 4), np.float32)).shape == (2, 0)
+
+
+def test_rows_on_disk_are_those_of_the_array(tmp_path: Path) -> None:
+    arrays = {"one": np.arange(12, dtype=np.int8), "two": np.arange(24, dtype=np.float32).reshape(6, 4)}
+    save_file(arrays, tmp_path / "arrays.safetensors")
+    found = mapped_tensors(tmp_path / "arrays.safetensors", ["two"])
+    np.testing.assert_array_equal(found["one"], arrays["one"])
+    assert len(found["two"]) == 6
+    for rows in (slice(0, 6), slice(2, 3), slice(np.int64(4), np.int64(6)), slice(3, 3), slice(5, 9)):
+        np.testing.assert_array_equal(found["two"][rows], arrays["two"][rows])

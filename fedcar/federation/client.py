@@ -36,7 +36,7 @@ class LocalTrainer(Trainer):
         penalty = super().penalty() * self.share_of_questions
         if self.proximal:
             distance = [
-                (tensor - self.anchor[name]).square().sum()
+                (tensor - self.anchor[name].to(tensor.device)).square().sum().cpu()
                 for name, tensor in self.parameters().items()
                 if name in self.anchor
             ]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PRECISIONS = ("fp32", "int8")
 
 
-class _Graph(nn.Module):
+class Graph(nn.Module):
     """Token ids and mask (n, t) -> the three states; with two tables of an untrained and then an adapted batch."""
 
     def __init__(self, encoder: Encoder, both: bool) -> None:
@@ -72,7 +72,8 @@ def write(encoder: Encoder, file: Path, precision: str = "fp32", *, both: bool =
     try:
         if both and adapter is not None:
             model.set_input_embeddings(_TwoTables(table, adapter))
-        _write(_Graph(encoder, both).eval(), file, precision)
+        model.cpu()  # the file belongs to no device
+        _write(Graph(encoder, both).eval(), file, precision)
     except FedcarError:
         raise
     except Exception as error:  # the exporter raises many kinds; each means that this model cannot be written
@@ -80,6 +81,7 @@ def write(encoder: Encoder, file: Path, precision: str = "fp32", *, both: bool =
         raise FedcarError(f"{message}; take --format transformers") from error
     finally:
         model.set_input_embeddings(table)
+        model.to(encoder.device)
         if adapter is not None:
             encoder.insert(adapter)
 

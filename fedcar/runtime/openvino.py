@@ -1,8 +1,12 @@
-"""The encoder in OpenVINO, read from its ONNX file."""
+"""The encoder in OpenVINO, converted from torch."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +18,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from fedcar.encoder import Encoder
+
 
 class OpenVino:
-    """Runs a file that `runtime.onnx_file.write` made, in float32 or where the processor has it in bfloat16."""
+    """Runs a file that `write` made, in float32 or where the processor has it in bfloat16."""
 
     def __init__(self, file: Path, precision: str = "f32") -> None:
         library = _library()
@@ -33,6 +39,41 @@ class OpenVino:
         """See `runtime.protocol.Runtime`."""
         found = self._model(dict(zip(INPUTS, (token_ids, mask), strict=True)))
         return States(*(found[name] for name in OUTPUTS))
+
+
+def write(encoder: Encoder, file: Path, onnx: Callable[[], Path]) -> None:
+    """Write the encoder as it is in OpenVINO's own form: FILE.xml, and its weights in a .bin beside it.
+
+    Straight from torch where OpenVINO reads the model there, in half of the time that an ONNX file takes; else from an
+    ONNX file, which `onnx` gives. Inputs and outputs are those of `runtime.onnx_file.write`.
+
+    Raises FedcarError where neither can express the model.
+    """
+    library = _library()
+    try:
+        found = _converted(library, encoder)
+    except Exception:  # the library raises many kinds; each means that it cannot read this model from torch
+        found = library.convert_model(str(onnx()))
+    library.save_model(found, str(file), compress_to_fp16=False)
+
+
+def _converted(library: Any, encoder: Encoder) -> Any:  # noqa: ANN401 - the library has no types
+    import torch
+
+    from fedcar.runtime.onnx_file import Graph
+
+    token_ids, mask, model = torch.ones((2, 3), dtype=torch.long), torch.tensor([[1, 1, 1], [1, 1, 0]]), encoder.model
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            model.cpu()
+            found = library.convert_model(Graph(encoder, both=False).eval(), example_input=(token_ids, mask))
+    finally:
+        model.to(encoder.device)
+    for ports, names in ((found.inputs, INPUTS), (found.outputs, OUTPUTS)):
+        for port, name in zip(ports, names, strict=True):
+            port.get_tensor().set_names({name})
+    return found
 
 
 def _library() -> Any:  # noqa: ANN401 - the library has no types
