@@ -197,16 +197,14 @@ class Retriever:
         return np.concatenate(candidates), np.concatenate(evidence)
 
     def candidates(self, texts: Sequence[str], states: NDArray[np.void]) -> NDArray[np.int64]:
-        """The documents worth a closer look (n, c): by encoder, words and what was learned."""
+        """The documents worth a closer look (n, c), by encoder and words: those that training and selection looked at.
+
+        What was learned has no say: a map or rows that were never seen to rank others would crowd out right ones.
+        """
         hidden_states, lexical = unit(states["pooled"]), self.evidence.lexical(texts)
-        unit_of_cosine, learned = max(float(self.weights[0]), 1.0), self.learned(texts, states)
-        added = learned @ self.weights[LEARNED:APART]
-        if (apart := self.apart).any():
-            added[:, apart] = learned[:, apart] @ self.weights[APART + LEARNED : -1] + self.weights[-1]
-        added /= unit_of_cosine
         if self.row_index is not None:
-            return indexed_candidates(self, self.row_index, hidden_states, lexical, added)
-        return self.evidence.candidates(products(hidden_states, self.evidence.embeddings) + added, lexical)
+            return indexed_candidates(self, self.row_index, hidden_states, lexical)
+        return self.evidence.candidates(products(hidden_states, self.evidence.embeddings), lexical)
 
     def learned(
         self, texts: Sequence[str], states: NDArray[np.void], candidates: NDArray[np.int64] | None = None

@@ -23,7 +23,7 @@ LISTS_PER_ROOT = 4  # lists of the inverted file for each square root of the num
 EXAMPLES_PER_LIST = 50  # rows that the lists' centres are found from
 PROBED_ROWS, LEAST_PROBED = 1 << 15, 128  # as many lists are looked into as hold so many rows, and so many at least
 RESCORED = 4  # candidates that are scored exactly, for each one wanted
-POOL = 400  # documents nearest by each of encoder, words and rows, among which the candidates are chosen
+POOL = 400  # documents nearest by encoder, and by words, among which the candidates are chosen
 
 
 class RowIndex:
@@ -131,19 +131,17 @@ def indexed_candidates(
     index: RowIndex,
     hidden_states: NDArray[np.float32],
     lexical: NDArray[np.float32],
-    learned: NDArray[np.float32],
 ) -> NDArray[np.int64]:
-    """`Evidence.candidates` among the documents nearest by encoder, by words and by what was learned: (n, c).
+    """`Evidence.candidates` among the documents nearest by encoder and by words: (n, c).
 
-    Hidden states (n, d) have unit length; `lexical` and `learned` (n, N) are in the unit of the cosine.
+    Hidden states (n, d) have unit length, `lexical` is (n, N).
     """
     embeddings = retriever.evidence.embeddings
     _, near = index.search(hidden_states, embeddings, POOL, rescored=1)
     candidates = []
     for row, state in enumerate(hidden_states):
-        others = [_highest(scores[row]) for scores in (lexical, learned)]
-        places = np.unique(np.concatenate([near[row], *others]))
-        scores = embeddings[places] @ state + learned[row, places]
+        places = np.unique(np.concatenate([near[row], _highest(lexical[row])]))
+        scores = embeddings[places] @ state
         candidates.append(places[retriever.evidence.candidates(scores[None], lexical[row, places][None])[0]])
     return np.stack(candidates)
 

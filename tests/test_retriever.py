@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from command import fedcar, learnable, tree
 
-from fedcar import Collection, FedcarError, FedcarWarning, Retriever, train
+from fedcar import Collection, FedcarError, FedcarWarning, Retriever, evidence, train
 from fedcar.collection import Document
+from fedcar.features import FeatureCache
+from fedcar.retriever import APART, LEARNED
 
 NOTES = {"author": "Ünal", "pages": [1, 2], "draft": None}
 
@@ -43,6 +45,22 @@ def test_the_hits_are_ordered_and_their_confidences_a_share(retriever: Retriever
     assert scores == sorted(scores, reverse=True) and answer.query == "blower" and answer.answered
     assert sum(hit.confidence for hit in answer) == pytest.approx(1)
     assert retriever.search("blower", k=2).hits == answer.hits[:2], "k only cuts"
+
+
+def test_training_looks_at_the_candidates_that_are_searched(
+    retriever: Retriever, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever was learned: selection never saw how it ranks documents that encoder and words would not propose."""
+    monkeypatch.setattr(evidence, "ALL_ARE_CANDIDATES", 2)
+    monkeypatch.setattr(evidence, "CANDIDATES", 3)
+    untrained = Retriever.untrained(retriever.documents, retriever.encoder, FeatureCache(None))
+    weights = retriever.weights.copy()
+    weights[LEARNED:APART] = 1e6
+    trained = replace(retriever, weights=weights)
+    texts = ["my pump is broken", "who looks after the display", "fan"]
+    states = trained.encoder.encode_states(texts)
+    assert trained.is_trained and trained.evidence_for(texts, states)[0].shape == (3, 3)
+    np.testing.assert_array_equal(trained.evidence_for(texts, states)[0], untrained.evidence_for(texts, states)[0])
 
 
 def test_an_empty_document_is_kept_and_never_returned(retriever: Retriever) -> None:
