@@ -3,7 +3,8 @@
 python benchmarks/federation_quality.py COLLECTION [--clients 2,3,10] [--partition iid,dirichlet:0.3] [--method head]
     [--set weight=question,server_rate=2 ...] [--epochs 20] [--cache DIR]
 
-Prints one line a run: success@1 on the test questions, beside central training with the same epochs in all.
+Prints one line a run: success@1 on the test questions, beside central training with the same epochs in all, and on dev,
+by which settings are chosen.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from fedcar.questions import prepare, split_for_selection
 from fedcar.questions import subset as held_out
 from fedcar.retriever import Retriever
 from fedcar.selection import Standard, success_and_mrr
-from fedcar.train import candidate, select
+from fedcar.train import Candidate, candidate, select
 
 
 class Bench:
@@ -86,8 +87,8 @@ class Bench:
 
     def federated(
         self, method: str, adapter: str, clients: int | None, kind: str, rounds: RoundSettings
-    ) -> tuple[float, str, list[dict[str, Any]]]:
-        """Success on test, what selection kept, and the history."""
+    ) -> tuple[float, Candidate, list[dict[str, Any]]]:
+        """Success on test, what selection kept (with its score on dev), and the history."""
         parts = partition(self.judged, kind, clients, self.seed)
         settings, rounds = matched(method, adapter, rounds, self.untrained, len(self.training), len(parts))
         shares = {name: self.training.take(rows) for name, rows in parts.items()}
@@ -108,7 +109,7 @@ class Bench:
         kept = select(self.untrained, self.selection, [first, *found], standard, Silent())
         reached = self.success(kept.retriever)["success@1"]
         self.without_adapter()
-        return reached, kept.name, records
+        return reached, kept, records
 
 
 def ignore(record: object) -> None:
@@ -162,7 +163,8 @@ def main() -> None:
                 difference = f"{reached - central:+.4f}" if central is not None else ""
                 traffic = sum(record["bytes_down"] + record["bytes_up"] for record in records) / len(records) / 1e6
                 print(
-                    f"{kind:<14} K={count:<4} {text or 'defaults':<40} {reached:.4f} {difference} ({kept}), "
+                    f"{kind:<14} K={count:<4} {text or 'defaults':<40} {reached:.4f} {difference} ({kept.name}, "
+                    f"{kept.score.success:.4f} on dev), "
                     f"refused {refused}, {len(records)} rounds, {traffic:.2f} MB a round, {seconds:.0f} s",
                     flush=True,
                 )
