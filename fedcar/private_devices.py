@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedcar.privacy.errors import require
 from fedcar.privacy.ledger import Head, Ledger
 from fedcar.privacy.noise import NoiseSource, add_noise
 from fedcar.privacy.release import Release
@@ -205,7 +206,11 @@ class InTurn:
 
 
 def noised(sums: Tensors, release: Release, source: NoiseSource) -> dict[str, Tensor]:
-    """The sums with the release's noise on every coordinate, rounded to its grid, as float32."""
+    """The sums with the release's noise on every coordinate, rounded to its grid, as float32.
+
+    PrivacyError where the noise would come from elsewhere than what was charged says.
+    """
+    require(source.name == release.noise, f"noise of kind {source.name} for what is charged as {release.noise}")
     found = add_noise(sums, release.standard_deviation, source)
     return {name: torch.from_numpy(values).float() for name, values in found.values.items()}
 

@@ -16,6 +16,7 @@ COUNT_SHARE, SUMS_SHARE = 0.01, 0.19  # of the budget, in 1 / variance; the step
 HELD_OUT_SHARE = 0.04  # of it, where held-out questions of the clients count at the end
 HELD_OUT = "held out"
 STEPS, CLIP_NORM = 30, 0.5
+LEAST_CLIP_NORM, LARGEST_CLIP_NORM = 1e-3 * CLIP_NORM, 1e3 * CLIP_NORM  # where it adapts
 SAMPLED_EPOCHS = 4
 SAMPLING_RATE = 0.05  # of the adapter's steps: each question by its own coin
 LEAST_STRENGTH = 9.0

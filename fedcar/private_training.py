@@ -19,7 +19,7 @@ from fedcar.privacy.clip import next_clip_norm
 from fedcar.privacy.errors import BudgetError
 from fedcar.privacy.statement import Statement
 from fedcar.private_devices import Crowd, Order
-from fedcar.private_plan import HELD_OUT, LEAST_STRENGTH, PrivatePlan
+from fedcar.private_plan import HELD_OUT, LARGEST_CLIP_NORM, LEAST_CLIP_NORM, LEAST_STRENGTH, PrivatePlan
 from fedcar.private_sums import ADAPTER_SCALE, BELOW, BELOW_SHARE, COUNT, EVIDENCE_SHARE, ROWS
 from fedcar.progress import Silent
 from fedcar.questions import Questions
@@ -148,7 +148,8 @@ class PrivateTraining:
         if adaptive is not None:
             below = float(sums.pop(BELOW)) / (2 * BELOW_SHARE**0.5 * expected) + 0.5
             sums = {name: adaptive / (1 - BELOW_SHARE) ** 0.5 * tensor for name, tensor in sums.items()}
-            self.clip_norm = next_clip_norm(adaptive, below, CLIP_QUANTILE, CLIP_RATE)
+            moved = next_clip_norm(adaptive, below, CLIP_QUANTILE, CLIP_RATE)
+            self.clip_norm = min(max(moved, LEAST_CLIP_NORM), LARGEST_CLIP_NORM)
             self.outcome.records[-1]["clip_norm"] = adaptive
         return {name: tensor - rates[name] / expected * sums[name] for name, tensor in state.items()}
 

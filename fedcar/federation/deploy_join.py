@@ -125,6 +125,7 @@ def join(
     from fedcar.federation import flower
     from fedcar.federation.device import Device, documents_fingerprint
     from fedcar.federation.device_private import Books
+    from fedcar.privacy.release import check_target
 
     def knock() -> None:
         flower.knows(file.address, file.ca.encode(), keys.read_private(key), file.id, make_room=True)
@@ -145,6 +146,16 @@ def join(
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     books = Books(folder / "ledgers", ledger, budget)
     device = Device(loaded, folder, model, FeatureCache(cache), report, books)
+    if books.budget is None:
+        report.say(
+            "no --epsilon of this device: what it gives out is noised as the server's run says, or not at all; with "
+            "--epsilon nothing un-noised leaves"
+        )
+    else:
+        try:
+            check_target(books.budget.epsilon, books.budget.delta, len(device.training))
+        except ValueError as error:
+            raise FedcarError(f"--delta {books.budget.delta:g}: {error}") from error
     secret = secrets.token_hex(32).encode()
     keys.write_private(folder / "secret", secret)
     (folder / "server-ca.pem").write_text(file.ca)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from fedcar.privacy.ledger import Budget, Head, Ledger
 from fedcar.privacy.noise import NoiseSource
 from fedcar.privacy.release import check_target
 from fedcar.private_devices import Device, Order, mean
-from fedcar.private_plan import PrivatePlan, Target, make_plan
+from fedcar.private_plan import LARGEST_CLIP_NORM, LEAST_CLIP_NORM, PrivatePlan, Target, make_plan
 from fedcar.private_sums import ROWS, Asked, Tensors
 from fedcar.private_training import held_out_counts
 from fedcar.progress import Silent
@@ -64,22 +63,29 @@ class PrivateSettings:
 class Books:
     """Where a device's ledgers lie: one a run with that run's budget, or one over all runs (`kept`).
 
-    With a `budget` of its own the device gives out nothing that is not noised and charged.
+    With a `budget` of its own the device gives out nothing that is not noised and charged. A ledger that was once kept
+    over all runs stays the device's, also where the budget is not given again. `seeded`, for tests, takes a server's
+    word for noise that can be repeated.
     """
 
-    def __init__(self, folder: Path, kept: Path | None = None, budget: Budget | None = None) -> None:
+    def __init__(
+        self, folder: Path, kept: Path | None = None, budget: Budget | None = None, seeded: bool = False
+    ) -> None:
         """PrivacyError where a ledger with another budget stands there."""
-        self.folder, self.kept, self.budget = folder, kept, budget
+        self.folder, self.kept, self.budget, self.seeded = folder, kept, budget, seeded
+        ledger = self._kept_ledger()
         if budget is not None:
             check_target(budget.epsilon, budget.delta)
-            ledger = self._kept_ledger()
             if not ledger.path.exists():
                 ledger.create(budget)
-            if (before := ledger.budget()) != budget:
-                raise PrivacyError(
-                    f"{ledger.path}: its budget is epsilon {before.epsilon:g}, delta {before.delta:g} and does not "
-                    "change; give that, or leave --epsilon out"
-                )
+        if ledger.path.exists():
+            self.budget = ledger.budget()
+        if budget is not None and self.budget != budget:
+            before = ledger.budget()
+            raise PrivacyError(
+                f"{ledger.path}: its budget is epsilon {before.epsilon:g}, delta {before.delta:g} and does not change; "
+                "give that"
+            )
 
     def _kept_ledger(self) -> Ledger:
         return Ledger((self.kept or self.folder) / LEDGER)
@@ -87,7 +93,9 @@ class Books:
     def ledger(self, run: str, head: Head | None, target: Target) -> Ledger:
         """That of a run, checked against what the server last saw of it."""
         if self.kept is not None or self.budget is not None:
-            return opened_ledger(self._kept_ledger().path, head, target)
+            ledger = opened_ledger(self._kept_ledger().path, head, target)
+            self.budget = ledger.budget()
+            return ledger
         return opened_ledger(self.folder / hashlib.sha256(run.encode()).hexdigest()[:24] / LEDGER, head, target)
 
 
@@ -99,6 +107,14 @@ def opened_ledger(path: Path, head: Head | None, target: Target) -> Ledger:
         ledger.create(Budget(float("inf") if seeded else target.epsilon, target.delta))
     ledger.open(head)
     return ledger
+
+
+def head_of(text: object) -> Head:
+    """Where a ledger stands, as it is written on the wire; ValueError for what is none."""
+    number, _, digest = str(text).partition(":")
+    if not (number.isdecimal() and len(number) <= 12 and len(digest) == 64):
+        raise ValueError("no head of a ledger")
+    return Head(int(number), digest)
 
 
 def file_name(name: str) -> str:
@@ -142,8 +158,7 @@ class PrivateSide:
         order = self._order(setup, request)
         head = None
         if request.values["head"]:
-            number, _, digest = str(request.values["head"]).partition(":")
-            head = Head(int(number), digest)
+            head = head_of(request.values["head"])
         ledger = self.books.ledger(setup.run, head, self.settings.target)
         door = Device("", self.asked, self.source, ledger, setup.run, head, held_out=self._counts)
         given = door.answer(order)
@@ -161,15 +176,9 @@ class PrivateSide:
     def _order(self, setup: Setup, request: Payload) -> Order:
         """What is asked for, by the plan made here; ValueError where that has no such exchange."""
         if setup.json != self.key:
-            self.settings = PrivateSettings.of(setup.settings)
-            self.settings.target.check(len(self.training) if self.settings.target.unit == "example" else None)
-            self.plan = self.settings.plan(len(self.untrained.documents))
-            module = self.settings.module(self.untrained.encoder.embedding_width)
-            self.asked = Asked(self.untrained, self.training, module)
-            self.source, self.key = NoiseSource(self.settings.target.noise_seed), setup.json
-            self.report.say(f"{setup.run}: {self._in_words()}")
+            self._prepare(setup)
         adaptive = float(request.values["adaptive"]) if request.values["adaptive"] else None
-        if adaptive is not None and not 0 < adaptive < math.inf:
+        if adaptive is not None and not LEAST_CLIP_NORM <= adaptive <= LARGEST_CLIP_NORM:
             raise ValueError(f"a clip norm of {adaptive}")
         order = Order.of(self.plan, int(request.values["number"]), named(request.tensors, STATE), adaptive)
         expected = state_forms(self.untrained, self.asked.adapter) if order.number > 1 else {}
@@ -178,6 +187,22 @@ class PrivateSide:
         if (order.release.unit == "client") != (request.kind == "clipped"):
             raise ValueError(f"{request.kind} of a plan with unit {order.release.unit}")
         return order
+
+    def _prepare(self, setup: Setup) -> None:
+        """Plan, noise and settings of one and the same setup: all of them or, where one cannot be had, none.
+
+        Nothing here depends on the questions, so that no answer tells how many there are.
+        """
+        self.key = ""
+        settings = PrivateSettings.of(setup.settings)
+        settings.target.check()
+        if settings.target.noise_seed is not None and not self.books.seeded:
+            raise ValueError("noise that can be repeated is for tests")
+        plan, source = settings.plan(len(self.untrained.documents)), NoiseSource(settings.target.noise_seed)
+        module = settings.module(self.untrained.encoder.embedding_width)
+        asked = Asked(self.untrained, self.training, module)
+        self.settings, self.plan, self.source, self.asked, self.key = settings, plan, source, asked, setup.json
+        self.report.say(f"{setup.run}: {self._in_words()}")
 
     def _in_words(self) -> str:
         target = self.settings.target

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fedcar.errors import FedcarError
-from fedcar.federation.device_private import PrivateSettings, state_forms
+from fedcar.federation.device_private import PrivateSettings, head_of, state_forms
 from fedcar.federation.exchange import MOST, Replies
 from fedcar.federation.payload import GIVEN, REASONS, STATE, Payload, Value, named, with_prefix
 from fedcar.federation.remote import RemoteNetwork
@@ -126,16 +127,14 @@ class RemoteDevices:
 
     def _note(self, replies: Replies) -> None:
         for name, payload in replies.payloads.items():
-            number, _, digest = str(payload.values["head"]).partition(":")
-            if number.isdecimal() and len(digest) == 64:
-                self.heads[name] = Head(int(number), digest)
+            with suppress(ValueError):  # a device that cannot say where its ledger stands is not held to it
+                self.heads[name] = head_of(payload.values["head"])
 
     def _refused(self, order: Order, found: Mapping[str, Tensors], failed: Mapping[str, str]) -> None:
         """A device whose budget would be crossed ends the run, as it does in one process."""
         refusing = sorted(name for name, why in failed.items() if why == REASONS["budget"])
         if refusing:
-            if found:
-                self.given.append(order.release)
+            self.given.append(order.release)  # an answer may have left that did not come in time
             raise BudgetError(
                 f"{', '.join(refusing)}: exchange {order.number} would cross the privacy budget there; not trained, "
                 "not charged there, the model is kept"

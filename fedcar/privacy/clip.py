@@ -24,6 +24,8 @@ from torch import Tensor
 
 from fedcar.privacy.errors import require
 
+SMALLEST_SQUARE = 1e-30  # float32 squares what is below 1e-22 to 0
+
 
 @dataclass(frozen=True)
 class Part:
@@ -63,7 +65,8 @@ def clip(parts: Sequence[Part], clip_norm: float) -> Clipped:
     require(len(parts) > 0, "nothing is trained: give at least one part")
     squared = torch.stack([part.squared_norms for part in parts]).sum(0)
     # Rounded upwards, so that a norm a little above clip_norm is not let through.
-    norms = squared.sqrt() * (1 + 32 * torch.finfo(squared.dtype).eps)
+    # So is what float32 holds no square of: a norm of 0 would never be clipped, whatever clip_norm is.
+    norms = squared.clamp(min=SMALLEST_SQUARE).sqrt() * (1 + 32 * torch.finfo(squared.dtype).eps)
     finite = torch.isfinite(norms)
     factors = torch.where(finite, (clip_norm / norms).clamp(max=1.0), torch.zeros_like(norms))
     bad = int((~finite).sum())

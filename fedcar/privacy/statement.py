@@ -18,6 +18,7 @@ NOT_COVERED = {
         "Questions asked of the finished retriever later are outside this statement.",
     ),
     "client": (
+        "The server is trusted: it gets each client's clipped mean un-noised where clients are not in its own process.",
         "The server sees which clients take part, and when.",
         "Documents behind shared rows are known to all clients; only questions and judgements are protected.",
         "Questions asked of the finished retriever later are outside this statement.",
