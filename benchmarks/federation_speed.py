@@ -1,6 +1,7 @@
 """How much faster a federation trains than one device with all questions: the same epochs in all, one core a device.
 
-python benchmarks/federation_speed.py COLLECTION [--method head|adapter] [--rounds 5] [--questions N] [--cache DIR]
+python benchmarks/federation_speed.py COLLECTION [--method head|adapter] [--rounds 20] [--local-epochs 1]
+    [--questions N] [--cache DIR]
 
 Two clients for real: two processes, each pinned to a core of its own, against one process on one core; beside them what
 two pinned copies of a fixed piece of work (one client's own training) reach on this machine, which is the ceiling. Of
@@ -73,10 +74,12 @@ def serve(client: Client, settings: RoundSettings, pipe: Connection) -> None:
 class World:
     """What all devices start from; a client is built in its own process."""
 
-    def __init__(self, bench: Bench, method: str, adapter: str, rounds: int, questions: int | None) -> None:
+    def __init__(
+        self, bench: Bench, method: str, adapter: str, rounds: int, local_epochs: int, questions: int | None
+    ) -> None:
         self.training = bench.training if questions is None else bench.training.take(np.arange(questions))
         self.base, _ = with_federated_mixture(bench.untrained, {"all": self.training})
-        options = RoundSettings(rounds=rounds, seed=bench.seed)
+        options = RoundSettings(rounds=rounds, local_epochs=local_epochs, seed=bench.seed)
         # of one client: the same local batches however many there are, as rows have them
         self.settings, self.rounds = matched(method, adapter, options, bench.untrained, len(self.training), 1)
 
@@ -208,6 +211,7 @@ def main() -> None:
     parser.add_argument("--adapter", default="full")
     parser.add_argument("--encoder", default="all-MiniLM-L6-v2")
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--local-epochs", type=int, default=1)
     parser.add_argument("--questions", type=int, help="only the first N training questions")
     parser.add_argument("--clients", default="2,3,4,8,16,32")
     parser.add_argument("--cores", default="0,1")
@@ -216,8 +220,13 @@ def main() -> None:
     parser.add_argument("--cache", type=Path)
     arguments = parser.parse_args()
     bench = Bench(arguments.collection, arguments.cache, arguments.encoder, 0)
-    world = World(bench, arguments.method, arguments.adapter, arguments.rounds, arguments.questions)
-    print(f"{bench.collection.name}, {arguments.method}: {len(world.training)} training questions")
+    world = World(
+        bench, arguments.method, arguments.adapter, arguments.rounds, arguments.local_epochs, arguments.questions
+    )
+    print(
+        f"{bench.collection.name}, {arguments.method}: {len(world.training)} training questions, "
+        f"{arguments.local_epochs} local epochs a round"
+    )
     if not arguments.no_pinned:
         two_pinned(world, [int(core) for core in arguments.cores.split(",")], arguments.repeat)
     curve(world, [int(count) for count in arguments.clients.split(",")], arguments.repeat)
