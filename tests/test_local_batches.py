@@ -1,4 +1,4 @@
-"""What a client trains with: the batches of a cohort make up one of central training, but for rows."""
+"""What a client trains with: the batches of a cohort make up one of central training where a query map is trained."""
 
 from __future__ import annotations
 
@@ -56,11 +56,9 @@ def test_the_batches_of_a_cohort_make_up_a_central_one(
     )
 
 
-def test_rows_are_trained_with_central_batches_and_an_adapter_is_not(encoder_folder: Path) -> None:
+@pytest.mark.parametrize("method", ["head", "adapter"])
+def test_rows_are_trained_with_central_batches(encoder_folder: Path, method: str) -> None:
     """A row is moved by few questions; small batches gave it nothing and cost twice the time."""
     labels = World(encoder_folder, 24).retriever()
-    central, rounds = matched("head", "full", RoundSettings(), labels, 24, 10)
+    central, rounds = matched(method, "full", RoundSettings(), labels, 24, 10)
     assert not central.query_map and of_a_client(central, rounds) == central
-    central, rounds = matched("adapter", "full", RoundSettings(), labels, 24, 10)
-    local = of_a_client(central, rounds)
-    assert (central.batch_size, local.batch_size) == (64, 6) and local.adapter_rate == central.adapter_rate

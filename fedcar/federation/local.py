@@ -208,13 +208,14 @@ def matched(
 ) -> tuple[Settings, RoundSettings]:
     """Settings of training and of the rounds with the same number of epochs in all.
 
-    Where a query map or an adapter is trained, the local batches of a cohort make up one central batch, so that a round
-    makes as many steps as a central epoch: what every question moves needs them.
+    Where a query map is trained, the local batches of a cohort make up one central batch, so that a round makes as many
+    steps as a central epoch: the map, which every question moves, needs them. An adapter would need them too, but its
+    many steps on few documents' questions drift too far where clients differ much (docs/log.md).
     """
     settings = suited(choose_settings(method, adapter, "linear", 0, None, rounds.seed, False), untrained)
     number = rounds.rounds or max(1, round(settings.epochs / rounds.local_epochs))
     settings = replace(settings, epochs=number * rounds.local_epochs)
-    averaged = (settings.query_map or settings.method == "adapter") and rounds.local_optimizer == "shared"
+    averaged = settings.query_map and rounds.local_optimizer == "shared"
     cohort = max(1, round(rounds.participation * clients)) if averaged else 1
     size = max(1, round(settings.batch_size / cohort))
     return settings, replace(rounds, rounds=number, questions=questions, batch_size=size)
@@ -224,7 +225,7 @@ def of_a_client(settings: Settings, rounds: RoundSettings) -> Settings:
     """Settings of local training: smaller batches, the head's rate larger by the root of how much smaller they are.
 
     The noise of a batch of B / K makes Adam's second moment K times as large and its steps sqrt(K) times as short; the
-    mean over K clients takes the noise away again, but not the shortness. The adapter's own rate stays.
+    mean over K clients takes the noise away again, but not the shortness.
     """
     rate = settings.head_rate * math.sqrt(settings.batch_size / rounds.batch_size)
     return replace(settings, batch_size=rounds.batch_size, head_rate=rate)
