@@ -91,6 +91,35 @@ def test_parts_that_are_not_there_yet_are_looked_for_soon() -> None:
     assert pull_objects(["one"], pull) == {"one": b"there"} and time.monotonic() - start < 0.9
 
 
+def test_a_supernode_forgets_a_message_whose_run_ended_before_its_parts_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In Flower message and task stay, and the worker waits two hours for the parts: a server killed in between."""
+    from flwr.supercore.inflatable.inflatable_object import get_object_tree
+    from flwr.supercore.object_store import ObjectStoreFactory
+    from flwr.supercore.run import Run, RunNotRunningException
+    from flwr.supernode import start_client_internal
+    from flwr.supernode.nodestate import NodeStateFactory
+
+    for name in ("time", "pull_objects"):  # put back afterwards
+        monkeypatch.setattr(start_client_internal, name, getattr(start_client_internal, name))
+    flower.TaskIdentity.run_id, flower.TaskIdentity.node_id, flower.TaskIdentity.task_id = 7, 1, 1
+    stores = ObjectStoreFactory()
+    state, store = NodeStateFactory(stores).state(), stores.store()
+    state.store_run(Run.create_empty(7))
+    message = flower.Message(flower.records(Payload("train", {"setup": "{}", "round": 1})), 3, "train")
+    message.metadata.__dict__.update(_run_id=7, _message_id=message.object_id)
+    tree = get_object_tree(message)
+
+    def ended(*arguments: object) -> bytes:
+        raise RunNotRunningException
+
+    flower.made_ready(start_client_internal)
+    found = start_client_internal._pull_and_store_message(
+        state, store, {}, lambda: (message, tree), ended, ended, ended, ended, None
+    )
+    assert found is None and not list(state.get_tasks(statuses=["pending", "starting", "running"]))
+    assert not list(state.get_messages_legacy(run_ids=[7], is_reply=False))
+
+
 def test_a_payload_goes_through_flowers_records_unchanged() -> None:
     tensors = {
         "weights": torch.randn(5).double(),

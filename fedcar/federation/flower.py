@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import httpx
@@ -38,6 +38,7 @@ from flwr.supercore.interceptors import (
     RuntimeVersionHttpInterceptor,
     SuperExecAuthHttpInterceptor,
 )
+from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
@@ -110,10 +111,27 @@ def supernode() -> None:
     from flwr.supernode import start_client_internal
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
-    patient = SimpleNamespace(sleep=lambda seconds: time.sleep(NODE_POLL if seconds > 1 else TASK_POLL))
-    vars(start_client_internal)["time"] = patient
-    look_again_sooner()
+    made_ready(start_client_internal)
     flower_supernode()
+
+
+def made_ready(module: ModuleType) -> None:
+    """Flower's module of a SuperNode's work, with our waits, and with `pull_objects` of our own."""
+    patient = SimpleNamespace(sleep=lambda seconds: time.sleep(NODE_POLL if seconds > 1 else TASK_POLL))
+    vars(module).update(time=patient, pull_objects=pull_objects)
+    look_again_sooner()
+
+
+def pull_objects(*arguments: Any, **options: Any) -> dict[str, bytes]:  # noqa: ANN401 - as Flower's own
+    """The parts of a message; where its run ended meanwhile, an error by which the SuperNode forgets the message.
+
+    By Flower's own RunNotRunningException the message and its task would stay, and the worker, which takes the task,
+    would wait PULL_MAX_TIME (two hours) for parts that never come.
+    """
+    try:
+        return inflatable_utils.pull_objects(*arguments, **options)
+    except RunNotRunningException as error:
+        raise RuntimeError("its run has ended") from error
 
 
 def look_again_sooner() -> None:
@@ -308,7 +326,10 @@ def _work_once(address: str, token: str, answer: Answer) -> None:
     with _client(address, True, None, [RuntimeTokenHttpInterceptor(token)]) as client:
         heartbeat = Heartbeat(client)
         try:
-            message, context, _, _ = pull_task_input(client)
+            try:
+                message, context, _, _ = pull_task_input(client)
+            except (inflatable_utils.ObjectPullError, RuntimeError):
+                return  # its run ended, and the SuperNode has forgotten the message
             try:
                 request = payload_of(message.content, ASKED)
             except (ValueError, TypeError, KeyError):
