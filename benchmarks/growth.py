@@ -1,11 +1,13 @@
 """How the steps grow with documents and with training questions: a log-log table and figure with fitted exponents.
 
 python benchmarks/growth.py COLLECTION... [--documents 31623] [--labels 1000000 --narrow ENCODER] [--rows 1000000]
-                                          [--questions 316228] [--figures FOLDER]        (0 leaves a part out)
+                                          [--questions 1000000] [--texts 100000] [--figures FOLDER]
+(0 leaves a part out)
 
 CPU seconds of one thread, so that other work on the machine counts little. Documents are real and repeated; their
 states are made up, since only sizes count here. Labels are five words of them each, and their states as narrow as a
-small encoder's. Questions are those of the last collection, made distinct by a number.
+small encoder's. Questions are those of the last collection, made distinct by a number. The small encoder itself, and
+no made-up one, encodes the texts (the same questions) and is trained with an adapter.
 Exponents are fitted to the upper half of the sizes, where constants have worn off.
 """
 
@@ -29,7 +31,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 from made_up import documents_of, made_up_encoder
 
-from fedcar import Collection, Encoder, Retriever, train
+from fedcar import Collection, Encoder, Retriever, evaluate, train
 from fedcar.bench import machine
 from fedcar.bench_search import clustered
 from fedcar.closed_form import Statistics
@@ -43,6 +45,8 @@ from fedcar.row_index import RowIndex, is_installed
 from fedcar.rows import Rows
 
 MOST_TRAINED = 31_623  # questions that a head is trained on
+MOST_ADAPTED = 10_000  # questions that an adapter is trained on
+EVALUATED = 100  # questions
 Points = dict[str, dict[int, float]]
 NEW = Document("new", "A new one", "It came later than all others. It is found at once.")
 COLOURS = ("#1b6ca8", "#c1440e", "#2e7d32", "#6a1b9a", "#8d6e00", "#00838f", "#ad1457", "#455a64", "#5d4037", "#283593")
@@ -71,9 +75,7 @@ def labels_of(collections: Sequence[str], number: int) -> list[Document]:
     return [Document(f"d{row}", " ".join(words[place] for place in places), "") for row, places in enumerate(drawn)]
 
 
-def documents(
-    encoder: Encoder, made: Callable[[int], list[Document]], most: int
-) -> Iterator[tuple[str, int, float]]:
+def documents(encoder: Encoder, made: Callable[[int], list[Document]], most: int) -> Iterator[tuple[str, int, float]]:
     """Building, saving, loading, searching and editing a whole retriever."""
     for number in sizes(100, most):
         with tempfile.TemporaryDirectory() as folder:
@@ -85,11 +87,26 @@ def documents(
             yield "load", number, seconds(lambda place=place: Retriever.load(place))
             retriever.row_index = RowIndex.read(place)
             retriever.search("warm up")
+            yield (
+                f"evaluate {EVALUATED}",
+                number,
+                seconds(
+                    lambda retriever=retriever: evaluate(retriever, asked_of(retriever), cache=Path(folder) / "cache")
+                ),
+            )
             yield "search", number, seconds(lambda retriever=retriever: retriever.search("how does it work and why?"))
             yield "add one", number, seconds(lambda retriever=retriever: retriever.add([NEW]))
             yield "remove one", number, seconds(lambda retriever=retriever: retriever.remove(["d5"]))
             size = sum(file.stat().st_size for file in place.iterdir())
             yield "MB on disk", number, size / 1e6
+
+
+def asked_of(retriever: Retriever) -> Collection:
+    """Its documents with the first sentence of some of them as test questions."""
+    chosen = list(islice(cycle(retriever.documents), EVALUATED))
+    asked = {f"q{row}": Query(f"q{row}", f"{one.full_text.split('. ')[0]}?") for row, one in enumerate(chosen)}
+    judged = {f"q{row}": {one.id: 1} for row, one in enumerate(chosen)}
+    return Collection("growth", tuple(retriever.documents), asked, {"test": judged})
 
 
 def rows(most: int) -> Iterator[tuple[str, int, float]]:
@@ -112,37 +129,65 @@ def rows(most: int) -> Iterator[tuple[str, int, float]]:
         )
 
 
-def questions(collection: str, most: int) -> Iterator[tuple[str, int, float]]:
-    """What ridge sums up and two epochs of a head over more and more questions, from states that cost nothing.
+def questions(collection: str, most: int, narrow: str) -> Iterator[tuple[str, int, float]]:
+    """What ridge sums up, two epochs of a head from states that cost nothing, one of an adapter, over more and more.
 
     Solving for ridge's rows costs the same however many questions there are.
     """
     few = made_up_encoder()
     feature_map = FeatureMap.of_reference(few.encode_states([f"question {row}" for row in range(64)]))
     found = Collection.read(collection)
-    judged = found.judged("train")
-    real = list(zip(judged.texts, judged.relevant, strict=True))
     for number in sizes(1000, most):
-        texts = [f"{text} {row // len(real)}" for row, (text, _) in enumerate(islice(cycle(real), number))]
+        kept = enlarged(found, number)
+        texts = kept.judged("train").texts
         yield "count words", number, seconds(lambda texts=texts: gram_counts(texts))
-        asked = {f"q{row}": Query(f"q{row}", text) for row, text in enumerate(texts)}
-        answers = {f"q{row}": relevant for row, (_, relevant) in enumerate(islice(cycle(real), number))}
-        kept = replace(found, queries={**found.queries, **asked}, judgements={**found.judgements, "train": answers})
-        states = made_up_encoder().encode_states(texts)
-        targets = np.zeros((number, len(found.documents)), dtype=np.float32)
+        sums = 0.0
+        for part in (texts[first : first + FEATURES_AT_ONCE] for first in range(0, number, FEATURES_AT_ONCE)):
+            states, targets = few.encode_states(part), np.zeros((len(part), len(found.documents)), dtype=np.float32)
+            start = time.process_time()
+            Statistics.of(feature_map(states), targets)
+            sums += time.process_time() - start
+        yield "sums of ridge", number, sums
+        if number <= MOST_TRAINED:
+            yield "head, two epochs", number, trained(kept, made_up_encoder(), "head", 2)
+        if number <= MOST_ADAPTED:
+            yield "adapter, one epoch", number, trained(kept, Encoder.load(narrow), "adapter", 1)
+
+
+def enlarged(collection: Collection, number: int) -> Collection:
+    """With so many training questions: its own, made distinct by a number."""
+    judged = collection.judged("train")
+    real = islice(cycle(enumerate(judged.relevant)), number)
+    asked, answers = {}, {}
+    for row, (place, relevant) in enumerate(real):
+        asked[f"q{row}"] = Query(f"q{row}", f"{judged.texts[place]} {row // len(judged)}")
+        answers[f"q{row}"] = relevant
+    return replace(
+        collection, queries={**collection.queries, **asked}, judgements={**collection.judgements, "train": answers}
+    )
+
+
+def trained(collection: Collection, encoder: Encoder, method: str, epochs: int) -> float:
+    """CPU seconds of training with all states in the cache."""
+    with tempfile.TemporaryDirectory() as folder:
+        train(collection, encoder=encoder, cache=Path(folder), method="ridge")  # fills the cache
         start = time.process_time()
-        for part in (slice(first, first + FEATURES_AT_ONCE) for first in range(0, number, FEATURES_AT_ONCE)):
-            Statistics.of(feature_map(states[part]), targets[part])
-        yield "sums of ridge", number, time.process_time() - start
-        if number > MOST_TRAINED:
-            continue
+        train(collection, encoder=encoder, cache=Path(folder), method=method, epochs=epochs)
+        return time.process_time() - start
+
+
+def texts(collection: str, most: int, narrow: str) -> Iterator[tuple[str, int, float]]:
+    """Encoding new texts, and finding their states in the cache."""
+    found = Collection.read(collection)
+    for number in sizes(100, most):
+        asked, encoder = enlarged(found, number).judged("train").texts, Encoder.load(narrow)
+        encoder.encode(asked[:64])  # the model is read
         with tempfile.TemporaryDirectory() as folder:
-            for measured in (False, True):  # the second time from the cache
-                encoder: Encoder = made_up_encoder()
-                start = time.process_time()
-                train(kept, encoder=encoder, cache=Path(folder), method="head", epochs=2)
-                if measured:
-                    yield "head, two epochs", number, time.process_time() - start
+            start = time.process_time()
+            FeatureCache(Path(folder)).states(encoder, asked)
+            yield "encode", number, time.process_time() - start
+            found_again = partial(FeatureCache(Path(folder)).hidden_states, encoder, asked)
+            yield "from the cache", number, seconds(found_again)
 
 
 def exponent(points: dict[int, float]) -> float:
@@ -209,7 +254,8 @@ def main() -> None:
     parser.add_argument("--labels", type=int, default=1_000_000)
     parser.add_argument("--narrow", default=DEFAULT_ENCODER, help="The encoder whose width the labels' states have.")
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--questions", type=int, default=316_228)
+    parser.add_argument("--questions", type=int, default=1_000_000)
+    parser.add_argument("--texts", type=int, default=100_000)
     parser.add_argument("--figures", type=Path, help="Write growth-*.svg into this folder.")
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -219,7 +265,11 @@ def main() -> None:
         ("documents", documents(made_up_encoder(), whole, asked.documents) if asked.documents else ()),
         ("labels", documents(made_up_encoder(asked.narrow), labels, asked.labels) if asked.labels else ()),
         ("rows", rows(asked.rows) if asked.rows else ()),
-        ("training questions", questions(asked.collections[-1], asked.questions) if asked.questions else ()),
+        (
+            "training questions",
+            questions(asked.collections[-1], asked.questions, asked.narrow) if asked.questions else (),
+        ),
+        ("texts", texts(asked.collections[-1], asked.texts, asked.narrow) if asked.texts else ()),
     ):
         points: Points = {}
         for name, size, value in steps:

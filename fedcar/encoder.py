@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +32,7 @@ from fedcar.model_files import (
     weight_files,
 )
 from fedcar.runtime import choice
-from fedcar.runtime.protocol import Progress, States, Tokens, encoded, encoded_tokens, padded, state_type
+from fedcar.runtime.protocol import Progress, States, Tokens, ahead, encoded, encoded_tokens, padded, state_type
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -69,6 +70,7 @@ class Encoder:
         self._runtime: Runtime | None = None
         self._folded: str | None = None
         self._half: Any = None
+        self._tokenizing = threading.Lock()  # the tokenizer's cut is a setting of its own, so one call at a time
 
     @classmethod
     def load(cls, name: str | Path = DEFAULT_ENCODER, pooling: str | None = None, *, offline: bool = False) -> Encoder:
@@ -191,7 +193,8 @@ class Encoder:
         end = self.tokenizer.eos_token_id if self.pooling == "last" else None
         room = self.max_tokens - (end is not None and not self.adds_end)
         readable = [text.encode("utf-8", "replace").decode() for text in texts]  # lone surrogates are no text
-        found = self.tokenizer(readable, truncation=True, max_length=room, return_attention_mask=False)
+        with self._tokenizing:
+            found = self.tokenizer(readable, truncation=True, max_length=room, return_attention_mask=False)
         ids: list[list[int]] = [list(map(int, row)) for row in found["input_ids"]]
         self._warn_of_cut(found, len(texts))
         if end is not None:
@@ -270,8 +273,20 @@ class Encoder:
 
     def encode_states(self, texts: Sequence[str], progress: Progress | None = None) -> NDArray[np.void]:
         """Texts -> records (n,) of `state_type`, in the order given."""
+        return self._encoded(texts, self.tokenize(texts), progress)
+
+    def encode_parts(
+        self, parts: Iterable[Sequence[str]], progress: Progress | None = None
+    ) -> Iterator[NDArray[np.void]]:
+        """What `encode_states` gives of each part; the next part's texts are tokenised while the model runs."""
+        for texts, token_ids in ahead(lambda texts: (texts, self.tokenize(texts)), parts):
+            yield self._encoded(texts, token_ids, progress)
+
+    def _encoded(
+        self, texts: Sequence[str], token_ids: Sequence[Sequence[int]], progress: Progress | None
+    ) -> NDArray[np.void]:
         result = np.empty(len(texts), dtype=self.state_type)
-        return encoded(self.runtime(texts), self.tokenize(texts), result, self.padding_id, progress)
+        return encoded(self.runtime(texts), token_ids, result, self.padding_id, progress)
 
     def token_states(self, texts: Sequence[str], progress: Progress | None = None) -> list[TokenStates]:
         """Texts -> the last hidden states of their tokens, of unit length, float16; cut at `max_tokens` like a text.
@@ -280,29 +295,33 @@ class Encoder:
         """
         return encoded_tokens(self.runtime(texts), self._tokens(texts), self.padding_id, progress)
 
-    def read(
-        self, texts: Sequence[str], progress: Progress | None = None
-    ) -> tuple[NDArray[np.void], list[TokenStates]]:
-        """Texts -> what `encode_states` and what `token_states` give, from one pass through the model.
+    def read_parts(
+        self, parts: Iterable[Sequence[str]], progress: Progress | None = None
+    ) -> Iterator[tuple[NDArray[np.void], list[TokenStates]]]:
+        """What `encode_states` and what `token_states` give of each part, from one pass; tokenised ahead too.
 
-        From two with pooling `last`, which reads the end of a text in another way.
+        From two passes with pooling `last`, which reads the end of a text in another way.
         """
         if self.pooling == "last":
-            return self.encode_states(texts), self.token_states(texts, progress)
-        records, tokens = np.empty(len(texts), dtype=self.state_type), self._tokens(texts, checked=True)
-        return records, encoded_tokens(self.runtime(texts), tokens, self.padding_id, progress, records=records)
+            for texts in parts:
+                yield self.encode_states(texts), self.token_states(texts, progress)
+            return
+        for texts, tokens in ahead(lambda texts: (texts, self._tokens(texts, checked=True)), parts):
+            records = np.empty(len(texts), dtype=self.state_type)
+            yield records, encoded_tokens(self.runtime(texts), tokens, self.padding_id, progress, records=records)
 
     def _tokens(self, texts: Sequence[str], checked: bool = False) -> list[Tokens]:
         if not texts:
             return []
-        found = self.tokenizer(
-            [text.encode("utf-8", "replace").decode() for text in texts],
-            truncation=True,
-            max_length=self.max_tokens,
-            return_attention_mask=False,
-            return_offsets_mapping=True,
-            return_special_tokens_mask=True,
-        )
+        with self._tokenizing:
+            found = self.tokenizer(
+                [text.encode("utf-8", "replace").decode() for text in texts],
+                truncation=True,
+                max_length=self.max_tokens,
+                return_attention_mask=False,
+                return_offsets_mapping=True,
+                return_special_tokens_mask=True,
+            )
         if checked:
             self._warn_of_cut(found, len(texts))
             self._check_known(found["input_ids"])

@@ -67,8 +67,9 @@ class FeatureCache:
             if progress is not None and len(keys) > len(missing):
                 progress(len(keys) - len(missing))
             # longest first, so that a chunk's texts are of similar length and little is padded
-            for chunk in _chunks(sorted(missing, key=lambda key: -len(missing[key]))):
-                states = encoder.encode_states([missing[key] for key in chunk], progress)
+            chunks = list(_chunks(sorted(missing, key=lambda key: -len(missing[key]))))
+            texts_of = ([missing[key] for key in chunk] for chunk in chunks)
+            for chunk, states in zip(chunks, encoder.encode_parts(texts_of, progress), strict=True):
                 rows = self._rows(place, encoder, dict(zip(chunk, states, strict=True)))
             stored: NDArray[Any] = np.empty(0, dtype=encoder.state_type)
             if keys:

@@ -201,16 +201,14 @@ class _Read(NamedTuple):
 
 def _read(documents: Sequence[Document], encoder: Encoder, report: Silent, keep: Keep | None = None) -> Iterator[_Read]:
     with encoder.untrained(), report.track("reading the documents' tokens", len(documents)) as advance:
-        for start in range(0, len(documents), DOCUMENTS_AT_ONCE):
-            chunk = documents[start : start + DOCUMENTS_AT_ONCE]
-            texts = [document.full_text for document in chunk]
-            if keep is None:
-                found = encoder.token_states(texts, advance)
-            else:
-                states, found = encoder.read(texts, advance)
-                keep(texts, states)
-            for document, tokens in zip(chunk, found, strict=True):
-                yield _by_sentence(document, tokens)
+        texts = [document.full_text for document in documents]
+        parts = [texts[start : start + DOCUMENTS_AT_ONCE] for start in range(0, len(texts), DOCUMENTS_AT_ONCE)]
+        unread = iter(documents)
+        for part, (states, found) in zip(parts, encoder.read_parts(parts, advance), strict=True):
+            if keep is not None:
+                keep(part, states)
+            for tokens in found:
+                yield _by_sentence(next(unread), tokens)
 
 
 def _by_sentence(document: Document, tokens: TokenStates) -> _Read:

@@ -97,9 +97,8 @@ def _read(
 ) -> tuple[NDArray[np.void], NDArray[np.int64], NDArray[np.float32]]:
     """States, candidates and evidence where token states are compared too: one pass makes both kinds of states."""
     parts = []
-    for start in range(0, max(1, len(texts)), TEXTS_AT_ONCE):
-        chunk = texts[start : start + TEXTS_AT_ONCE]
-        states, tokens = retriever.encoder.read(chunk, advance)
+    chunks = [texts[start : start + TEXTS_AT_ONCE] for start in range(0, max(1, len(texts)), TEXTS_AT_ONCE)]
+    for chunk, (states, tokens) in zip(chunks, retriever.encoder.read_parts(chunks, advance), strict=True):
         cache.keep(retriever.encoder, chunk, states)
         states = cache.states(retriever.encoder, chunk)  # those that were there before, where they were
         parts.append((states, *retriever.evidence_for(chunk, states, tokens=tokens)))

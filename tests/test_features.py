@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,10 @@ class Counting(Encoder):
 
     asked: list[str]
 
-    def encode_states(self, texts: Sequence[str], progress: object = None) -> np.ndarray:
-        self.asked = [*getattr(self, "asked", []), *texts]
-        return super().encode_states(texts, progress)  # type: ignore[arg-type]
+    def encode_parts(self, parts: Iterable[Sequence[str]], progress: object = None) -> Iterator[np.ndarray]:
+        for texts in parts:
+            self.asked = [*getattr(self, "asked", []), *texts]
+            yield self.encode_states(texts, progress)  # type: ignore[arg-type]
 
     def taken(self) -> list[str]:
         """What it was asked since the last call, sorted."""
@@ -230,6 +231,9 @@ def test_the_owner_alone_may_read_it(cache: FeatureCache, encoder: Counting) -> 
 class Quick(Encoder):
     """Vectors that only numpy is needed for, so that a forked process can make them; each encoding takes a moment."""
 
+    def encode_parts(self, parts: Iterable[Sequence[str]], progress: object = None) -> Iterator[np.ndarray]:
+        return map(self.encode_states, parts)
+
     def encode_states(self, texts: Sequence[str], progress: object = None) -> np.ndarray:
         time.sleep(0.005)
         states = np.zeros(len(texts), self.state_type)
@@ -270,10 +274,11 @@ class Interrupting(Encoder):
 
     cache: FeatureCache
 
-    def encode_states(self, texts: Sequence[str], progress: object = None) -> np.ndarray:
-        if len(texts) > 1:
-            FeatureCache(self.cache.folder).hidden_states(self, ["fan"])
-        return super().encode_states(texts, progress)  # type: ignore[arg-type]
+    def encode_parts(self, parts: Iterable[Sequence[str]], progress: object = None) -> Iterator[np.ndarray]:
+        for texts in parts:
+            if len(texts) > 1:
+                FeatureCache(self.cache.folder).hidden_states(self, ["fan"])
+            yield self.encode_states(texts, progress)  # type: ignore[arg-type]
 
 
 def test_a_long_encoding_keeps_nobody_waiting(cache: FeatureCache, encoder_folder: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from fedcar import Encoder, FedcarError
 from fedcar.adapter import Adapter
 from fedcar.features import FeatureCache
 from fedcar.runtime import choice
-from fedcar.runtime.protocol import States
+from fedcar.runtime.protocol import States, ahead
 
 TEXTS = ["the fan is broken", "who charges the battery over night?", "water", "Prime the pump. " * 4, ""]
 LEAST = {"torch-bf16": 0.99, "openvino": 0.99999, "openvino-bf16": 0.99, "onnx": 0.99999, "onnx-int8": 0.9}
@@ -130,7 +132,7 @@ def test_one_pass_gives_what_two_give(encoder: Encoder, tiny_model: Callable[...
     passes = []
     run = encoder.run
     encoder.run = lambda *batch: passes.append(1) or run(*batch)  # type: ignore[method-assign, func-returns-value]
-    states, tokens = encoder.read(TEXTS)
+    [(states, tokens)] = encoder.read_parts([TEXTS])
     assert len(passes) == 1 and cosines(states["pooled"], encoder.encode_states(TEXTS)["pooled"]).min() > 0.99999
     for ours, wanted in zip(tokens, encoder.token_states(TEXTS), strict=True):
         np.testing.assert_array_equal(ours.states, wanted.states)
@@ -139,7 +141,37 @@ def test_one_pass_gives_what_two_give(encoder: Encoder, tiny_model: Callable[...
     cache.keep(encoder, TEXTS[:1], states[1:2])  # what is there stays
     np.testing.assert_array_equal(cache.states(encoder, TEXTS[:2]), states[:2])
     last = Encoder.load(tiny_model("llama"), "last")
-    np.testing.assert_array_equal(last.read(TEXTS)[0], last.encode_states(TEXTS))
+    [(states, _)] = last.read_parts([TEXTS])
+    np.testing.assert_array_equal(states, last.encode_states(TEXTS))
+
+
+def test_the_next_part_is_tokenised_while_the_model_runs_on_the_one_before(encoder: Encoder) -> None:
+    """Neither order nor states change by it, another call of the tokenizer in between waits, an error comes out."""
+    begun, run, tokenize = threading.Event(), encoder.run, encoder.tokenize
+
+    def model(*batch: Any) -> Any:
+        assert begun.wait(10), "nobody reads the next part"
+        return run(*batch)
+
+    def counted(texts: Sequence[str]) -> list[list[int]]:
+        calls.append(texts)
+        if len(calls) > 1:
+            begun.set()
+        return tokenize(texts)
+
+    calls: list[Sequence[str]] = []
+    encoder.run, encoder.tokenize = model, counted  # type: ignore[method-assign]
+    found = []
+    for states in encoder.encode_parts([TEXTS[:2], TEXTS[2:]]):
+        assert len(encoder.token_states(TEXTS)) == len(TEXTS)
+        found.append(states)
+    encoder.run, encoder.tokenize = run, tokenize  # type: ignore[method-assign]
+    assert calls == [TEXTS[:2], TEXTS[2:]]
+    np.testing.assert_array_equal(found[0], encoder.encode_states(TEXTS[:2]))
+    np.testing.assert_array_equal(found[1], encoder.encode_states(TEXTS[2:]))
+    with pytest.raises(ZeroDivisionError):
+        list(ahead(lambda part: 1 // part, [1, 0]))
+    assert list(ahead(str, [])) == []
 
 
 def test_with_an_adapter_torch_encodes(encoder: Encoder) -> None:

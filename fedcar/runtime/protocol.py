@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 TOKENS_PER_BATCH = 4096
 
 Progress = Callable[[int], None]
+
+Part = TypeVar("Part")
+Made = TypeVar("Made")
 
 
 class States(NamedTuple):
@@ -99,6 +103,21 @@ def encoded_tokens(
         if progress is not None:
             progress(len(rows))
     return [result[row] for row in range(len(texts))]
+
+
+def ahead(make: Callable[[Part], Made], parts: Iterable[Part]) -> Iterator[Made]:
+    """What `make` makes of each part, in order; the next one is made in a thread while the caller uses the last.
+
+    So texts are tokenised while the model runs on those before them.
+    """
+    with ThreadPoolExecutor(1, "tokenising") as thread:
+        following = None
+        for part in parts:
+            made, following = following, thread.submit(make, part)
+            if made is not None:
+                yield made.result()
+        if following is not None:
+            yield following.result()
 
 
 def padded(token_ids: Sequence[Sequence[int]], padding_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
