@@ -114,6 +114,16 @@ def sums(collection: Collection, encoder: Path, cache: Path, tmp_path_factory: p
     return device.ridge._member(Setup("run", "", "", "", {"seed": 0}, {})).asked.sums()
 
 
+def test_more_documents_than_columns_are_refused_before_any_client_sums(
+    collection: Collection, encoder: Path, cache: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("fedcar.federation.ridge_round.MOST_ROWS", len(collection.documents) - 1)
+    with over_wire(tmp_path / "devices", encoder, cache) as over:
+        with pytest.raises(FedcarError, match="every document gets a column.*take --method head"):
+            train(collection, encoder, cache, tmp_path / "run", over)
+        assert "statistics" not in {request.kind for _, request, _ in over.wire.seen}
+
+
 def test_sums_come_back_as_they_were_and_what_is_none_is_refused(sums: Sums) -> None:
     tensors, documents = tensors_of(sums), len(sums.statistics.counts)
     dimension, questions = len(sums.statistics.gram), sums.statistics.questions

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from fedcar.closed_form import Ridge, Statistics
+from fedcar.errors import FedcarError
 from fedcar.feature_map import FeatureMap
 from fedcar.features import FeatureCache
 from fedcar.federation.additive import statistics_of, sums_of, total
@@ -22,7 +23,7 @@ from fedcar.pseudo_queries import PseudoQueries
 from fedcar.questions import Questions
 from fedcar.reference import reference_states
 from fedcar.retriever import Retriever
-from fedcar.ridge import Asked, HeldOut, PseudoSums, Sums, Taught, right_without, weightings
+from fedcar.ridge import MOST_ROWS, Asked, HeldOut, PseudoSums, Sums, Taught, right_without, weightings
 from fedcar.selection import Fitted, Standard
 
 if TYPE_CHECKING:
@@ -85,7 +86,15 @@ def federated_ridge(
     Formal guarantees:
         ridge_federated_equals_central: rows and words are those of all questions in one place, up to rounding.
         over_a_network_equals_in_process: what clients hear is the same there.
+
+    Raises FedcarError past `MOST_ROWS` documents: which of them have questions is a client's own, so there is a column
+    for each.
     """
+    if len(retriever.documents) > MOST_ROWS:
+        raise FedcarError(
+            f"--method ridge: over clients every document gets a column, at most {MOST_ROWS:,}, and here are "
+            f"{len(retriever.documents):,}; take --method head"
+        )
     fixed = feature_map(retriever, cache, seed)
     parts = clients.sums()
     taught = joined(summed(parts), PseudoSums.of(pseudo, rows_of(retriever), retriever, fixed, cache))
