@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,6 @@ from fedcar import Collection
 
 EPOCHS = ("--epochs", "4")
 MEASURES = ["queries", "success@1", "recall@10", "mrr@10", "ndcg@10"]
-
-
-@pytest.fixture(scope="module")
-def encoder(tiny_model: Callable[..., Path]) -> Path:
-    return tiny_model("llama")
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command import fedcar, learnable, python, tree
+from command import fedcar, python, tree
 from federated import DOCUMENTS, World, local, shares
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -130,10 +130,9 @@ def test_ridge_federated_equals_central(world: World, clients: int, seed: int) -
 
 
 def test_ridge_federated_equals_central_in_the_whole_retriever(
-    toy_collection: Path, options: tuple[object, ...]
+    collection: Collection, options: tuple[object, ...]
 ) -> None:
     """Rows and words over three clients are those of `fit_ridge` with everything in one place."""
-    collection = learnable(Collection.read(toy_collection))
     cache = FeatureCache(options[3])
     untrained = Retriever.untrained(collection.documents, Encoder.load(options[1]), cache)
     judged = collection.judged("train")
@@ -478,23 +477,16 @@ def test_a_changed_checkpoint_is_refused(world: World, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def collection(toy_collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("federation") / "learnable"
-    learnable(Collection.read(toy_collection)).write(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def options(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
     return ("--encoder", tiny_model("llama"), "--cache", tmp_path_factory.mktemp("cache"))
 
 
 @pytest.mark.parametrize("method", ["ridge", "head", "adapter"])
 def test_federate_prints_one_json_object(
-    collection: Path, options: tuple[object, ...], tmp_path: Path, method: str
+    collection_folder: Path, options: tuple[object, ...], tmp_path: Path, method: str
 ) -> None:
-    before = tree(collection.parent)
-    ask = ("federate", collection, "-o", tmp_path / "out", "--clients", 3, "--method", method)
+    before = tree(collection_folder.parent)
+    ask = ("federate", collection_folder, "-o", tmp_path / "out", "--clients", 3, "--method", method)
     ask += () if method == "ridge" else ("--rounds", 2)
     result = fedcar(*ask, "--json", *options)
     assert result.code == 0, result.err
@@ -504,19 +496,19 @@ def test_federate_prints_one_json_object(
     measures = {"queries", "success@1", "recall@10", "mrr@10", "ndcg@10"}
     assert set(result.json["central"]) == set(result.json["federated"]) == measures
     assert "un-noised" in result.err and ("round 2, selection" in result.err) == (method != "ridge")
-    assert tree(collection.parent) == before
-    evaluation = fedcar("evaluate", tmp_path / "out", collection, "--json", *options[2:])
+    assert tree(collection_folder.parent) == before
+    evaluation = fedcar("evaluate", tmp_path / "out", collection_folder, "--json", *options[2:])
     assert evaluation.json["systems"]["retriever"]["all"] == result.json["federated"]
 
 
 @pytest.mark.parametrize("method", ["head", "adapter"])
 def test_federate_resumed_and_refused(
-    collection: Path, options: tuple[object, ...], tmp_path: Path, method: str, tiny_model: Callable[..., Path]
+    collection_folder: Path, options: tuple[object, ...], tmp_path: Path, method: str, tiny_model: Callable[..., Path]
 ) -> None:
     """Through the whole command: a run goes on where it stopped, and only with what it was started with."""
     ask = (
         "federate",
-        collection,
+        collection_folder,
         "-o",
         tmp_path / "out",
         "--clients",
@@ -538,15 +530,26 @@ def test_federate_resumed_and_refused(
         refused = fedcar(*ask, *other, "--resume")
         assert refused.code == 1 and message in refused.err, refused.err
     elsewhere = tmp_path / "other"
-    read = Collection.read(collection)
+    read = Collection.read(collection_folder)
     replace(read, documents=(*read.documents[1:], read.documents[0])).write(elsewhere)
     refused = fedcar("federate", elsewhere, *ask[2:], *options, "--resume")
     assert refused.code == 1 and "another collection" in refused.err, refused.err
 
 
-def test_only_the_adapter_is_shared(collection: Path, options: tuple[object, ...], tmp_path: Path) -> None:
+def test_only_the_adapter_is_shared(collection_folder: Path, options: tuple[object, ...], tmp_path: Path) -> None:
     """Rows stay with the clients: no update holds one, and the retriever's rows are untrained."""
-    ask = ("federate", collection, "-o", tmp_path / "out", "--clients", 2, "--rounds", 2, "--no-central", *options)
+    ask = (
+        "federate",
+        collection_folder,
+        "-o",
+        tmp_path / "out",
+        "--clients",
+        2,
+        "--rounds",
+        2,
+        "--no-central",
+        *options,
+    )
     assert fedcar(*ask, "--method", "adapter", "--share", "adapter").code == 0
     assert {name for name in final(tmp_path / "out.run") if "adapter.difference" not in name} == {"optimizer.steps"}
     refused = fedcar(*ask, "--run", tmp_path / "new", "--method", "head", "--share", "adapter")
@@ -568,20 +571,24 @@ def test_only_the_adapter_is_shared(collection: Path, options: tuple[object, ...
     ],
 )
 def test_federate_refuses_in_one_line(
-    collection: Path, options: tuple[object, ...], tmp_path: Path, more: tuple[object, ...], message: str
+    collection_folder: Path, options: tuple[object, ...], tmp_path: Path, more: tuple[object, ...], message: str
 ) -> None:
-    result = fedcar("federate", collection, "-o", tmp_path / "out", *options, *more)
+    result = fedcar("federate", collection_folder, "-o", tmp_path / "out", *options, *more)
     assert result.code == 1 and message in result.err and result.err.count("\n") <= 2, result.err
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.run").exists()
 
 
-def test_clients_of_one_question_each(collection: Path, options: tuple[object, ...], tmp_path: Path) -> None:
-    result = fedcar("federate", collection, "-o", tmp_path / "out", "--clients", 20, "--rounds", 2, "--json", *options)
+def test_clients_of_one_question_each(collection_folder: Path, options: tuple[object, ...], tmp_path: Path) -> None:
+    result = fedcar(
+        "federate", collection_folder, "-o", tmp_path / "out", "--clients", 20, "--rounds", 2, "--json", *options
+    )
     assert result.code == 0, result.err
     assert len(result.json["rounds"][0]["clients"]) == 20
 
 
-def test_dry_run_makes_nothing(collection: Path, options: tuple[object, ...], tmp_path: Path) -> None:
-    result = fedcar("federate", collection, "-o", tmp_path / "out", "--clients", 3, "--dry-run", "--json", *options)
+def test_dry_run_makes_nothing(collection_folder: Path, options: tuple[object, ...], tmp_path: Path) -> None:
+    result = fedcar(
+        "federate", collection_folder, "-o", tmp_path / "out", "--clients", 3, "--dry-run", "--json", *options
+    )
     assert result.code == 0 and sum(result.json["training questions"].values()) == 20
     assert list(tmp_path.iterdir()) == []

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command import learnable
 from scipy import sparse
 
 import fedcar.pseudo_queries as module
@@ -472,11 +471,6 @@ def test_alone_is_a_question_whose_document_shares_no_question() -> None:
     targets = np.array([[1, 0, 0], [0, 1, 0], [0, 1, 1], [0, 0, 1]], dtype=np.float32)
     assert alone(targets).tolist() == [True, False, False, False]
     assert alone(targets[:2]).tolist() == [True, True]
-
-
-@pytest.fixture(scope="module")
-def collection(toy_collection: Path) -> Collection:
-    return learnable(Collection.read(toy_collection))
 
 
 @pytest.fixture(scope="module")

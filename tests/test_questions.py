@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command import learnable
 
 from fedcar import Collection
 from fedcar.collection import Document, Query, normalised
@@ -15,11 +14,6 @@ from fedcar.features import FeatureCache
 from fedcar.progress import Silent
 from fedcar.questions import Questions, prepare, split_for_selection
 from fedcar.retriever import Retriever
-
-
-@pytest.fixture(scope="module")
-def collection(toy_collection: Path) -> Collection:
-    return learnable(Collection.read(toy_collection))
 
 
 def asked(texts: list[str], dev: tuple[str, ...] = ()) -> Collection:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from command import learnable
 from wire import over_wire
 
 from fedcar.collection import Collection
@@ -29,21 +27,6 @@ from fedcar.privacy.ledger import Budget, Ledger
 from fedcar.private_plan import Target
 
 MARKER = "xylophone"  # stands in every training question, and nowhere else
-
-
-@pytest.fixture(scope="module")
-def encoder(tiny_model: Callable[..., Path]) -> Path:
-    return tiny_model("llama")
-
-
-@pytest.fixture(scope="module")
-def collection(toy_collection: Path) -> Collection:
-    return learnable(Collection.read(toy_collection))
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
 
 
 def train(
