@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from federated import World
+
     from fedcar import Collection
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any library reads it
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # a suite started in the background ignores Ctrl-C, and so would the processes that the tests interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)
-pytest.register_assert_rewrite("command", "deployments", "federated", "served", "wire")
+pytest.register_assert_rewrite("command", "deployments", "federated", "places", "served", "wire")
 
 FAMILIES = ("bert", "distilbert", "roberta", "mpnet", "llama", "gemma")
 VOCABULARY = 900
@@ -168,6 +170,14 @@ def collection_folder(collection: Collection, tmp_path_factory: pytest.TempPathF
     folder = tmp_path_factory.mktemp("collection") / "learnable"
     collection.write(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def world(encoder_folder: Path) -> World:
+    """Questions, and clients who have them, without any encoding."""
+    from federated import World
+
+    return World(encoder_folder)
 
 
 @pytest.fixture(scope="module")
