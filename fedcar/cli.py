@@ -306,9 +306,7 @@ def remove(retriever: Path, ids: tuple[str, ...], encoder: Path | None, as_json:
 @click.option("--out", type=FOLDER, required=True, help="The folder to make; it must not exist or be empty.")
 @moved_encoder
 @as_json
-def export(
-    retriever: Path, export_format: str, precision: str, out: Path, encoder: Path | None, as_json: bool
-) -> None:
+def export(retriever: Path, export_format: str, precision: str, out: Path, encoder: Path | None, as_json: bool) -> None:
     """Write RETRIEVER as a folder that other programs read (a stock model, or ONNX), or as a bundle without torch."""
     from fedcar.export import check_export
     from fedcar.export import export as export_retriever
