@@ -8,6 +8,7 @@ import random
 import re
 import shlex
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +21,7 @@ from command import Result, fedcar, python, tree
 
 from fedcar import Collection, FedcarError, FedcarWarning, Retriever, reference, train
 from fedcar.collection import Document
+from fedcar.train import plan
 
 EPOCHS = 5
 
@@ -288,6 +290,33 @@ def test_the_training_is_recorded(collection: Collection, encoder: Path, cache: 
     assert [epoch["epoch"] for epoch in record["history"]] == [1, 2, 3, 4, 5]
     assert record["history"][-1]["loss"] < record["history"][0]["loss"]
     json.dumps(record)
+
+
+@pytest.mark.parametrize(("method", "texts"), [("head", True), ("adapter", True), ("adapter", False)])
+def test_a_dry_run_says_what_training_uses(
+    collection: Collection, encoder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, method: str, texts: bool
+) -> None:
+    """Also what follows from the documents, labels or texts, and from an encoder that is not small."""
+    if texts:
+        longer = [replace(one, text=f"{one.text} Then ask whoever is there to look.") for one in collection.documents]
+        collection = replace(collection, documents=tuple(longer))
+    monkeypatch.setattr(sys.modules["fedcar.train"], "SMALL_ENCODER", 0)
+    options: dict[str, Any] = {"encoder": encoder, "cache": cache, "method": method, "epochs": 1, "seed": 0}
+    shape = {"adapter": "full", "head": "linear", "pre_classifier": 0, "gradient_checkpointing": False}
+    said = plan(collection, **options, **shape)
+    used = train(collection, **options).training["settings"]
+    assert {name: said[name] for name in used} == used and used["query_map"] is texts
+
+
+def test_a_dry_run_of_auto_names_the_adapter_of_a_small_encoder(
+    arguments: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (*arguments(tmp_path / "new", "auto"), "--dry-run", "--json")
+    assert fedcar(*words).json["and an adapter"] == {"method": "adapter", "epochs": 6, "batch_size": 64}
+    monkeypatch.setattr(sys.modules["fedcar.train"], "SMALL_ENCODER", 0)
+    assert "and an adapter" not in fedcar(*words).json
+    refused = fedcar(*words, "--epsilon", 1, "--head", "cosine", "--against-advice")
+    assert refused.code == 1 and "the head is then linear" in refused.err
 
 
 def test_without_dev_a_tenth_of_the_training_questions_chooses(
