@@ -166,7 +166,8 @@ class RowsOnDisk:
         first, last, _ = rows.indices(len(self))
         result = np.empty((max(0, last - first), *self.shape[1:]), self.dtype)
         self._stream.seek(self._offset + first * self._row_bytes)
-        self._stream.readinto(result.reshape(-1).view(np.uint8).data)
+        if self._stream.readinto(result.reshape(-1).view(np.uint8).data) != result.nbytes:
+            raise FedcarError(f"{self._stream.name}: cut off since it was opened; {RESTORE}")
         return result
 
 

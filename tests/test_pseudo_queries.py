@@ -125,7 +125,7 @@ def test_left_out_rows_equal_solving_without_the_questions(whole: bool) -> None:
     features, targets, answers, _, extra, weights, _ = made_up()
     beside = Statistics.of_pseudo_queries(extra, weights)
     groups = answers if whole else np.arange(20)
-    found = solve(Statistics.of(features, targets) + beside).predict_without(features, targets, groups)
+    found = solve(Statistics.of(features, targets) + beside).left_out(features, targets).predict(groups)
     for group in np.unique(groups):
         inside = groups == group
         without = solve(Statistics.of(features[~inside], targets[~inside]) + beside)
