@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -73,7 +75,11 @@ def main() -> None:
         _leave(f"error: {_to_install(error)}", INPUT_MISTAKE)
     except OSError as error:  # what no part of fedcar saw coming: a full disk behind stdout, a file that went away
         _abandon_stdout()
-        _leave(f"error: {error.filename or 'standard output'}: {error.strerror or error}", INPUT_MISTAKE)
+        where = error.filename or "standard output or a file"
+        way_out = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the path and its permissions"
+        _leave(f"error: {where}: {error.strerror or error}; {way_out}", INPUT_MISTAKE)
+    except (MemoryError, RuntimeError) as error:
+        _leave(f"error: {_too_large(error)}", INPUT_MISTAKE)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -332,6 +338,8 @@ def _searchable(folder: Path, encoder: Path | None) -> Retriever:
     from fedcar.storage import kind_of
 
     if kind_of(folder) == "bundle":
+        if encoder is not None:
+            raise FedcarError(f"--encoder {encoder}: a bundle has its own; leave this out")
         from fedcar.bundle import load_bundle
 
         return load_bundle(folder)
@@ -392,6 +400,14 @@ def _to_install(error: ModuleNotFoundError) -> str:
     return f"{name} is not installed; pip install fedcar brings it"
 
 
+def _too_large(error: MemoryError | RuntimeError) -> str:
+    """What to do where memory ran out; torch has a RuntimeError for that, and any other one is fedcar's own."""
+    said = str(error)
+    if not isinstance(error, MemoryError) and "allocate memory" not in said and "out of memory" not in said:
+        raise error
+    return "out of memory; give smaller numbers, a smaller encoder or fewer documents"
+
+
 def _use_runtime(name: str) -> None:
     from fedcar.runtime import choice
 
@@ -411,4 +427,5 @@ def _leave(message: str, code: int) -> NoReturn:
 
 def _abandon_stdout() -> None:
     """Drop what could not be written, so that the interpreter does not try it again on its way out."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with suppress(OSError, ValueError):  # it may be closed, or no file at all
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

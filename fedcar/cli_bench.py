@@ -141,6 +141,8 @@ def _listed(words: str) -> list[str]:
 
 def _numbers(words: str) -> list[int]:
     try:
-        return [int(word) for word in _listed(words)]
-    except ValueError as error:
-        raise click.BadParameter(f'"{words}" is not a list of numbers, such as 1,3', param_hint="--epochs") from error
+        if numbers := [int(word) for word in _listed(words)]:
+            return numbers
+    except ValueError:
+        pass
+    raise click.BadParameter(f'"{words}" is not a list of numbers, such as 1,3', param_hint="--epochs")

@@ -20,6 +20,7 @@ from fedcar.cli_options import (
     cache_option,
     delta_option,
     encoder_option,
+    given,
     pooling_option,
 )
 from fedcar.errors import FedcarError
@@ -47,7 +48,7 @@ def extra() -> Iterator[None]:
 
 @click.command()
 @data_dir
-@click.option("--host", required=True, help="The name or address by which devices reach this server.")
+@click.option("--host", required=True, callback=given, help="The name or address by which devices reach this server.")
 @click.option("--port", type=int, default=9443, show_default=True)
 @click.option("--bind", help="The address to listen on.  [default: --host]")
 @click.option(

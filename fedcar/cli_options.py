@@ -9,11 +9,27 @@ from typing import Any, TypeVar
 import click
 
 F = TypeVar("F", bound=Callable[..., Any])
-FOLDER = click.Path(path_type=Path)
+
+
+class Place(click.Path):
+    """A file or folder; an empty word, such as a variable that is not set, is none (and not the current folder)."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
+        return super().convert(given(ctx, param, value), param, ctx)
+
+
+def given(ctx: click.Context | None, param: click.Parameter | None, value: Any) -> Any:  # noqa: ANN401
+    """As a callback: the value, if it is not empty."""
+    if value == "":
+        raise click.BadParameter("nothing is given; name one, or leave the option out", ctx, param)
+    return value
+
+
+FOLDER = Place(path_type=Path)
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 encoder_option = click.option(
-    "--encoder", default=None, help="A model on the hub or a folder.  [default: all-MiniLM-L6-v2]"
+    "--encoder", default=None, callback=given, help="A model on the hub or a folder.  [default: all-MiniLM-L6-v2]"
 )
 pooling_option = click.option(
     "--pooling", type=click.Choice(["mean", "last", "cls"]), help="[default: what the model declares]"

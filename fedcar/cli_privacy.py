@@ -38,6 +38,8 @@ def plan(questions: str, documents: int, clients: int | None, as_json: bool, **o
     """Before anything runs: which method, which noise, what to expect. Reads no question."""
     from fedcar.private_advice import advise
 
+    if options["steps"] is not None and options["steps"] < 1:
+        raise FedcarError(f"--steps {options['steps']}: must be 1 or more")
     found = advise(_counts(questions, clients), documents, **options)
     if as_json:
         click.echo(json.dumps(found))
@@ -62,7 +64,10 @@ def statement(place: Path, as_json: bool) -> None:
     file = place / "privacy.json" if place.is_dir() else place
     if not file.is_file():
         raise FedcarError(f"{file}: no statement; nothing is promised for what was trained without --epsilon")
-    found = from_json(file.read_text(encoding="utf-8"))
+    try:
+        found = from_json(file.read_bytes().decode())
+    except ValueError as error:
+        raise FedcarError(f"{file}: not a privacy statement; give a retriever, a run or its privacy.json") from error
     click.echo(json.dumps(to_json(found)) if as_json else plain_words(found))
 
 
@@ -125,6 +130,9 @@ def _trial(
 
     target = Target(epsilon, delta)
     target.check()
+    for name, least in (("questions", 1), ("seed", 0)):
+        if options[name] < least:
+            raise FedcarError(f"--{name} {options[name]}: must be {least} or more")
     return {
         "collection": Collection.read(collection),
         "target": target,

@@ -271,7 +271,8 @@ def test_a_full_disk_behind_stdout_is_one_line() -> None:
     code = "import sys; sys.argv = ['fedcar', '--help']; from fedcar.cli import main; main()"
     with open("/dev/full", "w") as full:
         done = run(code, stdout=full)
-    assert (done.returncode, done.stderr) == (1, "error: standard output: No space left on device\n")
+    line = "error: standard output or a file: No space left on device; make room\n"
+    assert (done.returncode, done.stderr) == (1, line)
 
 
 def test_a_reader_that_goes_away_is_no_traceback() -> None:
