@@ -10,6 +10,7 @@ import click
 
 from fedcar.cli_options import FOLDER, as_json, cache_option, encoder_option, seed_option, together
 from fedcar.errors import FedcarError
+from fedcar.privacy.errors import PrivacyError
 
 if TYPE_CHECKING:
     pass
@@ -66,8 +67,9 @@ def statement(place: Path, as_json: bool) -> None:
         raise FedcarError(f"{file}: no statement; nothing is promised for what was trained without --epsilon")
     try:
         found = from_json(file.read_bytes().decode())
-    except ValueError as error:
-        raise FedcarError(f"{file}: not a privacy statement; give a retriever, a run or its privacy.json") from error
+    except (PrivacyError, UnicodeDecodeError) as error:
+        why = error if isinstance(error, PrivacyError) else "not a privacy statement"
+        raise FedcarError(f"{file}: {why}; give a retriever, a run, or the privacy.json of one") from error
     click.echo(json.dumps(to_json(found)) if as_json else plain_words(found))
 
 

@@ -52,7 +52,7 @@ CARELESS: list[tuple[tuple[object, ...], int, str]] = [
     (("evaluate", "bundle", "toy"), 1, "bundle/manifest.sha256: cannot be read"),
     (("search", "bundle", "fan", "--encoder", "toy"), 1, "--encoder toy: a bundle has its own; leave this out"),
     (("add", "bundle", "toy"), 1, "toy: cannot be read (Is a directory)"),
-    (("privacy", "statement", "labels.csv"), 1, "labels.csv: not a privacy statement; give a retriever, a run or its"),
+    (("privacy", "statement", "labels.csv"), 1, "labels.csv: not a privacy statement; give a retriever, a run, or the"),
     (("privacy", "statement", "latin-1.csv"), 1, "latin-1.csv: not a privacy statement"),
     (("privacy", "statement", "list.json"), 1, "list.json: not a privacy statement"),
     (("privacy", "statement", "toy"), 1, "toy/privacy.json: no statement"),
