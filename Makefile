@@ -16,6 +16,7 @@ test-slow: .venv/dev  ## real models and long runs; uses ../shared where it is t
 
 lint: .venv/dev
 	$(BIN)/ruff check fedcar tests
+	$(BIN)/ruff format --check fedcar tests
 	$(BIN)/mypy
 
 bench: .venv/dev  ## ratios of a short set against the committed ones; fails past 25 %

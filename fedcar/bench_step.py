@@ -236,7 +236,7 @@ def in_its_own_process(update: Update) -> Held:
         ended = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True)
     if ended.returncode:
         last = (ended.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise FedcarError(f"{update.who} cannot be measured: {last[:200]}")
+        raise FedcarError(f"{update.who} cannot be measured: {last[:200]}; leave it out by --no-memory")
     return Held(**json.loads(ended.stdout.splitlines()[-1]))
 
 

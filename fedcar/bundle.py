@@ -13,7 +13,7 @@ import numpy as np
 
 from fedcar.bundle_encoder import BundleEncoder
 from fedcar.calibration import Calibration
-from fedcar.collection import Document
+from fedcar.collection import Document, document_line
 from fedcar.errors import FedcarError, FedcarWarning
 from fedcar.evidence import Evidence
 from fedcar.frozen_head import FrozenHead
@@ -35,6 +35,7 @@ ROWS = {"fp32": "float32", "int8": "int8"}
 PROBES = 16
 REQUIREMENTS = ("click", "numpy", "onnxruntime", "rich", "safetensors", "scipy", "tokenizers")  # what searching needs
 LEAST_COSINE = {"fp32": 0.999999, "int8": 0.9}
+SEARCHED, TOLERANCE = 3, 1e-3  # own texts, for which the scores must agree so far in fp32
 
 
 class StoredDocuments(Sequence[Document]):
@@ -177,9 +178,7 @@ def _write_documents(documents: Sequence[Document], file: Path) -> dict[str, NDA
     starts = [0]
     with file.open("wb") as stream:
         for document in documents:
-            line = {"_id": document.id, "title": document.title, "text": document.text}
-            more = {"metadata": dict(document.metadata)} if document.metadata else {}
-            starts.append(starts[-1] + stream.write((json.dumps(line | more, ensure_ascii=False) + "\n").encode()))
+            starts.append(starts[-1] + stream.write(f"{document_line(document)}\n".encode()))
     empty = np.array([not document.full_text for document in documents], dtype=bool)
     return {"document_starts": np.array(starts, dtype=np.int64), "empty": empty}
 
@@ -219,15 +218,33 @@ def _evidence(tensors: dict[str, NDArray[Any]], embeddings: Rows, encoder: Encod
 
 def _check(retriever: Retriever, folder: Path, precision: str) -> None:
     """Refuse a bundle that would not read and search as the retriever does."""
-    texts = [text for document in retriever.documents[:PROBES] if (text := document.full_text)] + ["who?", "3.5 % or"]
+    texts = [*_own_texts(retriever), "who?", "3.5 % or"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FedcarWarning)  # about long texts, said when they were first read
         found, encoder = _read(folder), retriever.encoder
         if found.encoder.tokenize(texts) != encoder.tokenize(texts):
             message = "its tokenizer cannot be written so that it makes the same tokens; take --format transformers"
             raise FedcarError(f"{encoder.folder}: {message}")
-        hidden = unit(found.encoder.encode(texts)), unit(encoder.encode(texts))
-    least = float(np.einsum("nd,nd->n", *hidden).min())
+        check_states(encoder, "the bundle", precision, texts, found.encoder.encode(texts))
+        if precision == "fp32":
+            check_search(retriever, found)
+
+
+def check_search(retriever: Retriever, bundle: Retriever) -> None:
+    """Refuse a bundle whose search gives some documents' own texts other scores."""
+    texts = _own_texts(retriever)[:SEARCHED]
+    ours, theirs = ([one.search(text, 1).hits[0].score for text in texts] for one in (bundle, retriever))
+    if not np.allclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE):
+        raise FedcarError(f"{retriever.encoder.folder}: the bundle gives other scores; use the retriever itself")
+
+
+def _own_texts(retriever: Retriever) -> list[str]:
+    return [text for document in retriever.documents[:PROBES] if (text := document.full_text)]
+
+
+def check_states(encoder: Encoder, what: str, precision: str, texts: Sequence[str], found: NDArray[np.float32]) -> None:
+    """Refuse hidden states (n, d), found by what was exported, that are not those that the encoder gives."""
+    least = float(np.einsum("nd,nd->n", unit(found), unit(encoder.encode(texts))).min())
     if least < LEAST_COSINE[precision]:
-        message = f"the bundle gives other hidden states (cosine {least:.4f}); take --precision fp32"
-        raise FedcarError(f"{encoder.folder}: {message}")
+        instead = "take --precision fp32" if precision == "int8" else "use the retriever itself"
+        raise FedcarError(f"{encoder.folder}: {what} gives other hidden states (cosine {least:.4f}); {instead}")

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from fedcar import __version__, cli_deploy
 from fedcar.cli_bench import bench
 from fedcar.cli_federate import federate
+from fedcar.cli_options import (
+    FOLDER,
+    F,
+    adapter_option,
+    as_json,
+    cache_option,
+    delta_option,
+    dry_run_option,
+    encoder_option,
+    pooling_option,
+    seed_option,
+)
 from fedcar.cli_privacy import privacy
 from fedcar.errors import FedcarError, FedcarWarning
 from fedcar.privacy.errors import PrivacyError
@@ -23,16 +37,12 @@ from fedcar.privacy.errors import PrivacyError
 if TYPE_CHECKING:
     from fedcar.retriever import Retriever
 
-F = TypeVar("F", bound=Callable[..., Any])
-FOLDER = click.Path(path_type=Path)
 
 INPUT_MISTAKE = 1
 INTERRUPTED = 130
 TRAINING_MODULES = ("torch", "transformers", "huggingface_hub", "tokenizers")
 
-as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-encoder_option = click.option("--encoder", type=FOLDER, help="Where the encoder lies, if it has moved since training.")
-cache_option = click.option("--cache", type=FOLDER, help="Folder of the hidden states.  [default: the user's cache]")
+moved_encoder = click.option("--encoder", type=FOLDER, help="Where the encoder lies, if it has moved since training.")
 RUNTIMES = "torch (float32), torch-bf16, openvino, openvino-bf16, onnx, onnx-int8, or auto: the fastest that agrees."
 
 
@@ -65,7 +75,11 @@ def main() -> None:
         _leave(f"error: {_to_install(error)}", INPUT_MISTAKE)
     except OSError as error:  # what no part of fedcar saw coming: a full disk behind stdout, a file that went away
         _abandon_stdout()
-        _leave(f"error: {error.filename or 'standard output'}: {error.strerror or error}", INPUT_MISTAKE)
+        where = error.filename or "standard output or a file"
+        way_out = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the path and its permissions"
+        _leave(f"error: {where}: {error.strerror or error}; {way_out}", INPUT_MISTAKE)
+    except (MemoryError, RuntimeError) as error:
+        _leave(f"error: {_too_large(error)}", INPUT_MISTAKE)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -127,10 +141,10 @@ def import_file(
 @commands.command()
 @click.argument("collection", type=FOLDER)
 @click.option("-o", "--out", type=FOLDER, required=True, help="The retriever to make; one that is there is replaced.")
-@click.option("--encoder", default=None, help="A model on the hub or a folder.  [default: all-MiniLM-L6-v2]")
-@click.option("--pooling", type=click.Choice(["mean", "last", "cls"]), help="[default: what the model declares]")
+@encoder_option
+@pooling_option
 @click.option("--method", type=click.Choice(["auto", "ridge", "head", "adapter"]), default="auto", show_default=True)
-@click.option("--adapter", default="full", show_default=True, help="full, lowrank:R or diagonal.")
+@adapter_option
 @click.option("--head", type=click.Choice(["linear", "cosine"]), default="linear", show_default=True)
 @click.option("--pre-classifier", default=0, show_default=True, help="Width of the pre-classifier layer; 0 for none.")
 @click.option("--gradient-checkpointing", is_flag=True, help="Less memory for the adapter, about a third more time.")
@@ -138,18 +152,18 @@ def import_file(
 @click.option("--questions-model", help="The model that the server is asked for.")
 @click.option("--epochs", type=int, help="[default: by method]  With --epsilon: noised steps.")
 @click.option("--epsilon", type=float, help="Differential privacy for every training question; see docs/privacy.md.")
-@click.option("--delta", default=1e-5, show_default=True, help="With --epsilon; below 1 / training questions.")
+@delta_option
 @click.option("--recipe", default="private", show_default=True, help="paper: for comparison, no formal guarantee.")
 @click.option("--public-dev", is_flag=True, help="With --epsilon: dev is public, choices are made on it.")
 @click.option(
     "--against-advice", is_flag=True, help="With --epsilon: train even where search is expected to be better."
 )
 @click.option("--adaptive-clip", is_flag=True, help="With --epsilon: the clip norm follows noised counts.")
-@click.option("--seed", default=0, show_default=True)
+@seed_option
 @cache_option
 @runtime_option("auto")
 @click.option("--resume", is_flag=True, help="Go on from where an interrupted training stopped.")
-@click.option("--dry-run", is_flag=True, help="Check everything and say what would be done.")
+@dry_run_option
 @as_json
 def train(
     collection: Path,
@@ -209,7 +223,7 @@ def train(
 @click.argument("collection", type=FOLDER)
 @click.option("--split", type=click.Choice(["train", "dev", "test"]), default="test", show_default=True)
 @click.option("--run", type=FOLDER, help="Write the retriever's ranking as a TREC run file.")
-@encoder_option
+@moved_encoder
 @cache_option
 @runtime_option("torch")
 @as_json
@@ -242,7 +256,7 @@ def evaluate(
 @click.argument("retriever", metavar="RETRIEVER|BUNDLE", type=FOLDER)
 @click.argument("question")
 @click.option("-k", default=5, show_default=True, help="How many documents.")
-@encoder_option
+@moved_encoder
 @as_json
 def search(retriever: Path, question: str, k: int, encoder: Path | None, as_json: bool) -> None:
     """Find the documents of a retriever or an exported bundle that answer QUESTION."""
@@ -261,7 +275,7 @@ def search(retriever: Path, question: str, k: int, encoder: Path | None, as_json
 @click.argument("retriever", type=FOLDER)
 @click.argument("file", type=FOLDER)
 @click.option("--refine", is_flag=True, help="Solve the new documents' rows on their titles and sentences.")
-@encoder_option
+@moved_encoder
 @as_json
 def add(retriever: Path, file: Path, refine: bool, encoder: Path | None, as_json: bool) -> None:
     """Add the documents of FILE (lines as in corpus.jsonl) to RETRIEVER, found at once."""
@@ -279,7 +293,7 @@ def add(retriever: Path, file: Path, refine: bool, encoder: Path | None, as_json
 @commands.command()
 @click.argument("retriever", type=FOLDER)
 @click.argument("ids", metavar="ID...", nargs=-1, required=True)
-@encoder_option
+@moved_encoder
 @as_json
 def remove(retriever: Path, ids: tuple[str, ...], encoder: Path | None, as_json: bool) -> None:
     """Remove documents from RETRIEVER for good: text, vectors, row, and the words that only they had."""
@@ -296,11 +310,9 @@ def remove(retriever: Path, ids: tuple[str, ...], encoder: Path | None, as_json:
 @click.option("--format", "export_format", type=click.Choice(["transformers", "onnx", "bundle"]), required=True)
 @click.option("--precision", type=click.Choice(["fp32", "int8"]), default="fp32", show_default=True)
 @click.option("--out", type=FOLDER, required=True, help="The folder to make; it must not exist or be empty.")
-@encoder_option
+@moved_encoder
 @as_json
-def export(
-    retriever: Path, export_format: str, precision: str, out: Path, encoder: Path | None, as_json: bool
-) -> None:
+def export(retriever: Path, export_format: str, precision: str, out: Path, encoder: Path | None, as_json: bool) -> None:
     """Write RETRIEVER as a folder that other programs read (a stock model, or ONNX), or as a bundle without torch."""
     from fedcar.export import check_export
     from fedcar.export import export as export_retriever
@@ -326,6 +338,8 @@ def _searchable(folder: Path, encoder: Path | None) -> Retriever:
     from fedcar.storage import kind_of
 
     if kind_of(folder) == "bundle":
+        if encoder is not None:
+            raise FedcarError(f"--encoder {encoder}: a bundle has its own; leave this out")
         from fedcar.bundle import load_bundle
 
         return load_bundle(folder)
@@ -386,6 +400,14 @@ def _to_install(error: ModuleNotFoundError) -> str:
     return f"{name} is not installed; pip install fedcar brings it"
 
 
+def _too_large(error: MemoryError | RuntimeError) -> str:
+    """What to do where memory ran out; torch has a RuntimeError for that, and any other one is fedcar's own."""
+    said = str(error)
+    if not isinstance(error, MemoryError) and "allocate memory" not in said and "out of memory" not in said:
+        raise error
+    return "out of memory; give smaller numbers, a smaller encoder or fewer documents"
+
+
 def _use_runtime(name: str) -> None:
     from fedcar.runtime import choice
 
@@ -405,4 +427,5 @@ def _leave(message: str, code: int) -> NoReturn:
 
 def _abandon_stdout() -> None:
     """Drop what could not be written, so that the interpreter does not try it again on its way out."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with suppress(OSError, ValueError):  # it may be closed, or no file at all
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

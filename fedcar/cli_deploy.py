@@ -13,16 +13,24 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fedcar.cli_federate import live_table, with_privacy, with_settings
+from fedcar.cli_options import (
+    FOLDER,
+    adapter_option,
+    as_json,
+    cache_option,
+    delta_option,
+    encoder_option,
+    given,
+    pooling_option,
+)
 from fedcar.errors import FedcarError
 
 if TYPE_CHECKING:
     from fedcar.federation.deploy import ServerFolder
 
-FOLDER = click.Path(path_type=Path)
 data_dir = click.option(
     "--data-dir", type=FOLDER, default=Path("server"), show_default=True, help="The server's folder."
 )
-as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 
 
 @contextmanager
@@ -40,14 +48,14 @@ def extra() -> Iterator[None]:
 
 @click.command()
 @data_dir
-@click.option("--host", required=True, help="The name or address by which devices reach this server.")
+@click.option("--host", required=True, callback=given, help="The name or address by which devices reach this server.")
 @click.option("--port", type=int, default=9443, show_default=True)
 @click.option("--bind", help="The address to listen on.  [default: --host]")
 @click.option(
     "--collection", type=FOLDER, help="Its documents, and dev questions to choose by, or devices do.  [needed at first]"
 )
-@click.option("--encoder", default=None, help="A model on the hub or a folder.  [default: all-MiniLM-L6-v2]")
-@click.option("--pooling", type=click.Choice(["mean", "last", "cls"]), help="[default: what the model declares]")
+@encoder_option
+@pooling_option
 @click.option("--certificate", type=FOLDER, help="Your own certificate for --host.  [default: one that fedcar makes]")
 @click.option("--certificate-key", type=FOLDER, help="Its key.")
 @click.option("--certificate-authority", type=FOLDER, help="The authority that signed it.")
@@ -123,9 +131,9 @@ def enroll(public: Path, data_dir: Path, address: str | None, out: Path | None) 
 @click.option("--key", type=FOLDER, help="This device's key.  [default: NODE.key beside the file]")
 @click.option("--data-dir", type=FOLDER, help="What this device remembers.  [default: NODE.node beside the file]")
 @click.option("--encoder", default=None, help="Where the encoder lies here.  [default: as on the server]")
-@click.option("--cache", type=FOLDER, help="Folder of the hidden states.  [default: the user's cache]")
+@cache_option
 @click.option("--epsilon", type=float, help="This device's budget over all runs; nothing un-noised leaves it then.")
-@click.option("--delta", default=1e-5, show_default=True, help="With --epsilon; below 1 / training questions.")
+@delta_option
 @click.option("--ledger", type=FOLDER, help="Folder of a ledger kept over runs.  [default: one a run, in --data-dir]")
 def join(
     file: Path,
@@ -159,7 +167,7 @@ def join(
 @click.command()
 @data_dir
 @click.option("--method", type=click.Choice(["ridge", "head", "adapter"]), default="head", show_default=True)
-@click.option("--adapter", default="full", show_default=True, help="full, lowrank:R or diagonal.")
+@adapter_option
 @click.option("--rounds", type=int, help="[default: as many as make the epochs of central training]")
 @with_settings
 @click.option("--over-selection", default=1.0, show_default=True, help="Ask so many times more devices than needed.")
@@ -167,7 +175,7 @@ def join(
 @with_privacy
 @click.option("--ledgers", type=FOLDER, help="With --unit client: the server's ledger, kept over runs.  [default: RUN]")
 @click.option("--no-privacy", is_flag=True, help="Un-noised on purpose: what devices send gives questions away.")
-@click.option("--cache", type=FOLDER, help="Folder of the hidden states.  [default: the user's cache]")
+@cache_option
 @click.option("--detach", is_flag=True, help="Go on in the background; fedcar status shows how far.")
 @as_json
 def run(

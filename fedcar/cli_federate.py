@@ -10,6 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fedcar.cli_options import (
+    FOLDER,
+    adapter_option,
+    as_json,
+    cache_option,
+    delta_option,
+    dry_run_option,
+    encoder_option,
+    pooling_option,
+    seed_option,
+    together,
+)
 from fedcar.errors import FedcarError
 
 if TYPE_CHECKING:
@@ -17,10 +29,9 @@ if TYPE_CHECKING:
     from fedcar.federation.settings import RoundSettings
     from fedcar.progress import Silent
 
-FOLDER = click.Path(path_type=Path)
 COLUMNS = ("round", "selection", "MIPS", "hybrid", "central", "loss", "clients", "refused", "failed", "kB", "s")
 
-SETTINGS = (
+with_settings = together(  # the rounds', which federate and run have in common
     click.option("--local-epochs", default=1, show_default=True, help="Epochs over a client's questions a round."),
     click.option("--participation", default=1.0, show_default=True, help="Share of the clients asked each round."),
     click.option(
@@ -45,12 +56,10 @@ SETTINGS = (
     ),
     click.option("--compression", default="none", show_default=True, help="none (lossless), bfloat16 or int8."),
     click.option("--private-documents", is_flag=True, help="A document's row goes only to the clients that own it."),
-    click.option("--seed", default=0, show_default=True),
+    seed_option,
 )
-
-
-PRIVACY = (
-    click.option("--delta", default=1e-5, show_default=True, help="With --epsilon; below 1 / training questions."),
+with_privacy = together(  # what goes with --epsilon, likewise
+    delta_option,
     click.option(
         "--unit", default="example", show_default=True, help="With --epsilon: example (a question) or client."
     ),
@@ -61,20 +70,6 @@ PRIVACY = (
 )
 
 
-def with_privacy(command: Callable[..., None]) -> Callable[..., None]:
-    """What goes with --epsilon, which federate and run have in common."""
-    for option in reversed(PRIVACY):
-        command = option(command)
-    return command
-
-
-def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of the rounds, which federate and run have in common."""
-    for option in reversed(SETTINGS):
-        command = option(command)
-    return command
-
-
 @click.command()
 @click.argument("collection", type=FOLDER)
 @click.option(
@@ -83,11 +78,9 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--clients", type=int, help="How many clients.  [default with --partition client: the natural ones]")
 @click.option("--partition", "kind", default="iid", show_default=True, help="iid, dirichlet:ALPHA or client.")
 @click.option("--method", type=click.Choice(["ridge", "head", "adapter"]), default="head", show_default=True)
-@click.option("--adapter", default="full", show_default=True, help="full, lowrank:R or diagonal.")
-@click.option("--encoder", default=None, help="A model on the hub or a folder.  [default: all-MiniLM-L6-v2]")
-@click.option(
-    "--pooling", type=click.Choice(["mean", "last", "cls"]), help="[default: what the model was trained with]"
-)
+@adapter_option
+@encoder_option
+@pooling_option
 @click.option("--rounds", type=int, help="[default: as many as make the epochs of central training]")
 @with_settings
 @click.option(
@@ -101,10 +94,10 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--no-privacy", is_flag=True, help="Un-noised on purpose.")
 @click.option("--no-central", is_flag=True, help="Leave out central training, which is there for comparison.")
 @click.option("--run", type=FOLDER, help="Folder of history and checkpoints.  [default: RETRIEVER.run]")
-@click.option("--cache", type=FOLDER, help="Folder of the hidden states.  [default: the user's cache folder]")
+@cache_option
 @click.option("--resume", is_flag=True, help="Go on from the last finished round.")
-@click.option("--dry-run", is_flag=True, help="Check everything and say what would be done.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@dry_run_option
+@as_json
 def federate(
     collection: Path,
     out: Path,

@@ -8,21 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fedcar.cli_options import FOLDER, as_json, cache_option, encoder_option, seed_option, together
 from fedcar.errors import FedcarError
+from fedcar.privacy.errors import PrivacyError
 
 if TYPE_CHECKING:
-    from fedcar.collection import Collection
-    from fedcar.encoder import Encoder
-    from fedcar.features import FeatureCache
+    pass
 
-FOLDER = click.Path(path_type=Path)
-as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-epsilon_option = click.option("--epsilon", default=1.0, show_default=True)
-delta_option = click.option("--delta", default=1e-5, show_default=True)
-encoder_option = click.option(
-    "--encoder", default=None, help="A model on the hub or a folder.  [default: all-MiniLM-L6-v2]"
+with_budget = together(
+    click.option("--epsilon", default=1.0, show_default=True), click.option("--delta", default=1e-5, show_default=True)
 )
-cache_option = click.option("--cache", type=FOLDER, help="Folder of the hidden states.  [default: the user's cache]")
+with_trial = together(with_budget, encoder_option, cache_option, seed_option, as_json)
 
 
 @click.group("privacy")
@@ -37,13 +33,14 @@ def privacy() -> None:
 @click.option("--unit", default="example", show_default=True, help="example (a question) or client.")
 @click.option("--method", type=click.Choice(["auto", "ridge", "head", "adapter"]), default="auto", show_default=True)
 @click.option("--steps", type=int, help="Noised steps.  [default: by method]")
-@epsilon_option
-@delta_option
+@with_budget
 @as_json
 def plan(questions: str, documents: int, clients: int | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
     """Before anything runs: which method, which noise, what to expect. Reads no question."""
     from fedcar.private_advice import advise
 
+    if options["steps"] is not None and options["steps"] < 1:
+        raise FedcarError(f"--steps {options['steps']}: must be 1 or more")
     found = advise(_counts(questions, clients), documents, **options)
     if as_json:
         click.echo(json.dumps(found))
@@ -68,40 +65,23 @@ def statement(place: Path, as_json: bool) -> None:
     file = place / "privacy.json" if place.is_dir() else place
     if not file.is_file():
         raise FedcarError(f"{file}: no statement; nothing is promised for what was trained without --epsilon")
-    found = from_json(file.read_text(encoding="utf-8"))
+    try:
+        found = from_json(file.read_bytes().decode())
+    except (PrivacyError, UnicodeDecodeError) as error:
+        why = error if isinstance(error, PrivacyError) else "not a privacy statement"
+        raise FedcarError(f"{file}: {why}; give a retriever, a run, or the privacy.json of one") from error
     click.echo(json.dumps(to_json(found)) if as_json else plain_words(found))
 
 
 @privacy.command()
 @click.argument("collection", type=FOLDER)
 @click.option("--questions", default=128, show_default=True, help="How many questions share the update.")
-@epsilon_option
-@delta_option
-@encoder_option
-@cache_option
-@click.option("--seed", default=0, show_default=True)
-@as_json
-def attack(
-    collection: Path,
-    questions: int,
-    epsilon: float,
-    delta: float,
-    encoder: str | None,
-    cache: Path | None,
-    seed: int,
-    as_json: bool,
-) -> None:
+@with_trial
+def attack(collection: Path, as_json: bool, **options: Any) -> None:  # noqa: ANN401
     """Try to read COLLECTION's training questions out of updates, without noise and with it. Prints what it finds."""
     from fedcar.leaks import attack_collection
-    from fedcar.private_plan import Target
-    from fedcar.progress import Console
 
-    target = Target(epsilon, delta)
-    target.check()
-    loaded, model, features = _loaded(collection, encoder, cache)
-    found = attack_collection(
-        loaded, target, encoder=model, features=features, questions=questions, seed=seed, report=Console()
-    )
+    found = attack_collection(**_trial(collection, **options))
     if as_json:
         click.echo(json.dumps(found, ensure_ascii=False))
     else:
@@ -112,42 +92,13 @@ def attack(
 @click.argument("collection", type=FOLDER, required=False)
 @click.option("--method", type=click.Choice(["ridge", "head", "adapter"]), default="head", show_default=True)
 @click.option("--questions", default=200, show_default=True, help="How many training questions to try it on.")
-@epsilon_option
-@delta_option
-@encoder_option
-@cache_option
-@click.option("--seed", default=0, show_default=True)
-@as_json
-def audit(
-    collection: Path | None,
-    method: str,
-    questions: int,
-    epsilon: float,
-    delta: float,
-    encoder: str | None,
-    cache: Path | None,
-    seed: int,
-    as_json: bool,
-) -> None:
+@with_trial
+def audit(collection: Path | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
     """Test the code that trains under epsilon on COLLECTION (or the packaged one); exit code 1 at a fault."""
     from fedcar.demo import COLLECTION
-    from fedcar.private_plan import Target
-    from fedcar.progress import Console
     from fedcar.self_audit import audit_collection
 
-    target = Target(epsilon, delta)
-    target.check()
-    loaded, model, features = _loaded(collection or COLLECTION, encoder, cache)
-    checks = audit_collection(
-        loaded,
-        target,
-        method=method,
-        encoder=model,
-        features=features,
-        questions=questions,
-        seed=seed,
-        report=Console(),
-    )
+    checks = audit_collection(**_trial(collection or COLLECTION, **options))
     flagged = [check.name for check in checks if check.flagged]
     if as_json:
         rows = [
@@ -162,13 +113,36 @@ def audit(
         raise FedcarError(f"audit: {len(flagged)} of {len(checks)} checks found a fault: {', '.join(flagged)}")
 
 
-def _loaded(collection: Path, encoder: str | None, cache: Path | None) -> tuple[Collection, Encoder, FeatureCache]:
+def _trial(
+    collection: Path,
+    *,
+    epsilon: float,
+    delta: float,
+    encoder: str | None,
+    cache: Path | None,
+    **options: Any,  # noqa: ANN401
+) -> dict[str, Any]:
+    """What attack and audit take: the collection and its encoder loaded, the budget checked."""
     from fedcar.collection import Collection
     from fedcar.encoder import Encoder
     from fedcar.features import FeatureCache
     from fedcar.model_files import DEFAULT_ENCODER
+    from fedcar.private_plan import Target
+    from fedcar.progress import Console
 
-    return Collection.read(collection), Encoder.load(encoder or DEFAULT_ENCODER), FeatureCache(cache)
+    target = Target(epsilon, delta)
+    target.check()
+    for name, least in (("questions", 1), ("seed", 0)):
+        if options[name] < least:
+            raise FedcarError(f"--{name} {options[name]}: must be {least} or more")
+    return {
+        "collection": Collection.read(collection),
+        "target": target,
+        "encoder": Encoder.load(encoder or DEFAULT_ENCODER),
+        "features": FeatureCache(cache),
+        "report": Console(),
+        **options,
+    }
 
 
 def _counts(questions: str, clients: int | None) -> list[int]:

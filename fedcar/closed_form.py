@@ -71,12 +71,6 @@ class Ridge:
         """Features phi (n, D) -> (n, documents): near 1 for documents that answered such questions."""
         return features @ self.weights
 
-    def predict_without(
-        self, features: NDArray[np.float32], targets: NDArray[np.float32], groups: NDArray[np.int64]
-    ) -> NDArray[np.float32]:
-        """What ridge without the questions of a group would predict for them; see `LeftOut`."""
-        return self.left_out(features, targets).predict(groups)
-
     def left_out(self, features: NDArray[np.float32], targets: NDArray[np.float32]) -> LeftOut:
         """Training questions made ready to be left out: features phi (n, D) and targets (n, documents)."""
         half = torch.linalg.solve_triangular(torch.from_numpy(self.factor), torch.from_numpy(features.T), upper=False)

@@ -124,7 +124,7 @@ class Collection:
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
         try:
             (temporary / "qrels").mkdir(parents=True)
-            _write_lines(temporary / "corpus.jsonl", map(_document_line, self.documents))
+            _write_lines(temporary / "corpus.jsonl", map(document_line, self.documents))
             _write_lines(temporary / "queries.jsonl", map(_query_line, self.queries.values()))
             for split, judgements in self.judgements.items():
                 _write_lines(temporary / "qrels" / f"{split}.tsv", _judgement_lines(judgements))
@@ -369,7 +369,8 @@ def _checked_split(split: str) -> str:
     return split
 
 
-def _document_line(document: Document) -> str:
+def document_line(document: Document) -> str:
+    """The document as a line of corpus.jsonl, without its end."""
     record: dict[str, Any] = {"_id": document.id, "title": document.title, "text": document.text}
     if document.metadata:
         record["metadata"] = dict(document.metadata)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from fedcar.measure import Clock
 from fedcar.progress import Silent
 from fedcar.questions import Questions, prepare, subset
 from fedcar.retriever import Retriever
-from fedcar.storage import whole_file
+from fedcar.storage import check_file, whole_file
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,6 +44,9 @@ def evaluate(
     """
     if split not in SPLITS:
         raise FedcarError(f'--split "{split}": not known; give one of {", ".join(SPLITS)}')
+    if run is not None:
+        with _writable(Path(run)):
+            check_file(Path(run))
     report, clock = report or Silent(), Clock()
     features = FeatureCache(Path(cache) if cache else None)
     judged, trained_on = held_out(retriever, collection, split)
@@ -164,13 +168,19 @@ def write_run(
     file: Path, retriever: Retriever, query_ids: Sequence[str], questions: Questions, scores: NDArray[np.float32]
 ) -> None:
     """A TREC run file: query id, Q0, document id, rank, score, tag; blanks in ids become %20."""
+    with _writable(file), whole_file(file) as stream:
+        for row, query_id in enumerate(query_ids):
+            for rank, place in enumerate(metrics.top_k(scores[row : row + 1], RUN_DEPTH)[0], 1):
+                if np.isfinite(scores[row, place]):
+                    document = retriever.documents[questions.candidates[row, place]]
+                    ids = query_id.replace(" ", "%20"), document.id.replace(" ", "%20")
+                    stream.write(f"{ids[0]} Q0 {ids[1]} {rank} {scores[row, place]:.6f} fedcar\n")
+
+
+@contextmanager
+def _writable(file: Path) -> Iterator[None]:
+    """One line where the run file cannot be written."""
     try:
-        with whole_file(file) as stream:
-            for row, query_id in enumerate(query_ids):
-                for rank, place in enumerate(metrics.top_k(scores[row : row + 1], RUN_DEPTH)[0], 1):
-                    if np.isfinite(scores[row, place]):
-                        document = retriever.documents[questions.candidates[row, place]]
-                        ids = query_id.replace(" ", "%20"), document.id.replace(" ", "%20")
-                        stream.write(f"{ids[0]} Q0 {ids[1]} {rank} {scores[row, place]:.6f} fedcar\n")
+        yield
     except OSError as error:
         raise FedcarError(f"{file}: cannot be written ({error.strerror}); name another file with --run") from error

@@ -15,11 +15,11 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from fedcar.collection import check_free
+from fedcar.bundle import check_states, write_bundle
+from fedcar.collection import check_free, document_line
 from fedcar.encoder import Encoder
 from fedcar.errors import FedcarError, FedcarWarning, quoted
 from fedcar.head import Head
-from fedcar.late_interaction import unit
 from fedcar.model_files import first_line, read_json
 from fedcar.retriever import Retriever
 from fedcar.runtime.onnx_file import PRECISIONS
@@ -60,7 +60,6 @@ ONNX_FILES = """\
 - `tokenizer.json`: for `tokenizers.Tokenizer.from_file`; it cuts at {tokens} tokens. The mask is 1 for each token of a
   text and 0 for what fills it up."""
 TOLERANCE = 1e-4
-LEAST_COSINE = {"fp32": 0.999999, "int8": 0.9}
 
 
 def export(
@@ -87,8 +86,6 @@ def export(
     """
     check_export(Path(folder), export_format, precision)
     if export_format == "bundle":
-        from fedcar.bundle import write_bundle
-
         write_bundle(retriever, folder, precision)
         return
     target = Path(folder).resolve()
@@ -158,9 +155,7 @@ def _write_documents(retriever: Retriever, folder: Path) -> None:
     save_file(_vectors(retriever.head), folder / "rows.safetensors")
     with (folder / "documents.jsonl").open("w", encoding="utf-8", newline="\n") as stream:
         for document in retriever.documents:
-            line = {"_id": document.id, "title": document.title, "text": document.text}
-            more = {"metadata": dict(document.metadata)} if document.metadata else {}
-            stream.write(json.dumps(line | more, ensure_ascii=False) + "\n")
+            stream.write(f"{document_line(document)}\n")
 
 
 def _folded(encoder: Encoder) -> Encoder:
@@ -287,11 +282,8 @@ def _check_onnx(retriever: Retriever, folder: Path, precision: str) -> None:
         message = "its tokenizer cannot be exported so that it makes the same tokens; train with --pooling mean"
         raise FedcarError(f"{encoder.folder}: {message}")
     runtime = OnnxRuntime(folder / "model.onnx")
-    found = unit(np.concatenate([runtime.run(*padded([one], encoder.padding_id)).pooled for one in ids]))
-    least = float(np.einsum("nd,nd->n", found, unit(encoder.encode(texts))).min())
-    if least < LEAST_COSINE[precision]:
-        message = f"the ONNX file gives other hidden states (cosine {least:.4f}); take --precision fp32"
-        raise FedcarError(f"{encoder.folder}: {message}")
+    found = np.concatenate([runtime.run(*padded([one], encoder.padding_id)).pooled for one in ids])
+    check_states(encoder, "the ONNX file", precision, texts, found)
 
 
 def _check(retriever: Retriever, folder: Path) -> None:

@@ -108,6 +108,8 @@ def import_collection(
         ) from error
     if label_column is not None and queries is not None:
         raise FedcarError(f"{source}: --label-column and --queries exclude each other; give one of them")
+    if text_column is not None and text_column == label_column:
+        raise FedcarError(f"{source}: --text-column and --label-column are the same; name two columns")
     if is_folder:
         collection = _import_folder(source, text_column or label_column)
     else:
@@ -168,7 +170,8 @@ def _text_documents(folder: Path) -> Iterator[Document]:
     for parent, folders, names in os.walk(folder, onerror=_refuse_unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
         here = Path(parent).relative_to(folder)
-        chosen += [here / name for name in names if Path(name).suffix.lower() in TEXT_FILES and name[0] != "."]
+        texts = [name for name in names if Path(name).suffix.lower() in TEXT_FILES and name[0] != "."]
+        chosen += [here / name for name in texts if not (Path(parent) / name).is_fifo()]  # that would wait for ever
     if not chosen:
         raise FedcarError(f"{folder}: no {', '.join(TEXT_FILES)} file in it; give another folder, or a file")
     for name in sorted(chosen):
@@ -298,6 +301,8 @@ def _text(row: _Row, column: str | None) -> str:
 
 def _read_table(path: Path) -> _Table:
     kind = FORMATS.get(path.suffix.lower())
+    if not path.exists():
+        raise FedcarError(f"{path}: no such file; check the path")
     if kind is None:
         raise FedcarError(f"{path}: of no known kind; give a file that ends in {', '.join(FORMATS)}, or a folder")
     rows = list({"csv": _csv_rows, "jsonl": _jsonl_rows, "parquet": _parquet_rows}[kind](path))
@@ -332,6 +337,8 @@ def _csv_rows(path: Path) -> Iterator[_Row]:
             else:
                 yield _Row(where, {name: cell for name, cell in zip(header, cells, strict=True) if name})
     except csv.Error as error:
+        if "new-line character" in str(error):
+            raise FedcarError(f"{path}:{start}: lines that end in CR alone; save the file with LF or CRLF") from error
         raise FedcarError(f"{path}:{start}: broken CSV ({error}); write a quote inside quotes twice") from error
     finally:
         csv.field_size_limit(limit)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fedcar.errors import FedcarError
 from fedcar.privacy.accountant import epsilon_of, noise_multiplier
+from fedcar.privacy.errors import PrivacyError, require
 from fedcar.privacy.release import Release, check_target
 from fedcar.privacy.statement import Statement, state
 
@@ -51,6 +54,7 @@ class Target:
             raise FedcarError(f"--held-out: {why}; leave one of them out")
         try:
             check_target(self.epsilon, self.delta, units)
+            require(math.isfinite(self.epsilon), "epsilon must be a finite number; without privacy leave it out")
         except ValueError as error:
             raise FedcarError(f"--epsilon {self.epsilon:g} --delta {self.delta:g}: {error}") from error
 
@@ -124,6 +128,17 @@ class PrivatePlan:
         )
 
 
+def calibrated(template: Release, target: Target, already: Sequence[Release] = ()) -> float:
+    """The noise multiplier with which the template fits the budget, after what was released already."""
+    try:
+        return noise_multiplier(template, target.epsilon, target.delta, already)
+    except PrivacyError:
+        raise
+    except (OverflowError, ValueError) as error:  # the numbers leave what floating point holds
+        budget = f"--epsilon {target.epsilon:g} --delta {target.delta:g}"
+        raise FedcarError(f"{budget}: no noise can be worked out; give an epsilon from 0.001 to 100") from error
+
+
 def make_plan(
     target: Target,
     method: str,
@@ -151,7 +166,7 @@ def make_plan(
         unit=target.unit,
         adjacency="add-or-remove-one",
     )
-    total = noise_multiplier(counted, target.epsilon, target.delta)
+    total = calibrated(counted, target)
     count = None if target.unit == "client" else replace(counted, noise_multiplier=total / COUNT_SHARE**0.5 * SLACK)
     held_out = None
     if target.held_out:  # each question adds at most (1, 1, 1)
@@ -172,7 +187,7 @@ def make_plan(
             steps=steps or (STEPS if rate == 1 else round(SAMPLED_EPOCHS / rate)),
         )
         before = [release for release in (count, sums, held_out) if release is not None]
-        found = noise_multiplier(template, target.epsilon, target.delta, before)
+        found = calibrated(template, target, before)
         step = replace(template, noise_multiplier=found * SLACK)
     if target.noise_seed is not None:
         sums = replace(sums, noise="seeded-test")

@@ -61,11 +61,10 @@ class Questions:
         values, columns, starts = [], [], [0]
         for judged in self.relevant:
             best = max(judged.values(), default=1)
-            found = {document_rows[one]: score / best for one, score in judged.items() if one in document_rows}
+            found = {document_rows[one]: score for one, score in judged.items() if score > 0 and one in document_rows}
             for column in sorted(found):
-                if found[column] > 0:
-                    values.append(found[column])
-                    columns.append(column)
+                values.append(found[column] / best)
+                columns.append(column)
             starts.append(len(columns))
         parts = np.array(values, dtype=np.float32), np.array(columns, dtype=np.int64), np.array(starts)
         return sparse.csr_array(parts, shape=(len(self), len(document_rows)))

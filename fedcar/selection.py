@@ -108,9 +108,7 @@ def baseline_weights() -> tuple[NDArray[np.float32], ...]:
     return plain_weights(1.0, 0.2), plain_weights(1.0, 0.4), plain_weights(1.0, 0.0), plain_weights(0.0, 1.0)
 
 
-def best_weights(
-    fitted: Fitted, questions: Questions, standard: Standard | None = None
-) -> tuple[Retriever, Score]:
+def best_weights(fitted: Fitted, questions: Questions, standard: Standard | None = None) -> tuple[Retriever, Score]:
     """The retriever with the best of its weightings; of equal ones the first."""
     standard, retriever = standard or Standard(), fitted.retriever
     features = retriever.features(questions)

@@ -31,7 +31,6 @@ NEIGHBOURS = 24  # examples that are left out one by one
 EMPTY_DRAWS = 30
 CANARIES = 1000
 GUESSES = 200
-NO_ROWS = torch.tensor([], dtype=torch.long)
 
 
 def audit_collection(

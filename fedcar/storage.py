@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import json
 import math
@@ -69,6 +70,17 @@ def whole_file(file: Path) -> Iterator[IO[str]]:
         temporary.unlink(missing_ok=True)
 
 
+def check_file(file: Path) -> None:
+    """OSError, before long work, where `whole_file` could not begin; leaves nothing behind."""
+    if file.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
+    if file.is_file() or not file.exists():
+        place = file.resolve()
+        probe = place.with_name(f".{place.name}.new-{secrets.token_hex(4)}")
+        probe.touch(exist_ok=False)
+        probe.unlink()
+
+
 def check_replaceable(target: Path, kind: str) -> None:
     """Refuse a target that exists and is not a fedcar folder of this kind, or holds files that fedcar did not write."""
     try:
@@ -111,7 +123,8 @@ def remove_folder(folder: Path) -> None:
 def check_folder(folder: Path, kind: str, way_out: str = RESTORE) -> None:
     """Refuse a folder that is not a sealed fedcar folder of this kind, or of which any file has changed."""
     if not folder.is_dir():
-        raise FedcarError(f"{folder}: no such folder; give the folder of a fedcar {kind}")
+        what = "a file, not a folder" if folder.exists() else "no such folder"
+        raise FedcarError(f"{folder}: {what}; give the folder of a fedcar {kind}")
     manifest = _manifest(folder)
     if not (folder / MANIFEST).exists() and not (folder / MANIFEST_HASH).exists():
         raise FedcarError(f"{folder}: not a fedcar {kind} ({MANIFEST} is missing); give another folder")
@@ -166,7 +179,8 @@ class RowsOnDisk:
         first, last, _ = rows.indices(len(self))
         result = np.empty((max(0, last - first), *self.shape[1:]), self.dtype)
         self._stream.seek(self._offset + first * self._row_bytes)
-        self._stream.readinto(result.reshape(-1).view(np.uint8).data)
+        if self._stream.readinto(result.reshape(-1).view(np.uint8).data) != result.nbytes:
+            raise FedcarError(f"{self._stream.name}: cut off since it was opened; {RESTORE}")
         return result
 
 

@@ -15,6 +15,7 @@ from fedcar.checkpoint import Checkpoint
 from fedcar.collection import Collection, Judged
 from fedcar.encoder import Encoder
 from fedcar.errors import FedcarError, FedcarWarning
+from fedcar.evidence import reads_tokens
 from fedcar.features import FeatureCache
 from fedcar.fit import Settings, fit
 from fedcar.folds import Fold, Folds
@@ -245,7 +246,7 @@ def plan(
     recipe: str = "private",
     **options: object,
 ) -> dict[str, object]:
-    """What `train` would do with the same arguments, without doing it: counts, encoder and settings."""
+    """What `train` would do with the same arguments, without doing it: counts, encoder, settings of gradient steps."""
     settings = choose_settings(**options)  # type: ignore[arg-type]
     settings = with_recipe(settings, recipe, str(options["method"]), epsilon)
     refuse_with_epsilon_only(epsilon, public_dev=public_dev, against_advice=against_advice, adaptive_clip=adaptive_clip)
@@ -255,18 +256,26 @@ def plan(
     noised: dict[str, object] = {}
     if epsilon is not None:
         target = Target(epsilon, delta, "example", public_dev, None, against_advice, adaptive_clip)
+        refuse_without_epsilon_only(settings.head, settings.pre_classifier, questions_from, False)
         target.check(len(collection.judged("train")))
         found = make_plan(target, str(options["method"]), len(collection.documents), steps=options["epochs"])  # type: ignore[arg-type]
         noised = {"privacy": found.in_words()}
     if noised:
         return {"documents": len(collection.documents), "encoder": model.name, **noised}
+    deep = reads_tokens(collection.documents, model)
+    used = asdict(suited_to(settings, model, deep))
+    also: dict[str, object] = {}
+    if options["method"] == "auto" and is_small(model):
+        of_the_adapter = asdict(suited_to(of_adapter(settings), model, deep))
+        also = {"and an adapter": {name: value for name, value in of_the_adapter.items() if value != used[name]}}
     return {
         "documents": len(collection.documents),
         "training questions": len(training),
         "selection questions": len(selection),
         "encoder": f"{model.name} ({model.dimension} wide, pooling {model.pooling}, {model.fingerprint[:12]})",
-        **asdict(settings),
+        **used,
         "method": options["method"],
+        **also,
         "documents sent to": questions_from or "nobody",
     }
 
@@ -310,7 +319,7 @@ def trained_candidates(
         folds = view.folds[:1] if settings.method == "adapter" else view.folds
         fitted = fit(mixed, training, selection, settings, history, checkpoint, resume, report, folds, standard)
         candidates.append(candidate(settings.method, fitted, selection, standard, report))
-    if method == "auto" and is_small(untrained):
+    if method == "auto" and is_small(untrained.encoder):
         chosen = suited(of_adapter(settings), untrained)
         folds = view.folds[:1]
         fitted = fit(mixed, training, selection, chosen, History(), None, False, report, folds, standard)
@@ -324,12 +333,12 @@ def can_matter(pseudo: PseudoQueries, training: Questions) -> bool:
     return not asked.issuperset(pseudo.document_ids) or float(pseudo.weights.sum()) >= LEAST_PSEUDO * len(training)
 
 
-def is_small(untrained: Retriever) -> bool:
+def is_small(encoder: Encoder) -> bool:
     """Whether the encoder is small: then it is weak, an adapter helps it much and costs seconds, so `auto` tries it.
 
     stories260K gains .076 on BANKING77, all-MiniLM-L6-v2 (23 million parameters) .005 for minutes (docs/log.md).
     """
-    return parameter_count(untrained.encoder.folder) <= SMALL_ENCODER
+    return parameter_count(encoder.folder) <= SMALL_ENCODER
 
 
 def of_adapter(settings: Settings) -> Settings:
@@ -364,13 +373,18 @@ class FoldView:
 
 
 def suited(settings: Settings, untrained: Retriever) -> Settings:
-    """For labels rows are trained; for texts, where a document has few questions, a query map instead.
+    """The settings that fit the encoder and the documents, see `suited_to`."""
+    return suited_to(settings, untrained.encoder, untrained.evidence.deep)
+
+
+def suited_to(settings: Settings, encoder: Encoder, deep: bool) -> Settings:
+    """For labels rows are trained; for texts (`deep`), where a document has few questions, a query map instead.
 
     An adapter on an encoder that is not small moves slowly and is pulled harder to the identity, or it over-fits.
     """
-    if settings.method == "adapter" and not is_small(untrained):
+    if settings.method == "adapter" and not is_small(encoder):
         settings = replace(settings, adapter_rate=1e-3, adapter_decay=0.1)
-    if not untrained.evidence.deep:
+    if not deep:
         return settings
     if settings.method == "adapter":
         return replace(settings, query_map=True)

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
 import signal
 import socket
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from federated import World
+
+    from fedcar import Collection
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any library reads it
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # a suite started in the background ignores Ctrl-C, and so would the processes that the tests interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)
+pytest.register_assert_rewrite("command", "deployments", "federated", "places", "served", "wire")
 
 FAMILIES = ("bert", "distilbert", "roberta", "mpnet", "llama", "gemma")
 VOCABULARY = 900
@@ -126,7 +132,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     `padding_side` goes into the tokenizer's configuration; other options into the model's configuration.
     """
 
-    @cache
+    @functools.cache
     def make(family: str, padding_side: str = "right", **options: Any) -> Path:
         folder = tmp_path_factory.mktemp(family)
         save_model(folder, family, **options)
@@ -140,6 +146,44 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def encoder_folder(tiny_model: Callable[..., Path]) -> Path:
     """The folder of the tiny BERT: the encoder for tests to which any will do."""
     return tiny_model("bert")
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_model: Callable[..., Path]) -> Path:
+    """The folder of the tiny Llama: of the tiny models the one whose states differ most, so that it learns."""
+    return tiny_model("llama")
+
+
+@pytest.fixture(scope="module")
+def collection(toy_collection: Path) -> Collection:
+    """The toy's documents, with questions that can be learned."""
+    from command import learnable
+
+    from fedcar.collection import Collection
+
+    return learnable(Collection.read(toy_collection))
+
+
+@pytest.fixture(scope="module")
+def collection_folder(collection: Collection, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as a folder; read it, never write into it or beside it."""
+    folder = tmp_path_factory.mktemp("collection") / "learnable"
+    collection.write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def world(encoder_folder: Path) -> World:
+    """Questions, and clients who have them, without any encoding."""
+    from federated import World
+
+    return World(encoder_folder)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where hidden states are kept."""
+    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="session", params=FAMILIES)

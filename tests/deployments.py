@@ -25,11 +25,6 @@ DEVICES = ("hospital-a", "hospital-b")
 
 
 @pytest.fixture(scope="module")
-def encoder(tiny_model: Callable[..., Path]) -> Path:
-    return tiny_model("llama")
-
-
-@pytest.fixture(scope="module")
 def collections(toy_collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with whole, central (dev and test), questions-a and questions-b (train)."""
     folder = tmp_path_factory.mktemp("collections")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
 from fedcar.collection import Document
 from fedcar.encoder import Encoder
@@ -93,6 +96,20 @@ class World:
         return judge, records, run
 
 
+def final(folder: Path) -> dict[str, Tensor]:
+    """The state in which a run ended."""
+    return load_file(folder / "checkpoint" / "state.safetensors")
+
+
+def equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def untrained(world: World) -> float:
+    """Success of MIPS on the selection questions."""
+    return float((world.selection.evidence[..., 0].argmax(1) == world.selection.relevance.argmax(1)).mean())
+
+
 def local(rounds: RoundSettings, **options: Any) -> Settings:
     return Settings(epochs=rounds.rounds * rounds.local_epochs, batch_size=32, head_rate=0.05, **options)
 
@@ -106,7 +123,7 @@ def shares(questions: int, clients: int) -> list[np.ndarray]:
     return [np.arange(questions)[(np.arange(questions) // DOCUMENTS) % clients == client] for client in range(clients)]
 
 
-def update(client: str = "a", questions: int = 10, **tensors: torch.Tensor) -> Update:
+def update(client: str = "a", questions: int = 10, **tensors: Tensor) -> Update:
     return Update(client, tensors, questions, {"loss": 1.0}, 0.1, 100)
 
 

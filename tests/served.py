@@ -4,36 +4,22 @@ from __future__ import annotations
 
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command import learnable
 
-from fedcar.collection import Collection
 from fedcar.federation import deploy, deploy_front
 from fedcar.federation.processes import free_port
 
 
-@pytest.fixture(scope="module")
-def collection(toy_collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("place") / "collection"
-    learnable(Collection.read(toy_collection)).write(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def encoder(tiny_model: Callable[..., Path]) -> Path:
-    return tiny_model("llama")
-
-
 @pytest.fixture
-def place(tmp_path: Path, collection: Path, encoder: Path) -> deploy.ServerFolder:
+def place(tmp_path: Path, collection_folder: Path, encoder: Path) -> deploy.ServerFolder:
     """A server's folder that is not being served."""
     folder = deploy.ServerFolder(tmp_path / "server")
-    deploy.prepare_server(folder, "127.0.0.1", None, free_port(), collection, str(encoder), None)
+    deploy.prepare_server(folder, "127.0.0.1", None, free_port(), collection_folder, str(encoder), None)
     deploy.front_certificate(folder, "127.0.0.1", None)
     return folder
 

@@ -15,6 +15,7 @@ from command import environment, fedcar, python, tree
 from test_editing import made
 
 from fedcar import Collection, Encoder, FedcarError, Retriever
+from fedcar import bundle as bundle_module
 from fedcar.adapter import Adapter
 from fedcar.bundle import load_bundle, write_bundle
 from fedcar.collection import Document
@@ -203,9 +204,19 @@ def test_what_would_not_search_the_same_is_refused(
     other.insert(inserted)
     write = onnx_file.write
     monkeypatch.setattr(onnx_file, "write", lambda encoder, *rest, **more: write(other, *rest, **more))
-    with pytest.raises(FedcarError, match="gives other hidden states"):
+    with pytest.raises(FedcarError, match="gives other hidden states .*; use the retriever itself"):
         write_bundle(retriever, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_bundle_of_other_scores_is_refused(pair: tuple[Retriever, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its search, not only by its encoder."""
+    retriever, folder = pair
+    found = load_bundle(folder)
+    bundle_module.check_search(retriever, found)
+    found.weights = found.weights * 1.01
+    with pytest.raises(FedcarError, match="gives other scores"):
+        bundle_module.check_search(retriever, found)
 
 
 @pytest.mark.slow

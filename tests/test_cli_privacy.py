@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command import fedcar, learnable
+from command import fedcar
 
 from fedcar import Collection, Encoder
 from fedcar.features import FeatureCache
@@ -21,11 +21,6 @@ from fedcar.private_devices import Device, Order
 from fedcar.private_plan import Target
 from fedcar.private_sums import Asked
 from fedcar.self_audit import audit_collection
-
-
-@pytest.fixture(scope="module")
-def collection(toy_collection: Path) -> Collection:
-    return learnable(Collection.read(toy_collection))
 
 
 @pytest.fixture(scope="module")

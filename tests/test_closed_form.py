@@ -104,7 +104,7 @@ def test_left_out_equals_solved_without(data: tuple[np.ndarray, np.ndarray], by:
     """Single questions, and all questions of a document."""
     features, targets = data
     groups = np.arange(QUESTIONS) if by == "question" else targets.argmax(axis=1)
-    found = solve(Statistics.of(features, targets), strength).predict_without(features, targets, groups)
+    found = solve(Statistics.of(features, targets), strength).left_out(features, targets).predict(groups)
     for group in np.unique(groups):
         out = groups == group
         expected = features[out] @ plain_weights(features[~out], targets[~out], strength)
@@ -116,7 +116,7 @@ def test_left_out_of_a_sample_equals_left_out_of_all(data: tuple[np.ndarray, np.
     features, targets = data
     groups = targets.argmax(axis=1)
     ridge = solve(Statistics.of(features, targets))
-    whole = ridge.predict_without(features, targets, groups)
+    whole = ridge.left_out(features, targets).predict(groups)
     sample = np.flatnonzero(np.isin(groups, (1, 4)))[::-1]
-    part = ridge.predict_without(features[sample], targets[sample], groups[sample])
+    part = ridge.left_out(features[sample], targets[sample]).predict(groups[sample])
     np.testing.assert_allclose(part, whole[sample], atol=1e-4)

@@ -70,42 +70,42 @@ def join(folder: Path, collection: Path, *more: object) -> str:
     return one_line(fedcar("join", "--file", folder / "a.join", "--collection", collection, *more))
 
 
-def test_joining_with_what_does_not_fit_is_one_line(joined: Path, collection: Path) -> None:
+def test_joining_with_what_does_not_fit_is_one_line(joined: Path, collection_folder: Path) -> None:
     keys.keygen(joined / "other", "b")
-    assert "is for a, whose key is not" in join(joined, collection, "--key", joined / "other" / "b.key")
-    assert "cannot be read" in join(joined, collection, "--key", joined / "none.key")
-    assert "cannot be reached" in join(joined, collection)
+    assert "is for a, whose key is not" in join(joined, collection_folder, "--key", joined / "other" / "b.key")
+    assert "cannot be read" in join(joined, collection_folder, "--key", joined / "none.key")
+    assert "cannot be reached" in join(joined, collection_folder)
     told = json.loads((joined / "a.join").read_text())
     (joined / "a.join").write_text(json.dumps({**told, "fedcar": "0.0.1"}))
-    assert f"the server runs fedcar 0.0.1, this device {__version__}" in join(joined, collection)
+    assert f"the server runs fedcar 0.0.1, this device {__version__}" in join(joined, collection_folder)
     (joined / "a.join").write_text("{}")
-    assert "not a file of fedcar enroll" in join(joined, collection)
+    assert "not a file of fedcar enroll" in join(joined, collection_folder)
     (joined / "a.join").unlink()
-    assert "cannot be read" in join(joined, collection)
+    assert "cannot be read" in join(joined, collection_folder)
 
 
-def test_a_key_that_nobody_enrolled_is_named(joined: Path, collection: Path, front: str) -> None:
+def test_a_key_that_nobody_enrolled_is_named(joined: Path, collection_folder: Path, front: str) -> None:
     """Also where the SuperLink is being restarted; doctor says the same."""
     told = json.loads((joined / "a.join").read_text())
     (joined / "a.join").write_text(json.dumps({**told, "address": front.removeprefix("https://")}))
     for status, says in ((401, "does not know this device's key"), (503, "the server is starting")):
         Upstream.status = status
-        assert says in join(joined, collection)
+        assert says in join(joined, collection_folder)
         result = fedcar("doctor", "--file", joined / "a.join", "--json")
         checks = {one["what"]: one for one in result.json["checks"]}
         assert result.code == 1 and says in checks["enrolment"]["says"] and checks["certificate"]["fine"]
 
 
 def test_another_encoder_or_collection_at_join_is_named(
-    joined: Path, collection: Path, front: str, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    joined: Path, collection_folder: Path, front: str, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the fingerprints in the join file, before anything is started; doctor says the same."""
     told = json.loads((joined / "a.join").read_text())
     (joined / "a.join").write_text(json.dumps({**told, "address": front.removeprefix("https://")}))
     monkeypatch.setattr("fedcar.federation.flower.knows", lambda *_, **__: None)
     other = tiny_model("bert")
-    assert "another encoder than the server's" in join(joined, collection, "--encoder", other)
-    loaded = Collection.read(collection)
+    assert "another encoder than the server's" in join(joined, collection_folder, "--encoder", other)
+    loaded = Collection.read(collection_folder)
     replace(loaded, documents=loaded.documents[::-1]).write(joined / "turned")
     assert "its documents differ from the server's" in join(joined, joined / "turned")
     replace(loaded, judgements={}).write(joined / "nobody")
@@ -118,29 +118,29 @@ def test_another_encoder_or_collection_at_join_is_named(
 
 
 def test_a_budget_at_join_that_makes_no_sense_or_changed_is_one_line(
-    joined: Path, collection: Path, front: str, monkeypatch: pytest.MonkeyPatch
+    joined: Path, collection_folder: Path, front: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = json.loads((joined / "a.join").read_text())
     (joined / "a.join").write_text(json.dumps({**told, "address": front.removeprefix("https://")}))
     monkeypatch.setattr("fedcar.federation.flower.knows", lambda *_, **__: None)
-    assert "epsilon is 0.0, must be above 0" in join(joined, collection, "--epsilon", "0")
+    assert "epsilon is 0.0, must be above 0" in join(joined, collection_folder, "--epsilon", "0")
     Ledger(joined / "kept" / "ledger.jsonl").create(Budget(3.0, 1e-5))
-    line = join(joined, collection, "--epsilon", "9", "--ledger", joined / "kept")
+    line = join(joined, collection_folder, "--epsilon", "9", "--ledger", joined / "kept")
     assert "its budget is epsilon 3, delta 1e-05 and does not change" in line
 
 
-def test_the_servers_certificate_is_checked_by_the_device(joined: Path, collection: Path, front: str) -> None:
+def test_the_servers_certificate_is_checked_by_the_device(joined: Path, collection_folder: Path, front: str) -> None:
     told = json.loads((joined / "a.join").read_text())
     address = front.removeprefix("https://")
     (joined / "x").mkdir()
     keys.make_authority(joined / "x")
     other = (joined / "x" / "ca.pem").read_text()
     (joined / "a.join").write_text(json.dumps({**told, "address": address, "ca": other}))
-    assert "not of the server that enrolled this device" in join(joined, collection)
+    assert "not of the server that enrolled this device" in join(joined, collection_folder)
 
 
 def test_a_servers_certificate_that_ran_out_is_named(
-    joined: Path, collection: Path, place: deploy.ServerFolder
+    joined: Path, collection_folder: Path, place: deploy.ServerFolder
 ) -> None:
     keys.make_certificate(place.folder, "stale", ["127.0.0.1"], days=-1)
     port = free_port()
@@ -149,7 +149,7 @@ def test_a_servers_certificate_that_ran_out_is_named(
     server = deploy_front.start(nobody, place.ca.read_bytes(), "127.0.0.1", port, *stale)
     told = json.loads((joined / "a.join").read_text())
     (joined / "a.join").write_text(json.dumps({**told, "address": f"127.0.0.1:{port}"}))
-    assert "its certificate has run out" in join(joined, collection)
+    assert "its certificate has run out" in join(joined, collection_folder)
     result = fedcar("doctor", "--file", joined / "a.join", "--json")
     server.should_exit = True
     checks = {one["what"]: one for one in result.json["checks"]}
@@ -162,7 +162,7 @@ def test_a_servers_certificate_that_ran_out_is_named(
 
 
 def test_serving_with_what_does_not_fit_is_one_line(
-    place: deploy.ServerFolder, collection: Path, encoder: Path, tmp_path: Path, tiny_model: Callable[..., Path]
+    place: deploy.ServerFolder, collection_folder: Path, encoder: Path, tmp_path: Path, tiny_model: Callable[..., Path]
 ) -> None:
     def serve(*more: object, folder: Path = place.folder) -> str:
         return one_line(fedcar("serve", "--data-dir", folder, "--host", "127.0.0.1", *more))
@@ -172,13 +172,15 @@ def test_serving_with_what_does_not_fit_is_one_line(
     used.server_close()
     assert "needed when a server starts for the first time" in serve(folder=tmp_path / "new")
     assert "serves another encoder" in serve("--port", free_port(), "--encoder", tiny_model("bert"))
-    loaded = Collection.read(collection)
+    loaded = Collection.read(collection_folder)
     fewer = replace(loaded, documents=loaded.documents[:-1])
     fewer.write(tmp_path / "fewer")
     assert "serves another collection" in serve("--port", free_port(), "--collection", tmp_path / "fewer")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("")
-    line = serve("--port", free_port(), "--collection", collection, "--encoder", encoder, folder=tmp_path / "full")
+    line = serve(
+        "--port", free_port(), "--collection", collection_folder, "--encoder", encoder, folder=tmp_path / "full"
+    )
     assert "is no server's folder" in line
     assert "go together" in serve("--port", free_port(), "--certificate", "x.pem")
     with place.locked("serve.lock"):
@@ -245,9 +247,9 @@ def test_status_and_doctor_of_a_server_that_does_not_run(place: deploy.ServerFol
 
 
 def test_doctor_finds_a_certificate_near_its_end_and_a_changed_collection(
-    place: deploy.ServerFolder, collection: Path, tmp_path: Path
+    place: deploy.ServerFolder, collection_folder: Path, tmp_path: Path
 ) -> None:
-    loaded = Collection.read(collection)
+    loaded = Collection.read(collection_folder)
     fewer = replace(loaded, documents=loaded.documents[:-1])
     fewer.write(tmp_path / "fewer")
     content = json.loads(place.file.read_text())

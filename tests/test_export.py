@@ -47,11 +47,6 @@ def retriever_of(folder: Path, pooling: str, documents: tuple[Document, ...], ca
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def documents(toy_collection: Path) -> tuple[Document, ...]:
     more = (Document("empty", "", " "), Document("notes", "", "line one\nline two", {"pages": [1, 2]}))
     return (*Collection.read(toy_collection).documents, *more)

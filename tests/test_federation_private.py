@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from command import fedcar, learnable, tree
+from command import fedcar, tree
 from federated import World, shares
 from test_private_training import TINY, alike, neighbours
 
@@ -24,11 +24,6 @@ from fedcar.private_plan import Target, make_plan
 from fedcar.private_sums import ROWS, Asked
 from fedcar.private_training import PrivateTraining
 from fedcar.selection import Standard
-
-
-@pytest.fixture(scope="module")
-def collection(toy_collection: Path) -> Collection:
-    return learnable(Collection.read(toy_collection))
 
 
 @pytest.fixture(scope="module")

@@ -23,11 +23,6 @@ METHODS = ("ridge", *GRADIENT)
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def encoder_folder(tiny_model: Callable[..., Path]) -> Path:
     """Of the tiny models the one whose hidden states differ most from text to text, so that it learns."""
     return tiny_model("llama")

@@ -70,8 +70,8 @@ def test_an_edited_statement_is_refused():
     values = to_json(stated())
     with pytest.raises(PrivacyError, match="its own releases give .* it was edited"):
         from_json(json.dumps(values | {"epsilon": 0.1}))
-    for broken in ("{", "[]", "{}", json.dumps(values | {"unit2": 1})):
-        with pytest.raises(PrivacyError):
+    for broken in ("{", "[]", "{}", json.dumps(values | {"unit2": 1}), json.dumps(values | {"epsilon": "much"})):
+        with pytest.raises(PrivacyError, match="^not a privacy statement$"):
             from_json(broken)
 
 

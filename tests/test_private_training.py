@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command import fedcar, learnable, tree
+from command import fedcar, tree
 from federated import WIDTH, World
 from safetensors.torch import load
 
@@ -33,16 +33,6 @@ from fedcar.questions import Questions, prepare
 from fedcar.selection import Standard
 
 TINY = 1e-9  # an epsilon at which the noise swallows everything: what then still differs between neighbours leaks
-
-
-@pytest.fixture(scope="module")
-def collection(toy_collection: Path) -> Collection:
-    return learnable(Collection.read(toy_collection))
-
-
-@pytest.fixture(scope="module")
-def encoder(tiny_model: Callable[..., Path]) -> Path:
-    return tiny_model("llama")
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command import learnable
 
 from fedcar import Collection
 from fedcar.collection import Document, Query, normalised
@@ -15,11 +14,6 @@ from fedcar.features import FeatureCache
 from fedcar.progress import Silent
 from fedcar.questions import Questions, prepare, split_for_selection
 from fedcar.retriever import Retriever
-
-
-@pytest.fixture(scope="module")
-def collection(toy_collection: Path) -> Collection:
-    return learnable(Collection.read(toy_collection))
 
 
 def asked(texts: list[str], dev: tuple[str, ...] = ()) -> Collection:
@@ -92,6 +86,8 @@ def test_prepared_questions(collection: Collection, encoder_folder: Path, tmp_pa
     targets = questions.targets({name: row for row, name in enumerate(ids)}).toarray()
     assert dict(zip(ids, targets[0].tolist(), strict=True))["hose"] == 0.5
     assert (targets.max(axis=1) == 1).all() and (targets > 0).sum() == 21
+    nothing = replace(questions, relevant=({"fan": 0}, *graded.relevant[1:])).targets({"fan": 0})
+    assert nothing.shape == (20, 1) and nothing.toarray()[0] == 0, "judged, and not relevant"
     part = questions.take(np.array([7, 0]))
     assert isinstance(part, Questions) and part.texts == (questions.texts[7], questions.texts[0])
     np.testing.assert_array_equal(part.evidence, questions.evidence[[7, 0]])

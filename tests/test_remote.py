@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from command import learnable
 from safetensors.torch import load_file
 from wire import Wire, over_wire
 
@@ -26,21 +25,6 @@ from fedcar.federation.remote import RemoteNetwork
 from fedcar.federation.settings import RoundSettings
 
 MARKER = "xylophone"  # stands in every training question, and nowhere else
-
-
-@pytest.fixture(scope="module")
-def encoder(tiny_model: Callable[..., Path]) -> Path:
-    return tiny_model("llama")
-
-
-@pytest.fixture(scope="module")
-def collection(toy_collection: Path) -> Collection:
-    return learnable(Collection.read(toy_collection))
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
 
 
 def train(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command import learnable
 from wire import over_wire
 
 from fedcar.collection import Collection
@@ -22,21 +20,6 @@ from fedcar.federation.settings import RoundSettings
 from fedcar.partition import partition
 from fedcar.progress import Silent
 from fedcar.retriever import Retriever
-
-
-@pytest.fixture(scope="module")
-def encoder(tiny_model: Callable[..., Path]) -> Path:
-    return tiny_model("llama")
-
-
-@pytest.fixture(scope="module")
-def collection(toy_collection: Path) -> Collection:
-    return learnable(Collection.read(toy_collection))
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
 
 
 def shares(collection: Collection, dev: bool = True) -> dict[str, Collection]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command import learnable
 from wire import over_wire
 
 from fedcar.collection import Collection
@@ -23,21 +21,6 @@ from fedcar.federation.payload import Payload
 from fedcar.federation.ridge_round import bytes_of_sums
 from fedcar.federation.settings import RoundSettings
 from fedcar.ridge import Sums
-
-
-@pytest.fixture(scope="module")
-def encoder(tiny_model: Callable[..., Path]) -> Path:
-    return tiny_model("llama")
-
-
-@pytest.fixture(scope="module")
-def collection(toy_collection: Path) -> Collection:
-    return learnable(Collection.read(toy_collection))
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
 
 
 def train(collection: Collection, encoder: Path, cache: Path, run: Path, over: Any = None) -> Federation:

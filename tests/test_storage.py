@@ -12,13 +12,23 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command import environment, python, tree
 from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from fedcar import storage
 from fedcar.errors import FedcarError
-from fedcar.storage import check_folder, check_replaceable, check_target, remove_folder, whole_file, write_folder
+from fedcar.storage import (
+    check_folder,
+    check_replaceable,
+    check_target,
+    mapped_tensors,
+    remove_folder,
+    whole_file,
+    write_folder,
+)
 
 KIND = "retriever"
 
@@ -359,3 +369,16 @@ def test_a_pipe_is_written_as_it_is() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("x", "")
+
+
+def test_rows_on_disk_are_read_as_they_are_asked_for(tmp_path: Path) -> None:
+    rows = np.arange(60, dtype=np.int16).reshape(20, 3)
+    save_file({"a": np.ones(5, np.float32), "rows": rows}, tmp_path / "a.safetensors")
+    found = mapped_tensors(tmp_path / "a.safetensors", ["rows"])
+    assert found["a"].tolist() == [1.0] * 5 and len(found["rows"]) == 20
+    for part in (slice(3, 7), slice(18, 99), slice(5, 5), slice(None)):
+        np.testing.assert_array_equal(found["rows"][part], rows[part])
+    os.truncate(tmp_path / "a.safetensors", (tmp_path / "a.safetensors").stat().st_size - 6)
+    np.testing.assert_array_equal(found["rows"][:18], rows[:18])
+    with pytest.raises(FedcarError, match=r"a\.safetensors: cut off since it was opened; "):
+        found["rows"][17:]

@@ -8,6 +8,7 @@ import random
 import re
 import shlex
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,38 +17,22 @@ from typing import Any
 
 import pytest
 import torch
-from command import Result, fedcar, learnable, python, tree
+from command import Result, fedcar, python, tree
 
 from fedcar import Collection, FedcarError, FedcarWarning, Retriever, reference, train
 from fedcar.collection import Document
+from fedcar.train import plan
 
 EPOCHS = 5
 
 
 @pytest.fixture(scope="module")
-def collection(toy_collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("collection") / "learnable"
-    learnable(Collection.read(toy_collection)).write(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def encoder(tiny_model: Callable[..., Path]) -> Path:
-    return tiny_model("llama")
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def arguments(collection: Path, encoder: Path, cache: Path) -> Callable[..., list[str]]:
+def arguments(collection_folder: Path, encoder: Path, cache: Path) -> Callable[..., list[str]]:
     """The words of `fedcar train` for an output folder and a method."""
 
     def words(out: Path, method: str, *more: object) -> list[str]:
         options = ("--encoder", encoder, "--cache", cache, "--method", method, "--epochs", EPOCHS)
-        return [str(word) for word in ("train", collection, "-o", out, *options, *more)]
+        return [str(word) for word in ("train", collection_folder, "-o", out, *options, *more)]
 
     return words
 
@@ -240,7 +225,7 @@ def leave_checkpoint(tmp_path: Path, words: list[str], monkeypatch: pytest.Monke
 def test_a_checkpoint_of_something_else_is_refused(
     tmp_path: Path,
     arguments: Callable[..., list[str]],
-    collection: Path,
+    collection: Collection,
     tiny_model: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
     change: list[str] | str,
@@ -250,8 +235,7 @@ def test_a_checkpoint_of_something_else_is_refused(
     leave_checkpoint(tmp_path, typed, monkeypatch)
     before = tree(tmp_path)
     if change == "collection":
-        other = Collection.read(collection)
-        replace(other, documents=other.documents[::-1]).write(tmp_path.parent / f"{tmp_path.name}-other")
+        replace(collection, documents=collection.documents[::-1]).write(tmp_path.parent / f"{tmp_path.name}-other")
         typed[1] = str(tmp_path.parent / f"{tmp_path.name}-other")
     elif change == "encoder":
         typed[typed.index("--encoder") + 1] = str(tiny_model("bert"))
@@ -299,8 +283,8 @@ def test_an_older_checkpoint_is_not_offered_after_a_new_start(
 # What is chosen and what is said
 
 
-def test_the_training_is_recorded(collection: Path, encoder: Path, cache: Path) -> None:
-    retriever = train(Collection.read(collection), encoder=encoder, cache=cache, method="head", epochs=EPOCHS)
+def test_the_training_is_recorded(collection: Collection, encoder: Path, cache: Path) -> None:
+    retriever = train(collection, encoder=encoder, cache=cache, method="head", epochs=EPOCHS)
     record = retriever.training
     assert (record["method"], record["questions"], record["selection_questions"]) == ("head", 20, 10)
     assert [epoch["epoch"] for epoch in record["history"]] == [1, 2, 3, 4, 5]
@@ -308,25 +292,58 @@ def test_the_training_is_recorded(collection: Path, encoder: Path, cache: Path) 
     json.dumps(record)
 
 
-def test_without_dev_a_tenth_of_the_training_questions_chooses(collection: Path, encoder: Path, cache: Path) -> None:
-    read = Collection.read(collection)
-    queries = {name: query for name, query in read.queries.items() if "-dev-" not in name}
-    without = replace(read, queries=queries, judgements={k: v for k, v in read.judgements.items() if k != "dev"})
+@pytest.mark.parametrize(("method", "texts"), [("head", True), ("adapter", True), ("adapter", False)])
+def test_a_dry_run_says_what_training_uses(
+    collection: Collection, encoder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, method: str, texts: bool
+) -> None:
+    """Also what follows from the documents, labels or texts, and from an encoder that is not small."""
+    if texts:
+        longer = [replace(one, text=f"{one.text} Then ask whoever is there to look.") for one in collection.documents]
+        collection = replace(collection, documents=tuple(longer))
+    monkeypatch.setattr(sys.modules["fedcar.train"], "SMALL_ENCODER", 0)
+    options: dict[str, Any] = {"encoder": encoder, "cache": cache, "method": method, "epochs": 1, "seed": 0}
+    shape = {"adapter": "full", "head": "linear", "pre_classifier": 0, "gradient_checkpointing": False}
+    said = plan(collection, **options, **shape)
+    used = train(collection, **options).training["settings"]
+    assert {name: said[name] for name in used} == used and used["query_map"] is texts
+
+
+def test_a_dry_run_of_auto_names_the_adapter_of_a_small_encoder(
+    arguments: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (*arguments(tmp_path / "new", "auto"), "--dry-run", "--json")
+    assert fedcar(*words).json["and an adapter"] == {"method": "adapter", "epochs": 6, "batch_size": 64}
+    monkeypatch.setattr(sys.modules["fedcar.train"], "SMALL_ENCODER", 0)
+    assert "and an adapter" not in fedcar(*words).json
+    refused = fedcar(*words, "--epsilon", 1, "--head", "cosine", "--against-advice")
+    assert refused.code == 1 and "the head is then linear" in refused.err
+
+
+def test_without_dev_a_tenth_of_the_training_questions_chooses(
+    collection: Collection, encoder: Path, cache: Path
+) -> None:
+    queries = {name: query for name, query in collection.queries.items() if "-dev-" not in name}
+    without = replace(
+        collection, queries=queries, judgements={k: v for k, v in collection.judgements.items() if k != "dev"}
+    )
     record = train(without, encoder=encoder, cache=cache, method="head", epochs=2).training
     assert (record["questions"], record["selection_questions"]) == (18, 2)
 
 
-def test_a_dev_question_that_stands_in_train_does_not_choose(collection: Path, encoder: Path, cache: Path) -> None:
-    read = Collection.read(collection)
-    judgements = {**read.judgements, "dev": {**read.judgements["dev"], "fan-train-0": {"fan": 1}}}
-    record = train(replace(read, judgements=judgements), encoder=encoder, cache=cache, method="head", epochs=2).training
+def test_a_dev_question_that_stands_in_train_does_not_choose(
+    collection: Collection, encoder: Path, cache: Path
+) -> None:
+    judgements = {**collection.judgements, "dev": {**collection.judgements["dev"], "fan-train-0": {"fan": 1}}}
+    record = train(
+        replace(collection, judgements=judgements), encoder=encoder, cache=cache, method="head", epochs=2
+    ).training
     assert (record["questions"], record["selection_questions"]) == (20, 10)
 
 
-def test_gradient_checkpointing_gives_the_same_model(collection: Path, encoder: Path, cache: Path) -> None:
+def test_gradient_checkpointing_gives_the_same_model(collection: Collection, encoder: Path, cache: Path) -> None:
     made = [
         train(
-            Collection.read(collection),
+            collection,
             encoder=encoder,
             cache=cache,
             method="adapter",
@@ -355,32 +372,34 @@ def test_gradient_checkpointing_gives_the_same_model(collection: Path, encoder: 
     ids=str,
 )
 def test_options_that_make_no_sense_are_refused(
-    collection: Path, encoder: Path, cache: Path, options: dict[str, Any], words: str
+    collection: Collection, encoder: Path, cache: Path, options: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(FedcarError) as caught:
-        train(Collection.read(collection), **{"encoder": encoder, "cache": cache, **options})
+        train(collection, **{"encoder": encoder, "cache": cache, **options})
     message = str(caught.value)
     assert message.startswith(words) and "\n" not in message
 
 
-def test_too_few_questions_are_not_divided(collection: Path, encoder: Path, cache: Path) -> None:
-    read = Collection.read(collection)
-    few = dict(list(read.judgements["train"].items())[:4])
+def test_too_few_questions_are_not_divided(collection: Collection, encoder: Path, cache: Path) -> None:
+    few = dict(list(collection.judgements["train"].items())[:4])
     with pytest.warns(FedcarWarning, match="too few to learn from"):
-        retriever = train(replace(read, judgements={"train": few}), encoder=encoder, cache=cache, method="head")
+        retriever = train(replace(collection, judgements={"train": few}), encoder=encoder, cache=cache, method="head")
     assert retriever.training["method"] == "none"
 
 
 @pytest.mark.parametrize("method", ["ridge", "head", "adapter"])
 def test_a_judgement_that_names_an_empty_document_does_no_harm(
-    collection: Path, encoder: Path, cache: Path, method: str
+    collection: Collection, encoder: Path, cache: Path, method: str
 ) -> None:
     """It is never returned, so there is nothing to learn from it; all numbers stay finite."""
-    read = Collection.read(collection)
-    judgements = {**read.judgements, "train": {**read.judgements["train"], "pump-train-0": {"empty": 1}}}
-    documents = (*read.documents, Document("empty", "", " "))
+    judgements = {**collection.judgements, "train": {**collection.judgements["train"], "pump-train-0": {"empty": 1}}}
+    documents = (*collection.documents, Document("empty", "", " "))
     retriever = train(
-        replace(read, documents=documents, judgements=judgements), encoder=encoder, cache=cache, method=method, epochs=2
+        replace(collection, documents=documents, judgements=judgements),
+        encoder=encoder,
+        cache=cache,
+        method=method,
+        epochs=2,
     )
     assert all(math.isfinite(epoch["loss"]) for epoch in retriever.training["history"])
     assert all(bool(torch.isfinite(tensor).all()) for tensor in retriever.head.parameters())
@@ -388,19 +407,23 @@ def test_a_judgement_that_names_an_empty_document_does_no_harm(
     assert len(hits) == 6 and "empty" not in {hit.id for hit in hits} and all(math.isfinite(hit.score) for hit in hits)
 
 
-def test_the_cache_is_used_and_the_collection_left_alone(collection: Path, encoder: Path, tmp_path: Path) -> None:
-    before = tree(collection.parent), tree(encoder)
+def test_the_cache_is_used_and_the_collection_left_alone(
+    collection_folder: Path, encoder: Path, tmp_path: Path
+) -> None:
+    before = tree(collection_folder.parent), tree(encoder)
     for _ in range(2):
-        train(Collection.read(collection), encoder=encoder, cache=tmp_path / "cache", method="head", epochs=1)
+        train(Collection.read(collection_folder), encoder=encoder, cache=tmp_path / "cache", method="head", epochs=1)
     (place,) = (tmp_path / "cache").iterdir()
     texts = 6 + 20 + 10 + reference.TEXTS
     assert (place / "keys.sha256").stat().st_size == 32 * texts, "each text once"
-    assert (tree(collection.parent), tree(encoder)) == before
+    assert (tree(collection_folder.parent), tree(encoder)) == before
 
 
-def test_saved_and_loaded_it_searches_the_same(collection: Path, encoder: Path, cache: Path, tmp_path: Path) -> None:
+def test_saved_and_loaded_it_searches_the_same(
+    collection: Collection, encoder: Path, cache: Path, tmp_path: Path
+) -> None:
     for method in ("ridge", "head", "adapter"):
-        retriever = train(Collection.read(collection), encoder=encoder, cache=cache, method=method, epochs=EPOCHS)
+        retriever = train(collection, encoder=encoder, cache=cache, method=method, epochs=EPOCHS)
         retriever.save(tmp_path / method)
         loaded = Retriever.load(tmp_path / method)
         assert loaded.search("blower", 6) == retriever.search("blower", 6)

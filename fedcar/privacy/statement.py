@@ -147,10 +147,10 @@ def from_json(text: str) -> Statement:
             values[name] = tuple(values[name])
         values["epsilon"] = float(values["epsilon"])
         statement = Statement(**values)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise PrivacyError(f"not a privacy statement: {error}") from None
-    except json.JSONDecodeError as error:
-        raise PrivacyError(f"not a privacy statement: {error}") from None
+    except PrivacyError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise PrivacyError("not a privacy statement") from None
     if statement.holds:
         found = accountant.epsilon_of(statement.releases, statement.delta)
         require(
