@@ -43,20 +43,30 @@ class Adam:
 
     @torch.no_grad()
     def step(self) -> None:
-        """One update; a parameter without gradient stays."""
+        """One update in one pass, without fresh memory; a parameter without gradient stays."""
         self.steps += 1
-        state = iter(zip(self.means, self.squares, strict=True))
-        first, second = 1 - DECAY_OF_MEAN**self.steps, 1 - DECAY_OF_SQUARE**self.steps
+        means, squares = iter(self.means), iter(self.squares)
         for group in self.groups:
-            for parameter in group.parameters:
-                mean, square = next(state)
-                if parameter.grad is None:
-                    continue
-                if group.weight_decay:
-                    parameter.mul_(1 - group.rate * group.weight_decay)
-                mean.lerp_(parameter.grad, 1 - DECAY_OF_MEAN)
-                square.mul_(DECAY_OF_SQUARE).addcmul_(parameter.grad, parameter.grad, value=1 - DECAY_OF_SQUARE)
-                parameter.addcdiv_(mean, (square / second).sqrt_().add_(SMALLEST), value=-group.rate / first)
+            state = [(one, one.grad, next(means), next(squares)) for one in group.parameters]
+            moved = [one for one in state if one[1] is not None]
+            if moved:
+                parameters, gradients, mean, square = zip(*moved, strict=True)
+                steps = [torch.tensor(float(self.steps), device=parameters[0].device)] * len(parameters)
+                torch._fused_adamw_(
+                    parameters,
+                    gradients,
+                    mean,
+                    square,
+                    [],
+                    steps,
+                    lr=group.rate,
+                    beta1=DECAY_OF_MEAN,
+                    beta2=DECAY_OF_SQUARE,
+                    weight_decay=group.weight_decay,
+                    eps=SMALLEST,
+                    amsgrad=False,
+                    maximize=False,
+                )
 
     def reset(self) -> None:
         """Forget all steps."""

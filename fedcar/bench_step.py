@@ -119,16 +119,17 @@ def made_up(encoder: Encoder, documents: int, questions: int) -> tuple[Retriever
 
 
 def head_jobs(retriever: Retriever, training: Questions) -> Jobs:
-    """An epoch of `head`, and two products a batch."""
+    """An epoch of `head`, and two products a batch, into memory that is there already as in `head`."""
     trainer = Trainer(retriever, training, Settings())
     rows = trainer.head.rows.detach()
     sizes = [len(part) for part in trainer.batches(np.random.default_rng(0))]
     batches = [(trainer.hidden_states[:size].clone(), torch.ones(size, len(rows))) for size in sizes]
+    scores, gradient = torch.empty(max(sizes), len(rows)), torch.empty_like(rows)
 
     def products() -> None:
         for hidden, slopes in batches:
-            hidden @ rows.T
-            slopes.T @ hidden
+            torch.mm(hidden, rows.T, out=scores[: len(hidden)])
+            torch.mm(slopes.T, hidden, out=gradient)
 
     return {"peer": products, "ours": lambda: sum(trainer.epoch(1, lambda done: None))}
 

@@ -25,12 +25,14 @@ from fedcar.paper_recipe import PaperRecipe
 from fedcar.progress import Silent
 from fedcar.questions import Questions
 from fedcar.retriever import APART, LEARNED, WEIGHT_NAMES, Retriever, mixed_features
+from fedcar.row_step import RowStep
 from fedcar.selection import Fitted, Score, Standard, Weighting, success_and_mrr
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BATCHES_OF_LIKE_LENGTH = 16
+DRAWN_AT_ONCE = 1 << 15  # numbers of a dropout: memory of that size is kept, larger one comes from the system anew
 
 
 @dataclass(frozen=True)
@@ -230,10 +232,13 @@ class Trainer:
         self.every_document = training.candidates.shape[1] == len(retriever.documents)
         if self.every_document:  # sorted, so that all of them are 0, 1, 2, ...
             self.every_document = bool((training.candidates == np.arange(len(retriever.documents))).all())
-        self.only_rows_learn = self.every_document and settings.method == "head" and self.head.has_rows_alone
         self.offset = torch.from_numpy(self.offsets(training))
         # an empty document is never returned, so a judgement that names one teaches nothing
         self.relevance = torch.from_numpy(np.where(self.empty[training.candidates], 0.0, training.relevance))
+        size = min(settings.batch_size, len(training))
+        self.inputs = torch.empty(size, self.hidden_states.shape[1])
+        only_rows_learn = self.every_document and settings.method == "head" and self.head.has_rows_alone
+        self.row_step = RowStep(self.head, self.offset, self.relevance, size) if only_rows_learn else None
         groups = [Group(list(self.head.parameters()), settings.head_rate)]
         if self.encoder.adapter is not None:
             groups.append(Group(list(self.encoder.adapter.parameters()), settings.adapter_rate, settings.adapter_decay))
@@ -270,23 +275,25 @@ class Trainer:
     def step(self, rows: NDArray[np.int64]) -> float:
         """One update of everything that is trained; returns the batch's mean loss."""
         self.optimizer.zero_grad()
-        loss = self.backward(torch.from_numpy(rows))
+        loss = self.backward(rows)
         if self.treat is not None:
             self.treat(self.optimizer.parameters, self.epoch_running)
         self.optimizer.step()
         return loss
 
-    def backward(self, rows: Tensor) -> float:
+    def backward(self, rows: NDArray[np.int64]) -> float:
         """The gradients of a batch put in place; returns its mean loss."""
-        if self.only_rows_learn:
-            hidden = self.with_dropout(self.hidden(rows))
-            offset, relevance = (every.index_select(0, rows) for every in (self.offset, self.relevance))
-            loss = self.head.rows_gradient(hidden, offset, relevance)
-            self.penalty().backward()  # type: ignore[no-untyped-call]
-            return loss
-        mean = self.loss(rows)
-        (mean + self.penalty()).backward()  # type: ignore[no-untyped-call]
-        return float(mean.detach())
+        further = self.further_penalty()
+        if self.row_step is not None:
+            hidden = self.with_dropout(self.hidden(torch.from_numpy(rows)))
+            loss = self.row_step.gradients(rows, hidden, self.strength)
+        else:
+            mean = self.loss(torch.from_numpy(rows))
+            further = mean + self.penalty() + (0.0 if further is None else further)
+            loss = float(mean.detach())
+        if further is not None:
+            further.backward()  # type: ignore[no-untyped-call]
+        return loss
 
     def loss(self, rows: Tensor) -> Tensor:
         """Mean loss of the questions of a batch (b,)."""
@@ -297,16 +304,19 @@ class Trainer:
         """Each number of h set to 0 with the chance `dropout`, in 256ths: no row may lean on a few of them."""
         if not self.settings.dropout:
             return hidden_states
-        size = hidden_states.numel()
-        drawn = np.asarray(self.dropped.random_raw(-(-size // 8))).view(np.uint8)[:size]  # a byte a number
-        kept = drawn >= round(256 * self.settings.dropout)
-        mask = torch.from_numpy(kept.astype(np.float32)).view(hidden_states.shape)
-        return hidden_states * mask if hidden_states.requires_grad else hidden_states.mul_(mask)
+        if hidden_states.requires_grad:
+            return hidden_states * self.with_dropout(torch.ones(hidden_states.shape))
+        written, limit = hidden_states.numpy(), round(256 * self.settings.dropout)
+        at_once = max(1, DRAWN_AT_ONCE // written.shape[1])
+        for part in (written[start : start + at_once] for start in range(0, len(written), at_once)):
+            drawn = np.asarray(self.dropped.random_raw(-(-part.size // 8))).view(np.uint8)  # a byte a number
+            np.multiply(part, (drawn[: part.size] >= limit).reshape(part.shape), out=part)
+        return hidden_states
 
     def hidden(self, rows: Tensor) -> Tensor:
-        """Hidden states (b, d): cached ones, or through the adapter."""
+        """Hidden states (b, d): a batch of the cached ones, until the next, or through the adapter."""
         if not self.token_ids:
-            return self.hidden_states.index_select(0, rows)  # a tenth of the time of [rows]
+            return torch.index_select(self.hidden_states, 0, rows, out=self.inputs[: len(rows)])
         token_ids = [self.token_ids[row] for row in rows.tolist()]
         groups = of_like_length(token_ids)
         passes = [self.encoder.hidden_states([token_ids[place] for place in group]) for group in groups]
@@ -319,11 +329,20 @@ class Trainer:
     def penalty(self) -> Tensor:
         """The pull of rows and query map to 0."""
         if self.settings.query_map:
-            pull: Tensor = self.settings.map_penalty / len(self.training) * self.head.map.square().sum()
+            pull: Tensor = self.strength * self.head.map.square().sum()
             return pull
-        strength = 1 / (2 * self.settings.inverse_penalty * len(self.training))
-        penalty: Tensor = strength * (2 * self.head.log_scale).exp() * self.head.rows.square().sum()
+        penalty: Tensor = self.strength * (2 * self.head.log_scale).exp() * self.head.rows.square().sum()
         return penalty
+
+    @property
+    def strength(self) -> float:
+        """How much the penalty on |M|^2 or s^2 |r|^2 counts."""
+        strength = self.settings.map_penalty if self.settings.query_map else 0.5 / self.settings.inverse_penalty
+        return strength / len(self.training)
+
+    def further_penalty(self) -> Tensor | None:
+        """What else pulls on everything that is trained; nothing here."""
+        return None
 
     # ---------------------------------------------------------------- scores, and what is trained as named tensors
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -203,12 +204,20 @@ def _read(documents: Sequence[Document], encoder: Encoder, report: Silent, keep:
     with encoder.untrained(), report.track("reading the documents' tokens", len(documents)) as advance:
         texts = [document.full_text for document in documents]
         parts = [texts[start : start + DOCUMENTS_AT_ONCE] for start in range(0, len(texts), DOCUMENTS_AT_ONCE)]
-        unread = iter(documents)
-        for part, (states, found) in zip(parts, encoder.read_parts(parts, advance), strict=True):
-            if keep is not None:
-                keep(part, states)
-            for tokens in found:
-                yield _by_sentence(next(unread), tokens)
+        if keep is None:
+            read = (encoder.token_states(part, advance) for part in parts)
+        else:
+            read = _read_and_kept(parts, encoder, advance, keep)
+        for document, tokens in zip(documents, chain.from_iterable(read), strict=True):
+            yield _by_sentence(document, tokens)
+
+
+def _read_and_kept(
+    parts: Sequence[Sequence[str]], encoder: Encoder, advance: Callable[[int], None], keep: Keep
+) -> Iterator[Sequence[TokenStates]]:
+    for part, (states, tokens) in zip(parts, encoder.read_parts(parts, advance), strict=True):
+        keep(part, states)
+        yield tokens
 
 
 def _by_sentence(document: Document, tokens: TokenStates) -> _Read:

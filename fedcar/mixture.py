@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
-from fedcar.head import candidate_slopes
+from fedcar.head import Relevant, candidate_slopes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,7 +37,7 @@ def fit_mixture(
     kept = (relevance > 0).any(1) & ~(relevance > 0).all(1)
     if not kept.any():
         return prior
-    inputs, targets = torch.from_numpy(features[kept]), torch.from_numpy(relevance[kept])
+    inputs, relevant = torch.from_numpy(features[kept]), Relevant.of(torch.from_numpy(relevance[kept]))
     spread = (inputs - inputs.mean(1, keepdim=True)).square().mean((0, 1)).sqrt()
     speaks = spread > LEAST_SPREAD  # a feature that is the same for all candidates says nothing: its weight stays
     learned = speaks if free is None else speaks & torch.from_numpy(free)
@@ -46,17 +46,17 @@ def fit_mixture(
     offset = (inputs / spread) @ torch.where(learned, 0.0, start)
     inputs, places = (inputs / spread)[..., learned], learned.nonzero().squeeze(1).numpy()
     start = start[learned]
-    counts = torch.ones(len(targets)) if importance is None else torch.from_numpy(importance[kept])
-    counts = counts / counts.sum().clamp(min=1e-9)
-    strength = STRENGTH + STRENGTH_OF_ONE_QUESTION / len(targets)
+    counts = np.ones(len(inputs), dtype=np.float32) if importance is None else importance[kept]
+    counts = counts / max(counts.sum(), np.float32(1e-9))
+    strength = STRENGTH + STRENGTH_OF_ONE_QUESTION / len(inputs)
 
     def loss_and_gradient(values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         weights = torch.tensor(values, dtype=torch.float32)
-        losses, slopes = candidate_slopes(offset + inputs @ weights, targets)
+        slopes = offset + inputs @ weights
+        loss = candidate_slopes(slopes, relevant, counts)
         away = weights - start
-        loss = counts @ losses + strength * away.square().sum()
-        gradient = (counts[:, None] * slopes).flatten() @ inputs.flatten(0, 1) + 2 * strength * away
-        return float(loss), gradient.double().numpy()
+        gradient = slopes.flatten() @ inputs.flatten(0, 1) + 2 * strength * away
+        return loss + strength * float(away.square().sum()), gradient.double().numpy()
 
     options = {"maxiter": ITERATIONS}
     found = minimize(loss_and_gradient, start.double().numpy(), jac=True, method="L-BFGS-B", options=options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 KINDS = ("float32", "float16", "int8")
 BLOCK = 1 << 12  # rows made float32 at once
-PRODUCTS = 1 << 15  # rows that are float32 already, where only the best products are kept
+PRODUCTS = 1 << 15  # rows whose products are held at once
 HALF = np.float32(2.0**56)  # twice this power of two lies between a float16 and a float32 of the same bits
 
 
@@ -86,29 +87,24 @@ class Rows:
         return scores, places
 
     def _by_block(self, queries: NDArray[np.float32]) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-        """Parts of the rows and the products with them (n, b); through one buffer, as fresh memory costs more."""
-        exact = self.kind == "float32"
-        block = min(PRODUCTS if exact else BLOCK, len(self))
-        buffer = np.empty((0 if exact else block, self.shape[1]), dtype=np.float32)
-        half = HALF if self.kind == "float16" else np.float32(1)  # once on either side: nothing overflows
-        queries = queries * half
-        for start in range(0, len(self), max(1, block)):
-            part = slice(start, min(start + block, len(self)))
-            products: NDArray[np.float32] = queries @ self._widened(part, buffer).T
-            if not exact:
-                products *= half if self.scales is None else self.scales[part]
-            yield part, products
+        """Parts of the rows and the products with them (n, b), which those of the next part overwrite.
 
-    def _widened(self, part: slice, buffer: NDArray[np.float32]) -> NDArray[np.float32]:
-        """These rows without their scales; those of float16 as `with_moved_bits`."""
-        values = self.values[part]
-        if self.kind == "float32":
-            return values
-        found = buffer[: len(values)]
-        if self.kind == "float16":
-            return with_moved_bits(values, found)
-        np.copyto(found, values)
-        return found
+        Through one small buffer for all of them, as fresh memory costs more.
+        """
+        found = np.empty((len(queries), min(PRODUCTS, len(self))), dtype=np.float32)
+        buffer = np.empty((0 if self.kind == "float32" else min(BLOCK, len(self)), self.shape[1]), dtype=np.float32)
+        for start in range(0, len(self), PRODUCTS):
+            part = slice(start, min(start + PRODUCTS, len(self)))
+            values, products = self.values[part], found[:, : part.stop - start]
+            if self.kind == "float32":
+                np.matmul(queries, values.T, out=products)
+            elif self.kind == "float16" and "torch" in sys.modules and values.flags.writeable:
+                _multiply_by_torch(queries, values, buffer, products)
+            else:
+                _multiply(queries, values, buffer, products)
+            if self.scales is not None:
+                products *= self.scales[part]
+            yield part, products
 
     def arrays(self, name: str) -> dict[str, NDArray[Any]]:
         """What a file keeps of them, under this name."""
@@ -118,6 +114,42 @@ class Rows:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], name: str) -> Rows:
         return cls(arrays[name], arrays.get(f"{name}.scales"))
+
+
+def _multiply(
+    queries: NDArray[np.float32], values: NDArray[Any], buffer: NDArray[np.float32], out: NDArray[np.float32]
+) -> None:
+    """Queries (n, d) times values (b, d) of 16 or 8 bits, as many at once as the buffer has rows."""
+    half = np.float32(HALF if values.dtype == np.float16 else 1)  # once on either side: nothing overflows
+    queries = queries * half
+    for start in range(0, len(values), len(buffer)):
+        part = values[start : start + len(buffer)]
+        wide = buffer[: len(part)]
+        if values.dtype == np.float16:
+            with_moved_bits(part, wide)
+        else:
+            np.copyto(wide, part)
+        np.matmul(queries, wide.T, out=out[:, start : start + len(buffer)])
+    out *= half
+
+
+def _multiply_by_torch(
+    queries: NDArray[np.float32], values: NDArray[np.float16], buffer: NDArray[np.float32], out: NDArray[np.float32]
+) -> None:
+    """`_multiply` where torch is loaded, which converts float16 in one pass; it maps no array that is read-only.
+
+    Its products too: threads of its own beside those of numpy's wait for each other.
+    """
+    import torch
+
+    asked, stored, widened, found = map(torch.from_numpy, (queries, values, buffer, out))
+    for start in range(0, len(values), len(buffer)):
+        part = stored[start : start + len(buffer)]
+        wide = widened[: len(part)].copy_(part)
+        if len(asked) == 1:
+            torch.mv(wide, asked[0], out=found[0, start : start + len(buffer)])
+        else:
+            torch.mm(asked, wide.T, out=found[:, start : start + len(buffer)])
 
 
 def with_moved_bits(values: NDArray[np.float16], out: NDArray[np.float32]) -> NDArray[np.float32]:

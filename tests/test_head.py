@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedcar.errors import FedcarError
-from fedcar.head import KINDS, MANY_TIMES, Head, candidate_losses, candidate_slopes
+from fedcar.head import KINDS, MANY_TIMES, Head, Relevant, candidate_losses, candidate_slopes
+from fedcar.row_step import RowStep
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -136,11 +137,21 @@ def test_the_slopes_are_those_of_the_loss() -> None:
     with torch.no_grad():
         scores[2, 5] = -torch.inf
         relevance[2, 5] = 0.0
-    losses = candidate_losses(scores, relevance)
-    (expected,) = torch.autograd.grad(losses.sum(), scores)
-    found, slopes = candidate_slopes(scores.detach(), relevance)
-    torch.testing.assert_close(found, losses.detach())
+    importance = torch.tensor([0.5, 1.0, 2.0, 0.0, 1.0, 1.0])
+    loss = candidate_losses(scores, relevance) @ importance
+    (expected,) = torch.autograd.grad(loss, scores)
+    slopes = scores.detach().clone()
+    found = candidate_slopes(slopes, Relevant.of(relevance), importance.numpy())
+    assert found == pytest.approx(float(loss.detach()), rel=1e-6)
     torch.testing.assert_close(slopes, expected)
+
+
+def test_the_relevant_candidates_of_a_batch_are_those_of_its_questions() -> None:
+    relevance = torch.tensor([[0.0, 2.0, 1.0], [0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [1.0, 1.0, 2.0]])
+    found, expected = Relevant.of(relevance).take(np.array([3, 1, 0])), Relevant.of(relevance[[3, 1, 0]])
+    for part in ("starts", "questions", "candidates", "shares"):
+        np.testing.assert_array_equal(getattr(found, part), getattr(expected, part))
+    assert expected.shares.tolist() == [0.25, 0.25, 0.5, np.float32(2 / 3), np.float32(1 / 3)]
 
 
 @pytest.mark.parametrize("every_row", [True, False])
@@ -156,10 +167,13 @@ def test_the_written_gradient_of_the_rows_is_that_of_autograd(every_row: bool) -
     relevance[torch.arange(4), torch.tensor([0, 2, 7, 3])] = 1.0
     relevance[0, 3] = 0.5
     loss = candidate_losses(offset + head.learned(hidden_states, hidden_states), relevance).mean()
-    loss.backward()  # type: ignore[no-untyped-call]
+    (loss + 0.3 * (head.log_scale.exp() * head.rows).square().sum()).backward()  # type: ignore[no-untyped-call]
     expected = {name: parameter.grad for name, parameter in head.named_parameters()}
     head.zero_grad()
-    assert head.rows_gradient(hidden_states, offset, relevance) == pytest.approx(float(loss.detach()), rel=1e-6)
+    step, rows = RowStep(head, offset, relevance, batch_size=6), np.arange(5)
+    for order in (rows[3:], rows):  # what is held from one batch does not show in the next
+        found = step.gradients(order, hidden_states[order].clone(), strength=0.3)
+    assert found == pytest.approx(float(loss.detach()), rel=1e-6)
     for name, parameter in head.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-5, atol=1e-5)
 

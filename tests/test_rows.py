@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,11 @@ from fedcar.storage import mapped_tensors
 VECTORS = np.random.default_rng(0).standard_normal((50, 12)).astype(np.float32)
 QUERIES = np.random.default_rng(1).standard_normal((3, 12)).astype(np.float32)
 WORST = {"float32": 0.0, "float16": 2**-11, "int8": 0.5 / 127}  # of a row's largest entry
+
+
+def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a bundle, which has no torch."""
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -50,11 +56,31 @@ def test_the_nearest_rows_are_the_first_of_all_products(kind: str, monkeypatch: 
     assert stored.nearest(QUERIES, 0)[1].shape == (3, 0) == Rows(VECTORS[:0]).nearest(QUERIES, 2)[1].shape
 
 
-def test_every_float16_becomes_its_float32() -> None:
+@pytest.mark.parametrize("torch_is_loaded", [False, True])
+def test_every_float16_becomes_its_float32(torch_is_loaded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_torch(monkeypatch) if not torch_is_loaded else pytest.importorskip("torch")
     every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
     every = every[np.isfinite(every)].reshape(-1, 1)
     found = Rows(every).products(np.ones((1, 1), np.float32))[0]
     np.testing.assert_array_equal(found, every[:, 0].astype(np.float32))
+
+
+@pytest.mark.parametrize("queries", [QUERIES, QUERIES[:1]])
+def test_products_with_float16_are_the_same_with_torch_and_without(
+    queries: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.setattr(rows_module, "BLOCK", 7)
+    stored = Rows.of(VECTORS * np.float32(10.0) ** np.arange(-9, 3, dtype=np.float32), "float16")  # some are subnormal
+    read_only = Rows(stored.values.copy())
+    read_only.values.flags.writeable = False
+    expected = queries @ stored[:].T
+    np.testing.assert_allclose(stored.products(queries), expected, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(read_only.products(queries), expected, rtol=1e-5, atol=1e-4)
+    by_torch = stored.nearest(queries, 9)[1]
+    without_torch(monkeypatch)
+    np.testing.assert_allclose(stored.products(queries), expected, rtol=1e-5, atol=1e-4)
+    np.testing.assert_array_equal(stored.nearest(queries, 9)[1], by_torch)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -65,7 +91,7 @@ def test_rows_come_back_from_a_mapped_file(kind: str, tmp_path: Path) -> None:
     assert again.kind == kind and again.shape == (50, 12)
     np.testing.assert_array_equal(again[[3, 1, 1]], stored[[3, 1, 1]])
     np.testing.assert_array_equal(again[np.array([[0, 1], [2, 49]])], stored[:][[[0, 1], [2, 49]]])
-    np.testing.assert_array_equal(again.products(QUERIES), stored.products(QUERIES))
+    np.testing.assert_allclose(again.products(QUERIES), stored.products(QUERIES), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -32,16 +32,19 @@ class LocalTrainer(Trainer):
     proximal = 0.0
     anchor: Tensors = {}
 
-    def penalty(self) -> Tensor:
-        penalty = super().penalty() * self.share_of_questions
-        if self.proximal:
-            distance = [
-                (tensor - self.anchor[name].to(tensor.device)).square().sum().cpu()
-                for name, tensor in self.parameters().items()
-                if name in self.anchor
-            ]
-            penalty = penalty + self.proximal / 2 * torch.stack(distance).sum()
-        return penalty
+    @property
+    def strength(self) -> float:
+        return super().strength * self.share_of_questions
+
+    def further_penalty(self) -> Tensor | None:
+        if not self.proximal:
+            return None
+        distance = [
+            (tensor - self.anchor[name].to(tensor.device)).square().sum().cpu()
+            for name, tensor in self.parameters().items()
+            if name in self.anchor
+        ]
+        return self.proximal / 2 * torch.stack(distance).sum()
 
 
 class Client:
