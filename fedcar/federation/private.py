@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PRIVATE = "private.json"  # beside the history: the run's name, what it belongs to, where each ledger stood last
+COINS = "coins.json"  # unit "client" over a network: who was drawn for the exchange that is not done yet
 UNIT_NEEDS_CLIENTS = 200
 
 
@@ -156,7 +157,8 @@ def over_a_network(
 ) -> RemoteDevices | RemoteCohort:
     """The same behind a network: each device keeps its own ledger, for unit "client" the server."""
     if plan.target.unit == "client":
-        return RemoteCohort(network, plan, device("server", None, plan, place, books, 0), rounds)
+        door = device("server", None, plan, place, books, 0)
+        return RemoteCohort(network, plan, door, rounds, place.folder / COINS)
     return RemoteDevices(network, plan, place.heads, rounds)
 
 
