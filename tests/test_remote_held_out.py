@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from command import learnable
-from wire import over_wire
+from wire import check_fields, marked, over_wire
 
 from fedcar.collection import Collection
 from fedcar.encoder import Encoder
@@ -83,6 +83,23 @@ def test_devices_choose_as_the_server_would_with_the_same_questions(
         counted = [record["held_out"]["right"] / record["held_out"]["questions"] for record in second["rounds"]]
         assert counted[1:] == pytest.approx([record["selection"] for record in first["rounds"][:-1]])
         assert all(record["selection"] is None for record in second["rounds"])
+
+
+@pytest.mark.parametrize("method", ["ridge", "head"])
+def test_nothing_but_the_reply_leaves(
+    collection: Collection, encoder: Path, cache: Path, tmp_path: Path, method: str
+) -> None:
+    """Where devices count on held-out questions: every payload of the whole run, held-out questions marked too."""
+    replies: list[Any] = []
+    kept = dict.fromkeys(("client-1", "client-2"), lambda request, reply: replies.append(reply) or reply)
+    run(marked(collection), encoder, cache, tmp_path / "run", method, own_dev=False, spoil=kept)
+    sums = {"gram", "columns", "cross", "counts", "data", "grams", "starts"}
+    own = {"statistics": sums, "taught": {"right"}, "unseen": set()}
+    if method != "ridge":
+        own = {"train": {name for reply in replies if reply.kind == "train" for name in reply.tensors}}
+        assert {name.split("/")[0] for name in own["train"]} == {"update"}
+    mixture = {"spread": {"spread"}, "sums": {"gradient", "hessian"}}
+    check_fields(replies, collection, {"enrol": {"row_questions"}, "count": {"right"}, **mixture, **own})
 
 
 def test_without_any_held_out_question_there_is_nothing_to_choose_by(
