@@ -258,7 +258,7 @@ def _go(place: ServerFolder, folder: Path, *, resume: bool, detach: bool, as_jso
         return
     report = Console()
     report.say(f"run {folder.name}")
-    with deploy_run.one_run(place), live_table() as watch:
+    with deploy_run.one_run(place, folder.name), live_table() as watch:
         go_on = f"fedcar resume {folder.name} --data-dir {place.folder}"
         try:
             result = deploy_run.start(place, folder, resume=resume, report=report, watch=watch)
@@ -321,7 +321,7 @@ def status(data_dir: Path, as_json: bool) -> None:
     for name, state in found["devices"].items():
         click.echo(f"device {name}: {state}")
     for one in found["runs"]:
-        state = "finished" if one["finished"] else "on" if found["run_on"] and one == found["runs"][-1] else "stopped"
+        state = "finished" if one["finished"] else "on" if one["on"] else "stopped"
         selection = "" if one["selection"] is None else f", selection {one['selection']:.3f}"
         of = f" of {one['of']}" if one["of"] else ""
         click.echo(f"{one['run']}: {one['method']}, {one['rounds']}{of} rounds{selection}, {state}")

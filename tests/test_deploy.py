@@ -229,12 +229,18 @@ def test_status_and_doctor_of_a_server_that_does_not_run(place: deploy.ServerFol
     options = deploy_run.RunOptions("head", "full", {"rounds": 4})
     run = deploy_run.new_run(place, options)
     (run / "history.jsonl").write_text('{"round": 1, "selection": 0.5}\n{"round": 2, "sel')
+    later = deploy_run.new_run(place, options)
+    (later / "run.json").unlink()  # what a crash leaves that comes before it
     found = fedcar("status", "--data-dir", place.folder, "--json").json
     assert found["serving"] is False and found["devices"] == {}
     assert found["runs"] == [
-        {"run": run.name, "method": "head", "rounds": 1, "of": 4, "selection": 0.5, "finished": False}
+        {"run": run.name, "method": "head", "rounds": 1, "of": 4, "selection": 0.5, "finished": False, "on": False}
     ]
     assert (run / "history.jsonl").read_text().endswith('"sel'), "status changes nothing"
+    deploy_run.new_run(place, options)
+    with deploy_run.one_run(place, run.name):  # the former one was resumed
+        lines = fedcar("status", "--data-dir", place.folder).out.splitlines()
+    assert [line.rsplit(", ", 1)[1] for line in lines[1:]] == ["on", "stopped"]
     os.chmod(place.secret, 0o644)
     result = fedcar("doctor", "--data-dir", place.folder, "--json")
     checks = {one["what"]: one for one in result.json["checks"]}

@@ -17,7 +17,7 @@ from fedcar import __version__
 from fedcar.errors import FedcarError
 from fedcar.federation import deploy_keys as keys
 from fedcar.federation.processes import Child, check_port, free_port
-from fedcar.storage import write_json
+from fedcar.storage import replace_json
 
 if TYPE_CHECKING:
     from fedcar.federation.flower import Link
@@ -86,12 +86,19 @@ class ServerFolder:
             return not _locks(stream, fcntl.LOCK_SH)
 
     @contextmanager
-    def locked(self, name: str) -> Iterator[bool]:
-        """Hold a lock of the folder, which ends with the process; False where another process has it."""
+    def locked(self, name: str, what: str = "") -> Iterator[bool]:
+        """Hold a lock of the folder, which ends with the process; False where another process has it.
+
+        The lock's file says `what` it is held for.
+        """
         with _lock_file(self.folder / name) as stream:
             end = time.monotonic() + LOOKED_AT_SECONDS  # somebody may just be looking whether it is held
             while not (free := _locks(stream, fcntl.LOCK_EX)) and time.monotonic() < end:
                 time.sleep(0.05)
+            if free:
+                stream.truncate()
+                stream.write(what)
+                stream.flush()
             yield free
 
 
@@ -144,7 +151,7 @@ def prepare_server(
     keys.make_certificate(place.folder, "link", LOOPBACK)
     if not place.secret.exists():
         keys.write_private(place.secret, secrets.token_hex(32).encode())
-    write_json(place.file, asdict(settings))
+    replace_json(place.file, asdict(settings))
     return settings
 
 
@@ -234,12 +241,10 @@ def enroll(place: ServerFolder, public: Path, address: str | None, out: Path | N
         raise FedcarError(f"{place.folder}: no fedcar serve runs there; start it first")
     if name not in known:
         known[name] = {"node": place.link().register(key, name), "key": fingerprint}
-        whole = place.folder / ".nodes.json"
-        write_json(whole, known)
-        whole.replace(place.nodes_file)
+        replace_json(place.nodes_file, known)
     file = out or public.with_suffix(".join")
     given = place.folder / "front-ca.pem"
-    write_json(
+    replace_json(
         file,
         {
             "format": FORMAT, "fedcar": __version__, "node": name, "id": known[name]["node"], "key": fingerprint,

@@ -121,6 +121,7 @@ def make_certificate(folder: Path, name: str, hosts: list[str], days: int = SERV
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(issuer_key, critical=False)
     )
+    certificate.unlink(missing_ok=True)  # a crash between the two leaves none, and both are made again
     write_private(folder / f"{name}.key", _private_pem(key))
     certificate.write_bytes(builder.sign(authority_key, hashes.SHA384()).public_bytes(PEM))
 

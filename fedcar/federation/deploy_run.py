@@ -14,7 +14,7 @@ from fedcar import __version__
 from fedcar.errors import FedcarError, quoted
 from fedcar.federation.deploy import ServerFolder
 from fedcar.progress import Silent
-from fedcar.storage import write_json
+from fedcar.storage import replace_json, written_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +27,7 @@ OPTIONS = "run.json"
 ENROLMENT = "enrolment.safetensors"
 DEVICES = "devices.json"  # who takes part in a run under epsilon, which has no enrolment: n_i is a question's too
 RETRIEVER = "retriever"
+LOCK = "run.lock"
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def new_run(place: ServerFolder, options: RunOptions) -> Path:
         name, number = f"{stem}-{number}", number + 1
     run = place.runs / name
     run.mkdir()
-    write_json(run / OPTIONS, asdict(options))
+    replace_json(run / OPTIONS, asdict(options))
     return run
 
 
@@ -159,9 +160,8 @@ def kept_enrolment(run: Path, network: RemoteNetwork, quorum: float, report: Sil
         for name, reason in network.enrol(quorum).items():
             report.say(f"{name} takes no part: {reason}")
         enrolled = [client.enrol() for client in network.clients.values()]
-        whole = run / f".{ENROLMENT}"
-        save_file({f"{one.questions}@{one.client}": one.row_questions for one in enrolled}, whole)
-        whole.replace(file)
+        with written_whole(file) as new:
+            save_file({f"{one.questions}@{one.client}": one.row_questions for one in enrolled}, new)
     return {name: client.enrol().questions for name, client in network.clients.items()}
 
 
@@ -174,16 +174,14 @@ def kept_mixture(run: Path, network: RemoteNetwork) -> tuple[Any, int]:
         content = json.loads(file.read_text(encoding="utf-8"))
         return np.array(content["weights"], dtype=np.float32), content["exchanges"]
     weights, exchanges = network.mixture()
-    whole = run / ".mixture.json"
-    write_json(whole, {"weights": [float(one) for one in weights], "exchanges": exchanges})
-    whole.replace(file)
+    replace_json(file, {"weights": [float(one) for one in weights], "exchanges": exchanges})
     return weights, exchanges
 
 
 @contextmanager
-def one_run(place: ServerFolder) -> Iterator[None]:
+def one_run(place: ServerFolder, run: str = "") -> Iterator[None]:
     """Refuse a second run while one is on."""
-    with place.locked("run.lock") as free:
+    with place.locked(LOCK, run) as free:
         if not free:
             raise FedcarError(f"{place.folder}: a run is on; see fedcar status, and wait for it or stop it")
         yield
@@ -259,9 +257,11 @@ def status(place: ServerFolder) -> dict[str, Any]:
     serving, states = place.serving(), {}
     if serving:
         states = {node.id: "online" if node.online else "offline" for node in place.link().nodes().values()}
-    on = place.held("run.lock")
+    on = place.held(LOCK)
+    running = (place.folder / LOCK).read_text(encoding="utf-8") if on else ""
     devices = {name: states.get(int(node["node"]), "unknown") for name, node in sorted(place.nodes().items())}
-    runs = [_run_status(run) for run in sorted(place.runs.glob("run-*"))] if place.runs.exists() else []
+    folders = [file.parent for file in sorted(place.runs.glob(f"run-*/{OPTIONS}"))]
+    runs = [{**_run_status(run), "on": run.name == running} for run in folders]
     return {
         "server": f"{served.host}:{served.port}", "serving": serving, "run_on": on, "devices": devices, "runs": runs,
     }  # fmt: skip

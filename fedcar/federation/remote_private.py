@@ -27,7 +27,7 @@ from fedcar.privacy.release import Release
 from fedcar.private_devices import Answers, Device, Order, poisson
 from fedcar.private_plan import HELD_OUT, PrivatePlan
 from fedcar.private_sums import BELOW, COUNT, ROWS, Tensors
-from fedcar.storage import write_json
+from fedcar.storage import replace_json, written_whole
 
 ROUNDING = 1e-4  # by which the length of an honest device's mean may stand above its bound
 
@@ -195,9 +195,7 @@ class RemoteCohort:
             if kept["exchange"] == order.number:
                 return [str(name) for name in kept["clients"]]
         drawn = [self.names[place] for place in poisson(len(self.names), order.release.sampling_rate).tolist()]
-        whole = self.coins.with_name(f".{self.coins.name}")
-        write_json(whole, {"exchange": order.number, "clients": drawn})
-        whole.replace(self.coins)
+        replace_json(self.coins, {"exchange": order.number, "clients": drawn})
         return drawn
 
     def _summed(self, order: Order) -> dict[str, Tensor]:
@@ -259,10 +257,8 @@ class Exchanges:
 
     def put(self, record: Mapping[str, Any], sums: Mapping[str, Tensor]) -> None:
         self.folder.mkdir(exist_ok=True)
-        file = self._file(record["round"])
-        whole = file.with_suffix(".new")
-        save_file({name: tensor.contiguous() for name, tensor in sums.items()}, whole, {"record": json.dumps(record)})
-        whole.replace(file)
+        with written_whole(self._file(record["round"])) as new:
+            save_file({name: tensor.contiguous() for name, tensor in sums.items()}, new, {"record": json.dumps(record)})
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{number:06}.safetensors"
