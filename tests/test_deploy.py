@@ -36,6 +36,9 @@ def joined(place: deploy.ServerFolder, tmp_path: Path, monkeypatch: pytest.Monke
     """A device's folder with key and join file; the SuperLink's part of enrolling is played."""
 
     class Played:
+        def nodes(self) -> dict[int, object]:
+            return {}
+
         def register(self, key: bytes, name: str) -> int:
             return 17
 
@@ -64,6 +67,34 @@ def test_enrolling_again_writes_the_same_and_another_key_is_refused(joined: Path
     assert "another key is enrolled" in line
     (joined / "b.pub").write_bytes((joined / "a.pub").read_bytes().replace(b" a\n", b" b\n"))
     assert "enrolled as a" in one_line(fedcar("enroll", joined / "b.pub", "--data-dir", place.folder))
+
+
+def test_enrolling_waits_for_a_superlink_that_is_starting(
+    place: deploy.ServerFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys.keygen(tmp_path, "a")
+    tries: list[int] = []
+
+    class Starting:
+        def nodes(self) -> dict[int, object]:
+            tries.append(1)
+            if len(tries) < 3:
+                raise ConnectionRefusedError
+            return {}
+
+        def register(self, key: bytes, name: str) -> int:
+            return 17
+
+    monkeypatch.setattr(deploy.ServerFolder, "link", lambda self: Starting())
+    assert 'start it, and wait until it says "serving on"' in one_line(
+        fedcar("enroll", tmp_path / "a.pub", "--data-dir", place.folder)
+    )
+    serving = [False, True]
+    monkeypatch.setattr(deploy.ServerFolder, "serving", lambda self: serving.pop())
+    line = one_line(fedcar("enroll", tmp_path / "a.pub", "--data-dir", place.folder))
+    assert "its SuperLink does not answer" in line and "superlink.log" in line
+    monkeypatch.setattr(deploy.ServerFolder, "serving", lambda self: True)
+    assert fedcar("enroll", tmp_path / "a.pub", "--data-dir", place.folder).code == 0 and len(tries) == 3
 
 
 def join(folder: Path, collection: Path, *more: object) -> str:

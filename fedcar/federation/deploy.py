@@ -26,6 +26,7 @@ FORMAT = 1
 START_SECONDS = 90.0
 LOOKED_AT_SECONDS = 0.5
 LOOPBACK = ["127.0.0.1", "localhost"]
+NOT_SERVED = 'no fedcar serve runs there; start it, and wait until it says "serving on"'
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,10 @@ class ServerFolder:
     def settings(self) -> ServerSettings:
         """FedcarError where there is no server yet, or one of a later fedcar."""
         if not self.file.exists():
-            raise FedcarError(f"{self.folder}: no server's folder; make one with fedcar serve --data-dir {self.folder}")
+            raise FedcarError(
+                f"{self.folder}: no server's folder; make one with fedcar serve --data-dir {self.folder} (one that was "
+                'just started is there once it says "serving on")'
+            )
         content = json.loads(self.file.read_text(encoding="utf-8"))
         if content["format"] > FORMAT:
             raise FedcarError(f"{self.file}: written by a later fedcar ({content['version']}); update this one")
@@ -75,6 +79,19 @@ class ServerFolder:
 
         address = f"127.0.0.1:{self.settings().link_port}"
         return Link(address, self.ca.read_bytes(), self.secret.read_bytes())
+
+    def reached(self, seconds: float = START_SECONDS) -> Link:
+        """The connection, once the SuperLink answers: it may be starting, or be started again. FedcarError if not."""
+        link, end = self.link(), time.monotonic() + seconds
+        while True:
+            try:
+                link.nodes()
+                return link
+            except Exception as error:
+                if time.monotonic() > end or not self.serving():
+                    log = self.folder / "superlink.log"
+                    raise FedcarError(f"{self.folder}: its SuperLink does not answer; {log} says why") from error
+            time.sleep(0.2)
 
     def serving(self) -> bool:
         """Whether fedcar serve runs on this folder."""
@@ -127,7 +144,7 @@ def prepare_server(
 
     bind = bind or host
     check_port(bind, port, "--port")
-    documents = documents_fingerprint(Collection.read(collection))
+    documents = documents_fingerprint(Collection.read(collection, part=True))
     model = Encoder.load(encoder, pooling)
     link_port = free_port()
     settings = ServerSettings(
@@ -238,9 +255,9 @@ def enroll(place: ServerFolder, public: Path, address: str | None, out: Path | N
     if taken := [other for other, node in known.items() if node["key"] == fingerprint and other != name]:
         raise FedcarError(f"{public}: this key is enrolled as {taken[0]}; one device has one name")
     if not place.serving():
-        raise FedcarError(f"{place.folder}: no fedcar serve runs there; start it first")
+        raise FedcarError(f"{place.folder}: {NOT_SERVED}")
     if name not in known:
-        known[name] = {"node": place.link().register(key, name), "key": fingerprint}
+        known[name] = {"node": place.reached().register(key, name), "key": fingerprint}
         replace_json(place.nodes_file, known)
     file = out or public.with_suffix(".join")
     given = place.folder / "front-ca.pem"

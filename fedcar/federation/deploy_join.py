@@ -131,7 +131,7 @@ def join(
         flower.knows(file.address, file.ca.encode(), keys.read_private(key), file.id, make_room=True)
 
     knock()
-    loaded = Collection.read(collection)
+    loaded = Collection.read(collection, part=True)
     if (documents := documents_fingerprint(loaded)) != file.documents:
         raise FedcarError(
             f"{collection}: its documents differ from the server's ({documents[:12]}, there {file.documents[:12]}); "

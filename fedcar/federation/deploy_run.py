@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedcar import __version__
 from fedcar.errors import FedcarError, quoted
-from fedcar.federation.deploy import ServerFolder
+from fedcar.federation.deploy import NOT_SERVED, ServerFolder
 from fedcar.progress import Silent
 from fedcar.storage import replace_json, written_whole
 
@@ -28,6 +28,7 @@ ENROLMENT = "enrolment.safetensors"
 DEVICES = "devices.json"  # who takes part in a run under epsilon, which has no enrolment: n_i is a question's too
 RETRIEVER = "retriever"
 LOCK = "run.lock"
+LOOK = 3.0  # seconds in which a SuperLink answers that is not being started
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ def one_run(place: ServerFolder, run: str = "") -> Iterator[None]:
 def check_serving(place: ServerFolder) -> None:
     """Refuse a run without a server."""
     if not place.serving():
-        raise FedcarError(f"{place.folder}: no fedcar serve runs there; start it first")
+        raise FedcarError(f"{place.folder}: {NOT_SERVED}")
 
 
 def start(
@@ -213,7 +214,7 @@ def start(
     nodes = {name: int(node["node"]) for name, node in place.nodes().items()}
     if not nodes:
         raise FedcarError(f"{place.folder}: no device is enrolled; fedcar keygen there, then fedcar enroll here")
-    collection = Collection.read(served.collection)
+    collection = Collection.read(served.collection, part=True)
     model = Encoder.load(served.encoder, served.pooling)
     rounds = RoundSettings(**options.rounds)
     if not (run / ENROLMENT).exists() and not (run / DEVICES).exists():
@@ -236,8 +237,8 @@ def start(
 
 def online(place: ServerFolder, nodes: Mapping[str, int], report: Silent, seconds: float = 20.0) -> dict[str, int]:
     """The devices that are there now; waits a little for all of them."""
+    link = place.reached()
     end = time.monotonic() + seconds
-    link = place.link()
     while True:
         known = link.nodes()
         there = {name: node for name, node in nodes.items() if node in known and known[node].online}
@@ -256,7 +257,9 @@ def status(place: ServerFolder) -> dict[str, Any]:
     served = place.settings()
     serving, states = place.serving(), {}
     if serving:
-        states = {node.id: "online" if node.online else "offline" for node in place.link().nodes().values()}
+        with suppress(FedcarError):  # devices are "unknown" while the SuperLink starts
+            nodes = place.reached(LOOK).nodes().values()
+            states = {node.id: "online" if node.online else "offline" for node in nodes}
     on = place.held(LOCK)
     running = (place.folder / LOCK).read_text(encoding="utf-8") if on else ""
     devices = {name: states.get(int(node["node"]), "unknown") for name, node in sorted(place.nodes().items())}
