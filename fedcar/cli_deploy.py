@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -265,12 +265,13 @@ def _go(place: ServerFolder, folder: Path, *, resume: bool, detach: bool, as_jso
         except KeyboardInterrupt:
             report.say(f"finished rounds are kept: {go_on} goes on")
             raise
-        except FedcarError as error:
-            raise FedcarError(str(error).replace("go on with --resume", f"go on with {go_on}")) from error
-        except Exception as error:  # safetensors hands on the system's error as text
-            if getattr(error, "errno", 0) != errno.ENOSPC and "No space left" not in str(error):
+        except Exception as error:
+            if deploy_run.is_full(folder, error):
+                raise FedcarError(f"{folder}: no space left on the disk; make room, then {go_on}") from error
+            if not isinstance(error, FedcarError):
                 raise
-            raise FedcarError(f"{folder}: no space left on the disk; make room, then {go_on}") from error
+            says = re.sub(r", or lower the quorum \(\S+\),", "", str(error))  # what a run was started with stays
+            raise FedcarError(says.replace("go on with --resume", f"go on with {go_on}")) from error
     if as_json:
         click.echo(json.dumps(result, ensure_ascii=False))
     else:

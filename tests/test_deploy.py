@@ -20,6 +20,7 @@ from served import Upstream, one_line  # noqa: E402
 
 from fedcar import __version__  # noqa: E402
 from fedcar.collection import Collection  # noqa: E402
+from fedcar.errors import FedcarError  # noqa: E402
 from fedcar.federation import deploy, deploy_front, deploy_run  # noqa: E402
 from fedcar.federation import deploy_keys as keys  # noqa: E402
 from fedcar.federation.processes import free_port  # noqa: E402
@@ -254,6 +255,26 @@ def test_a_full_disk_on_the_server_is_one_line(place: deploy.ServerFolder, monke
         result = fedcar("run", "--data-dir", place.folder, "--no-privacy")
         last = result.err.splitlines()[-1]
         assert result.code == 1 and "no space left on the disk; make room, then fedcar resume run-" in last
+
+
+def test_a_disk_that_is_full_for_the_superlink_is_named_too(
+    place: deploy.ServerFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It only stops to answer then, and the run finds no devices."""
+    monkeypatch.setattr(deploy.ServerFolder, "serving", lambda self: True)
+
+    def nobody(*_: Any, **__: Any) -> None:
+        raise FedcarError("too few devices: bring devices back, or lower the quorum (0.5), and go on with --resume")
+
+    monkeypatch.setattr(deploy_run, "start", nobody)
+    usage = deploy_run.shutil.disk_usage(place.folder)
+    for free, says in (
+        (1 << 30, "bring devices back and go on with fedcar resume run-"),
+        (0, "no space left on the disk; make room, then fedcar resume run-"),
+    ):
+        monkeypatch.setattr(deploy_run.shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
+        result = fedcar("run", "--data-dir", place.folder, "--no-privacy")
+        assert result.code == 1 and says in result.err.splitlines()[-1]
 
 
 def test_status_and_doctor_of_a_server_that_does_not_run(place: deploy.ServerFolder) -> None:

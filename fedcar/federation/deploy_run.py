@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -28,6 +30,7 @@ ENROLMENT = "enrolment.safetensors"
 DEVICES = "devices.json"  # who takes part in a run under epsilon, which has no enrolment: n_i is a question's too
 RETRIEVER = "retriever"
 LOCK = "run.lock"
+NO_SPACE = 1 << 20  # bytes free
 LOOK = 3.0  # seconds in which a SuperLink answers that is not being started
 
 
@@ -250,6 +253,13 @@ def online(place: ServerFolder, nodes: Mapping[str, int], report: Silent, second
     for name in sorted(set(nodes) - set(there)):
         report.say(f"{name} is not online and takes no part")
     return there
+
+
+def is_full(folder: Path, error: Exception) -> bool:
+    """Whether this error is a full disk's: safetensors says so in words, and a SuperLink there only stops answering."""
+    if getattr(error, "errno", 0) == errno.ENOSPC or "No space left" in str(error):
+        return True
+    return isinstance(error, FedcarError) and shutil.disk_usage(folder).free < NO_SPACE
 
 
 def status(place: ServerFolder) -> dict[str, Any]:
