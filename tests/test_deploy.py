@@ -23,7 +23,7 @@ from fedcar.collection import Collection  # noqa: E402
 from fedcar.errors import FedcarError  # noqa: E402
 from fedcar.federation import deploy, deploy_front, deploy_run  # noqa: E402
 from fedcar.federation import deploy_keys as keys  # noqa: E402
-from fedcar.federation.processes import free_port  # noqa: E402
+from fedcar.federation.processes import free_port, locked  # noqa: E402
 from fedcar.privacy.ledger import Budget, Ledger  # noqa: E402
 
 pytest_plugins = ("served",)
@@ -128,6 +128,16 @@ def test_a_key_that_nobody_enrolled_is_named(joined: Path, collection: Path, fro
         assert result.code == 1 and says in checks["enrolment"]["says"] and checks["certificate"]["fine"]
 
 
+def test_a_device_is_joined_once(joined: Path, collection: Path, front: str) -> None:
+    """Two of them would sign each other off for ever."""
+    told = json.loads((joined / "a.join").read_text())
+    (joined / "a.join").write_text(json.dumps({**told, "address": front.removeprefix("https://")}))
+    (joined / "a.node").mkdir()
+    with locked(joined / "a.node" / "join.lock"):
+        assert "a is joined already by another process" in join(joined, collection)
+    assert not Upstream.asked, "the first one was not signed off"
+
+
 def test_another_encoder_or_collection_at_join_is_named(
     joined: Path, collection: Path, front: str, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,6 +223,11 @@ def test_serving_with_what_does_not_fit_is_one_line(
     line = serve("--port", free_port(), "--collection", collection, "--encoder", encoder, folder=tmp_path / "full")
     assert "is no server's folder" in line
     assert "go together" in serve("--port", free_port(), "--certificate", "x.pem")
+    own = [f"--certificate{end}" for end in ("", "-key", "-authority")]
+    keys.make_certificate(place.folder, "front", ["127.0.0.1"])
+    files = place.folder / "front.pem", place.folder / "link.key", place.ca
+    line = serve("--port", free_port(), *(word for pair in zip(own, files, strict=True) for word in pair))
+    assert "is not the key of" in line
     with place.locked("serve.lock"):
         assert "is being served already" in serve("--port", free_port())
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import secrets
+import ssl
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from fedcar import __version__
 from fedcar.errors import FedcarError
 from fedcar.federation import deploy_keys as keys
-from fedcar.federation.processes import Child, check_port, free_port
+from fedcar.federation.processes import Child, check_port, free_port, held, locked
 from fedcar.storage import replace_json
 
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 START_SECONDS = 90.0
-LOOKED_AT_SECONDS = 0.5
 LOOPBACK = ["127.0.0.1", "localhost"]
 NOT_SERVED = 'no fedcar serve runs there; start it, and wait until it says "serving on"'
 
@@ -99,36 +97,11 @@ class ServerFolder:
 
     def held(self, name: str) -> bool:
         """Whether a process holds this lock of the folder."""
-        with _lock_file(self.folder / name) as stream:
-            return not _locks(stream, fcntl.LOCK_SH)
+        return held(self.folder / name)
 
-    @contextmanager
-    def locked(self, name: str, what: str = "") -> Iterator[bool]:
-        """Hold a lock of the folder, which ends with the process; False where another process has it.
-
-        The lock's file says `what` it is held for.
-        """
-        with _lock_file(self.folder / name) as stream:
-            end = time.monotonic() + LOOKED_AT_SECONDS  # somebody may just be looking whether it is held
-            while not (free := _locks(stream, fcntl.LOCK_EX)) and time.monotonic() < end:
-                time.sleep(0.05)
-            if free:
-                stream.truncate()
-                stream.write(what)
-                stream.flush()
-            yield free
-
-
-def _lock_file(file: Path) -> TextIO:
-    return os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT, 0o600), "w")
-
-
-def _locks(stream: TextIO, how: int) -> bool:
-    try:
-        fcntl.flock(stream, how | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+    def locked(self, name: str, what: str = "") -> AbstractContextManager[bool]:
+        """Hold a lock of the folder (see `processes.locked`)."""
+        return locked(self.folder / name, what)
 
 
 def prepare_server(
@@ -186,6 +159,10 @@ def front_certificate(place: ServerFolder, host: str, given: tuple[Path, Path, P
     if host not in keys.hosts_of(certificate):
         raise FedcarError(f"--certificate {certificate}: is not for {host}; give one that is, or another --host")
     keys.days_left(ca)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    except OSError as error:  # also ssl.SSLError
+        raise FedcarError(f"--certificate-key {key}: cannot be read, or is not the key of {certificate}") from error
     authority.write_bytes(ca.read_bytes())
     return certificate, key
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from fedcar import __version__
 from fedcar.errors import FedcarError
 from fedcar.federation import deploy_keys as keys
-from fedcar.federation.processes import Child, free_port
+from fedcar.federation.processes import Child, free_port, locked
 from fedcar.privacy.ledger import Budget
 from fedcar.progress import Silent
 
@@ -113,12 +113,26 @@ def join(
 
     `folder` keeps what this device must remember from round to round. With `ledger` or `budget` one ledger counts over
     all runs; with `budget` nothing leaves that is not noised and charged to it. Returns when `until` says so.
+
+    Formal guarantees:
+        a_device_is_joined_once: a second process over the same `folder` is refused before it reaches the server.
     """
     report = report or Silent()
     check_join(file, key)
     days = check_server(file)
     if days < keys.LEFT_TO_RENEW:
         report.say(f"the server's certificate runs out in {days:.0f} days; a restart of fedcar serve renews it")
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with locked(folder / "join.lock") as free:
+        if not free:
+            raise FedcarError(f"{folder}: {file.node} is joined already by another process; stop that first")
+        _take_part(file, key, collection, folder, encoder, cache, ledger, budget, report, until)
+
+
+def _take_part(
+    file: JoinFile, key: Path, collection: Path, folder: Path, encoder: str | None, cache: Path | None,
+    ledger: Path | None, budget: Budget | None, report: Silent, until: Callable[[], bool],
+) -> None:  # fmt: skip
     from fedcar.collection import Collection
     from fedcar.encoder import Encoder
     from fedcar.features import FeatureCache
@@ -143,7 +157,6 @@ def join(
             f"{model.name}: another encoder than the server's ({model.fingerprint[:12]}, there "
             f"{file.encoder_fingerprint[:12]}); give the same model with --encoder"
         )
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     books = Books(folder / "ledgers", ledger, budget)
     device = Device(loaded, folder, model, FeatureCache(cache), report, books)
     if books.budget is None:
