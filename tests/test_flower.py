@@ -71,7 +71,7 @@ def test_engine_flower_equals_engine_local(collections: Path, encoder: Path, tmp
 
 
 def check_strangers(machines: dict[str, Path], collections: Path) -> None:
-    """A key that nobody enrolled, and another collection, are refused in one line by a server that runs."""
+    """A key that nobody enrolled, a device joined twice, another collection: one line each, while all of them run."""
     stranger = machines["server"] / "stranger"
     assert fedcar("keygen", "--node", "stranger", "--out", stranger).code == 0
     told = json.loads((machines["hospital-a"] / "hospital-a.join").read_text())
@@ -82,9 +82,10 @@ def check_strangers(machines: dict[str, Path], collections: Path) -> None:
     assert refused.code == 1 and "does not know this device's key" in refused.err
     fewer = Collection.read(collections / "questions-a")
     replace(fewer, documents=fewer.documents[::-1]).write(stranger / "other")
-    refused = fedcar(
-        "join", "--file", machines["hospital-a"] / "hospital-a.join", "--collection", stranger / "other",
-    )  # fmt: skip
+    own = ("join", "--file", machines["hospital-a"] / "hospital-a.join", "--collection")
+    refused = fedcar(*own, collections / "questions-a")
+    assert refused.code == 1 and "is joined already by another process" in refused.err
+    refused = fedcar(*own, stranger / "other", "--data-dir", stranger / "node")
     assert refused.code == 1 and "its documents differ from the server's" in refused.err
 
 

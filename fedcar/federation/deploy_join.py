@@ -59,7 +59,8 @@ def check_join(join: JoinFile, key: Path) -> None:
     """Refuse another version's or another device's join file."""
     if join.fedcar != __version__:
         raise FedcarError(
-            f"{join.file}: the server runs fedcar {join.fedcar}, this device {__version__}; install the same on both"
+            f"{join.file}: the server runs fedcar {join.fedcar}, this device {__version__}; install the same on both "
+            "(where the server was updated since, fedcar enroll there writes a new file)"
         )
     own = keys.key_fingerprint(keys.public_bytes(keys.read_private(key).public_key()))
     if own != join.key:

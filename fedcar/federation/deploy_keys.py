@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedcar.errors import FedcarError, quoted
+from fedcar.storage import written_whole
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 CA_DAYS, SERVER_DAYS, LEFT_TO_RENEW = 3650, 825, 30
@@ -145,10 +146,11 @@ def hosts_of(certificate: Path) -> list[str]:
 
 
 def write_private(file: Path, content: bytes) -> None:
-    """Write a file that its owner alone can read, from its first byte on."""
-    file.unlink(missing_ok=True)
-    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-        stream.write(content)
+    """Write a file that its owner alone can read, from its first byte on; whole or not at all."""
+    with written_whole(file) as new:
+        new.unlink(missing_ok=True)
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+            stream.write(content)
 
 
 def _certificate(
