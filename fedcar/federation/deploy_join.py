@@ -9,6 +9,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,10 +143,10 @@ def _take_part(
     from fedcar.federation.device_private import Books
     from fedcar.privacy.release import check_target
 
-    def knock() -> None:
-        flower.knows(file.address, file.ca.encode(), keys.read_private(key), file.id, make_room=True)
+    def knock(make_room: bool = True) -> None:
+        flower.knows(file.address, file.ca.encode(), keys.read_private(key), file.id, make_room=make_room)
 
-    knock()
+    knock(make_room=False)  # what is refused below signs nobody off
     loaded = Collection.read(collection, part=True)
     if (documents := documents_fingerprint(loaded)) != file.documents:
         raise FedcarError(
@@ -182,6 +183,8 @@ def _take_part(
     )
     report.say(f"{file.node}: {len(device.training)} training questions ready, joining {file.address}")
     try:
+        with suppress(FedcarError):  # a server that is away now is waited for by the SuperNode
+            knock()
         child.start()
         worker.start()
         while not until():
