@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -266,19 +266,20 @@ def _go(place: ServerFolder, folder: Path, *, resume: bool, detach: bool, as_jso
         return
     report = Console()
     report.say(f"run {folder.name}")
-    with deploy_run.one_run(place), live_table() as watch:
+    with deploy_run.one_run(place, folder.name), live_table() as watch:
         go_on = f"fedcar resume {folder.name} --data-dir {place.folder}"
         try:
             result = deploy_run.start(place, folder, resume=resume, report=report, watch=watch)
         except KeyboardInterrupt:
             report.say(f"finished rounds are kept: {go_on} goes on")
             raise
-        except FedcarError as error:
-            raise FedcarError(str(error).replace("go on with --resume", f"go on with {go_on}")) from error
-        except Exception as error:  # safetensors hands on the system's error as text
-            if getattr(error, "errno", 0) != errno.ENOSPC and "No space left" not in str(error):
+        except Exception as error:
+            if deploy_run.is_full(folder, error):
+                raise FedcarError(f"{folder}: no space left on the disk; make room, then {go_on}") from error
+            if not isinstance(error, FedcarError):
                 raise
-            raise FedcarError(f"{folder}: no space left on the disk; make room, then {go_on}") from error
+            says = re.sub(r", or lower the quorum \(\S+\),", "", str(error))  # what a run was started with stays
+            raise FedcarError(says.replace("go on with --resume", f"go on with {go_on}")) from error
     if as_json:
         click.echo(json.dumps(result, ensure_ascii=False))
     else:
@@ -329,7 +330,7 @@ def status(data_dir: Path, as_json: bool) -> None:
     for name, state in found["devices"].items():
         click.echo(f"device {name}: {state}")
     for one in found["runs"]:
-        state = "finished" if one["finished"] else "on" if found["run_on"] and one == found["runs"][-1] else "stopped"
+        state = "finished" if one["finished"] else "on" if one["on"] else "stopped"
         selection = "" if one["selection"] is None else f", selection {one['selection']:.3f}"
         of = f" of {one['of']}" if one["of"] else ""
         click.echo(f"{one['run']}: {one['method']}, {one['rounds']}{of} rounds{selection}, {state}")

@@ -87,11 +87,12 @@ class Collection:
     judgements: Mapping[str, Mapping[str, Mapping[str, int]]]
 
     @classmethod
-    def read(cls, folder: str | Path, *, leave_out_ambiguous: bool = False) -> Collection:
+    def read(cls, folder: str | Path, *, leave_out_ambiguous: bool = False, part: bool = False) -> Collection:
         """Read a BEIR folder and check all of it.
 
         An "_id" on several lines of queries.jsonl is refused. With `leave_out_ambiguous` the queries of an "_id" whose
-        lines differ are left out with their judgements, and equal lines count as one.
+        lines differ are left out with their judgements, and equal lines count as one. With `part` it is one side of a
+        federation, whose missing splits others have.
 
         Raises FedcarError at the first mistake. Warns (FedcarWarning) once each about a BOM, CRLF, queries left out or
         repeated, empty documents, a missing train or dev split, no queries, no judgement for any query or for some,
@@ -111,7 +112,7 @@ class Collection:
                 judgements[split] = found
         collection = cls(folder.resolve().name, documents, asked.queries, judgements)
         repeated = _repeat_remarks(asked, left_out, queries_file)
-        for message in (*windows_remarks(folder, FILES), *repeated, *_remarks(collection, folder)):
+        for message in (*windows_remarks(folder, FILES), *repeated, *_remarks(collection, folder, part)):
             warnings.warn(message, FedcarWarning, stacklevel=2)
         return collection
 
@@ -342,12 +343,13 @@ def _repeat_remarks(asked: _Asked, left_out: Mapping[str, int], path: Path) -> I
         )
 
 
-def _remarks(collection: Collection, folder: Path) -> Iterator[str]:
+def _remarks(collection: Collection, folder: Path, part: bool) -> Iterator[str]:
     documents, queries = collection.documents, collection.queries
     if empty := sum(not document.full_text for document in documents):
         yield f"{folder / 'corpus.jsonl'}: {empty} of {len(documents)} documents empty; kept, never returned"
     if not queries:
-        yield f"{folder}: 0 queries (queries.jsonl); documents only, there is nothing to train or evaluate on"
+        if not part:
+            yield f"{folder}: 0 queries (queries.jsonl); documents only, there is nothing to train or evaluate on"
         return
     unanswerable = [query for query in queries.values() if not query.answerable]
     if not unanswerable and not any(len(collection.judged(split)) for split in SPLITS):
@@ -359,7 +361,7 @@ def _remarks(collection: Collection, folder: Path) -> Iterator[str]:
     if unjudged := sum(query.answerable and query.id not in judged for query in queries.values()):
         yield f"{folder / 'queries.jsonl'}: {unjudged} of {len(queries)} queries without a judgement in qrels/; ignored"
     for split, consequence in (("train", "nothing is trained"), ("dev", "nothing is held out to choose by")):
-        if not len(collection.judged(split)):
+        if not part and not len(collection.judged(split)):
             yield f"{folder}: no {split} split (0 judged queries in qrels/{split}.tsv); {consequence}"
 
 

@@ -205,7 +205,7 @@ def _read(documents: Sequence[Document], encoder: Encoder, report: Silent, keep:
         texts = [document.full_text for document in documents]
         parts = [texts[start : start + DOCUMENTS_AT_ONCE] for start in range(0, len(texts), DOCUMENTS_AT_ONCE)]
         if keep is None:
-            read = (encoder.token_states(part, advance) for part in parts)
+            read: Iterator[Sequence[TokenStates]] = (encoder.token_states(part, advance) for part in parts)
         else:
             read = _read_and_kept(parts, encoder, advance, keep)
         for document, tokens in zip(documents, chain.from_iterable(read), strict=True):

@@ -125,6 +125,14 @@ class Device:
 
         return self.release(order.number, release, sums)
 
+    def has_to_be_made(self, number: int, release: Release) -> bool:
+        """Whether there is no stored answer to send again; BudgetError where there is none and no room for it."""
+        if self.ledger is not None:
+            if self.ledger.stored_update(self.run, number) is not None:
+                return False
+            self.ledger.check_room(number, release, self.known_head)
+        return True
+
     def release(self, number: int, release: Release, sums: Callable[[], Tensors]) -> dict[str, Tensor]:
         """Charge, sum, noise, keep: what leaves in exchange `number` of the run."""
         if self.ledger is not None and (stored := self.ledger.stored_update(self.run, number)) is not None:

@@ -219,6 +219,22 @@ def kind_of(folder: Path) -> str | None:
     return None if manifest is None else str(manifest["kind"])
 
 
+@contextmanager
+def written_whole(file: Path) -> Iterator[Path]:
+    """A place to write to that takes the file's name in one step: who looks finds the former file or all of this."""
+    new = file.with_name(f".{file.name}.new")
+    yield new
+    _to_disk(new)
+    new.replace(file)
+    _to_disk(file.parent)
+
+
+def replace_json(file: Path, content: object) -> None:
+    """As `write_json`; a crash leaves the former file or the new one."""
+    with written_whole(file) as new:
+        write_json(new, content)
+
+
 def write_json(file: Path, content: object) -> None:
     file.write_bytes((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 

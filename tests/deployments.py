@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from command import environment, learnable
+from command import environment, learnable, tree
 from safetensors.torch import load_file
 
 from fedcar.collection import Collection
@@ -93,6 +95,31 @@ def check_equal(one: Path, other: Path) -> None:
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         assert torch.equal(tensor, theirs[name]), name
+
+
+def check_equal_retrievers(one: Path, other: Path) -> None:
+    """Every file of two runs' retrievers, but those that say when and in which run they were trained."""
+    ours, theirs = tree(one / "retriever"), tree(other / "retriever")
+    assert ours.keys() == theirs.keys()
+    told = {"retriever.json", "manifest.json", "manifest.sha256"}
+    assert len(ours.keys() - told) >= 3 and {name for name in ours if ours[name] != theirs[name]} <= told
+
+
+def kill(process: subprocess.Popen[Any]) -> None:
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def kill_server_and_serve_again(deployment: Deployment, collections: Path, encoder: Path) -> None:
+    """kill -9 of fedcar serve, which takes its SuperLink along; then serve on the same folder, devices online again."""
+    assert deployment.server is not None and deployment.server.process is not None
+    left = descendants(deployment.server.process.pid)
+    kill(deployment.server.process)
+    until(lambda: not any(map(alive, left)), 10)
+    (deployment.folder / "serve.log").unlink()
+    port = json.loads(deployment.place.file.read_text())["port"]
+    deployment.serve(collections / "central", str(encoder), port=port)
+    deployment.wait_for_devices()
 
 
 def descendants(process: int) -> list[int]:

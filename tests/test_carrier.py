@@ -8,7 +8,9 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -118,6 +120,125 @@ def test_a_supernode_forgets_a_message_whose_run_ended_before_its_parts_came(mon
     )
     assert found is None and not list(state.get_tasks(statuses=["pending", "starting", "running"]))
     assert not list(state.get_messages_legacy(run_ids=[7], is_reply=False))
+
+
+@pytest.fixture
+def session(monkeypatch: pytest.MonkeyPatch) -> flower.Session:
+    """A session whose SuperLink is played: `HttpGrid._runtime_client`."""
+    from flwr.supercore.run import Run
+
+    class Played:
+        def PullTaskInput(self, request: object) -> object:
+            state = SimpleNamespace(node_id=1)
+            return SimpleNamespace(run=None, task_id=1, context=state)
+
+        def SendTaskHeartbeat(self, request: object) -> None:
+            """Nothing."""
+
+    monkeypatch.setattr(flower, "run_from_proto", lambda run: Run.create_empty(7))
+    monkeypatch.setattr(flower.HttpGrid, "_runtime_client", Played())
+    found = flower.Session(SimpleNamespace(address="127.0.0.1:1", ca=None), 7, "token")
+    found.heartbeat.stop()
+    flower.TaskIdentity.run_id, flower.TaskIdentity.node_id, flower.TaskIdentity.task_id = 7, 1, 1
+    return found
+
+
+def test_a_reply_whose_parts_are_on_their_way_is_not_waited_for(session: flower.Session) -> None:
+    """In Flower the server waits three minutes for the parts of a device that was killed in between."""
+    from flwr.app.message import remove_content_from_message
+    from flwr.common.serde import message_to_proto
+    from flwr.proto import message_pb2, runtime_pb2
+    from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+
+    message = flower.Message(flower.records(Payload("taught", {}, {"right": torch.arange(4.0)})), 3, "query")
+    message.metadata.__dict__.update(_run_id=7, _reply_to_message_id="asked")
+    message.metadata.__dict__["_message_id"] = message.object_id
+    content = {name: found.deflate() for name, found in get_all_nested_objects(message).items()}
+    there, asked = {message.object_id}, []
+
+    class Link:
+        def PullMessages(self, request: object) -> object:
+            asked.append(list(request.message_ids))
+            if asked[-1] != ["asked"]:
+                return runtime_pb2.PullAppMessagesResponse()
+            proto = message_to_proto(remove_content_from_message(message))
+            return runtime_pb2.PullAppMessagesResponse(
+                messages_list=[proto], message_object_trees=[get_object_tree(message)]
+            )
+
+        def PullObject(self, request: object) -> object:
+            name = request.object_id
+            return message_pb2.PullObjectResponse(
+                object_found=name in content, object_available=name in there, object_content=content.get(name, b"")
+            )
+
+        def ConfirmMessageReceived(self, request: object) -> None:
+            assert request.message_object_id == message.object_id
+
+    flower.HttpGrid._runtime_client = Link()
+    start = time.monotonic()
+    assert session.collect(["asked"]) == session.collect(["asked", "other"]) == []
+    assert asked == [["asked"], ["other"]] and time.monotonic() - start < 1
+    there.update(content)
+    ((name, reply),) = session.collect(["asked"])
+    assert name == "asked" and reply.tensors["right"].equal(torch.arange(4.0)) and asked == [["asked"], ["other"]]
+    there.clear()
+    assert session.collect(["asked"]) == []
+    content.clear()  # the SuperLink has given it up
+    assert session.collect(["asked"]) == [("asked", flower.Away("its answer was lost on the way"))]
+    assert asked[2:] == [["asked"]] and session.coming == {}
+
+
+def test_parts_that_are_no_reply_are_a_line_not_the_end() -> None:
+    """A device chooses what it sends: a record instead of a message, children that are not there, a kind unheard of."""
+    from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+
+    records = flower.records(Payload("taught", {}, {"right": torch.arange(4.0)}))
+    content = {name: found.deflate() for name, found in get_all_nested_objects(records).items()}
+    message = flower.Message(records, 3, "query")
+    alone = {message.object_id: message.deflate()}
+    for name, parts in ((records.object_id, content), (message.object_id, alone), ("x", {"x": b"Nothing \x00"})):
+        reply = flower._reply(flower.Coming(name, [], dict(parts)))
+        assert isinstance(reply, str) and reply.startswith("sent rubbish: "), reply
+
+
+def test_a_message_that_cannot_be_answered_does_not_end_the_worker(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As where a reply could not be handed to the SuperNode: the device goes on with the next message."""
+    stopped, answered = threading.Event(), []
+
+    def once(*_: object) -> None:
+        answered.append(1)
+        if len(answered) == 1:
+            raise RuntimeError("Failed to push object")
+        stopped.set()
+
+    task = SimpleNamespace(HasField=lambda name: True, token="token")
+    link = SimpleNamespace(AcquireTask=lambda request: task)
+    monkeypatch.setattr(flower, "executor", lambda *_: nullcontext(link))
+    monkeypatch.setattr(flower, "_work_once", once)
+    monkeypatch.setattr(stopped, "wait", lambda seconds: stopped.is_set())
+    flower.work("127.0.0.1:1", b"", lambda request: request, stopped)
+    assert len(answered) == 2 and "Failed to push object" in capfd.readouterr().err
+
+
+def test_a_token_that_is_no_longer_known_does_not_end_the_process(session: flower.Session) -> None:
+    """Flower's own sends SIGINT to the process; here the error arrives, and `RemoteNetwork` connects again."""
+    import httpx
+
+    tried: list[int] = []
+
+    def refused(status: int) -> None:
+        tried.append(status)
+        request = httpx.Request("POST", "https://127.0.0.1:1/")
+        raise httpx.HTTPStatusError("no", request=request, response=httpx.Response(status, request=request))
+
+    session.grid._retry_invoker.wait_function = lambda seconds: None
+    for status in (401, 403, 503):
+        with pytest.raises(httpx.HTTPStatusError):
+            session.grid._retry_invoker.invoke(refused, status)
+    assert tried[:2] == [401, 403] and tried[2:] == [503] * 3, "a server that is starting is asked again"
 
 
 def test_a_payload_goes_through_flowers_records_unchanged() -> None:

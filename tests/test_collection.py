@@ -149,6 +149,17 @@ def test_accepted_with_one_warning(tmp_path: Path, files: dict[str, str | bytes 
     assert all(one.category is FedcarWarning and one.filename == __file__ for one in caught)
 
 
+def test_one_side_of_a_federation_misses_no_split(tmp_path: Path) -> None:
+    """A server has no training questions, a device perhaps no dev split, and a server whose devices count has none."""
+    for number, missing in enumerate((["qrels/train.tsv"], ["qrels/dev.tsv"], [n for n in standard() if n[0] != "c"])):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            Collection.read(put(folder, dict.fromkeys(missing)), part=True)
+        assert not [one for one in caught if "split" in str(one.message) or "0 queries" in str(one.message)]
+
+
 # What is left out on demand
 
 OTHER = {"_id": "q2", "text": "pump leaks"}

@@ -20,9 +20,10 @@ from served import Upstream, one_line  # noqa: E402
 
 from fedcar import __version__  # noqa: E402
 from fedcar.collection import Collection  # noqa: E402
+from fedcar.errors import FedcarError  # noqa: E402
 from fedcar.federation import deploy, deploy_front, deploy_run  # noqa: E402
 from fedcar.federation import deploy_keys as keys  # noqa: E402
-from fedcar.federation.processes import free_port  # noqa: E402
+from fedcar.federation.processes import free_port, locked  # noqa: E402
 from fedcar.privacy.ledger import Budget, Ledger  # noqa: E402
 
 pytest_plugins = ("served",)
@@ -36,6 +37,9 @@ def joined(place: deploy.ServerFolder, tmp_path: Path, monkeypatch: pytest.Monke
     """A device's folder with key and join file; the SuperLink's part of enrolling is played."""
 
     class Played:
+        def nodes(self) -> dict[int, object]:
+            return {}
+
         def register(self, key: bytes, name: str) -> int:
             return 17
 
@@ -66,6 +70,34 @@ def test_enrolling_again_writes_the_same_and_another_key_is_refused(joined: Path
     assert "enrolled as a" in one_line(fedcar("enroll", joined / "b.pub", "--data-dir", place.folder))
 
 
+def test_enrolling_waits_for_a_superlink_that_is_starting(
+    place: deploy.ServerFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys.keygen(tmp_path, "a")
+    tries: list[int] = []
+
+    class Starting:
+        def nodes(self) -> dict[int, object]:
+            tries.append(1)
+            if len(tries) < 3:
+                raise ConnectionRefusedError
+            return {}
+
+        def register(self, key: bytes, name: str) -> int:
+            return 17
+
+    monkeypatch.setattr(deploy.ServerFolder, "link", lambda self: Starting())
+    assert 'start it, and wait until it says "serving on"' in one_line(
+        fedcar("enroll", tmp_path / "a.pub", "--data-dir", place.folder)
+    )
+    serving = [False, True]
+    monkeypatch.setattr(deploy.ServerFolder, "serving", lambda self: serving.pop())
+    line = one_line(fedcar("enroll", tmp_path / "a.pub", "--data-dir", place.folder))
+    assert "its SuperLink does not answer" in line and "superlink.log" in line
+    monkeypatch.setattr(deploy.ServerFolder, "serving", lambda self: True)
+    assert fedcar("enroll", tmp_path / "a.pub", "--data-dir", place.folder).code == 0 and len(tries) == 3
+
+
 def join(folder: Path, collection: Path, *more: object) -> str:
     return one_line(fedcar("join", "--file", folder / "a.join", "--collection", collection, *more))
 
@@ -94,6 +126,16 @@ def test_a_key_that_nobody_enrolled_is_named(joined: Path, collection_folder: Pa
         result = fedcar("doctor", "--file", joined / "a.join", "--json")
         checks = {one["what"]: one for one in result.json["checks"]}
         assert result.code == 1 and says in checks["enrolment"]["says"] and checks["certificate"]["fine"]
+
+
+def test_a_device_is_joined_once(joined: Path, collection_folder: Path, front: str) -> None:
+    """Two of them would sign each other off for ever."""
+    told = json.loads((joined / "a.join").read_text())
+    (joined / "a.join").write_text(json.dumps({**told, "address": front.removeprefix("https://")}))
+    (joined / "a.node").mkdir()
+    with locked(joined / "a.node" / "join.lock"):
+        assert "a is joined already by another process" in join(joined, collection_folder)
+    assert not Upstream.asked, "the first one was not signed off"
 
 
 def test_another_encoder_or_collection_at_join_is_named(
@@ -183,6 +225,11 @@ def test_serving_with_what_does_not_fit_is_one_line(
     )
     assert "is no server's folder" in line
     assert "go together" in serve("--port", free_port(), "--certificate", "x.pem")
+    own = [f"--certificate{end}" for end in ("", "-key", "-authority")]
+    keys.make_certificate(place.folder, "front", ["127.0.0.1"])
+    files = place.folder / "front.pem", place.folder / "link.key", place.ca
+    line = serve("--port", free_port(), *(word for pair in zip(own, files, strict=True) for word in pair))
+    assert "is not the key of" in line
     with place.locked("serve.lock"):
         assert "is being served already" in serve("--port", free_port())
 
@@ -227,16 +274,42 @@ def test_a_full_disk_on_the_server_is_one_line(place: deploy.ServerFolder, monke
         assert result.code == 1 and "no space left on the disk; make room, then fedcar resume run-" in last
 
 
+def test_a_disk_that_is_full_for_the_superlink_is_named_too(
+    place: deploy.ServerFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It only stops to answer then, and the run finds no devices."""
+    monkeypatch.setattr(deploy.ServerFolder, "serving", lambda self: True)
+
+    def nobody(*_: Any, **__: Any) -> None:
+        raise FedcarError("too few devices: bring devices back, or lower the quorum (0.5), and go on with --resume")
+
+    monkeypatch.setattr(deploy_run, "start", nobody)
+    usage = deploy_run.shutil.disk_usage(place.folder)
+    for free, says in (
+        (1 << 30, "bring devices back and go on with fedcar resume run-"),
+        (0, "no space left on the disk; make room, then fedcar resume run-"),
+    ):
+        monkeypatch.setattr(deploy_run.shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
+        result = fedcar("run", "--data-dir", place.folder, "--no-privacy")
+        assert result.code == 1 and says in result.err.splitlines()[-1]
+
+
 def test_status_and_doctor_of_a_server_that_does_not_run(place: deploy.ServerFolder) -> None:
     options = deploy_run.RunOptions("head", "full", {"rounds": 4})
     run = deploy_run.new_run(place, options)
     (run / "history.jsonl").write_text('{"round": 1, "selection": 0.5}\n{"round": 2, "sel')
+    later = deploy_run.new_run(place, options)
+    (later / "run.json").unlink()  # what a crash leaves that comes before it
     found = fedcar("status", "--data-dir", place.folder, "--json").json
     assert found["serving"] is False and found["devices"] == {}
     assert found["runs"] == [
-        {"run": run.name, "method": "head", "rounds": 1, "of": 4, "selection": 0.5, "finished": False}
+        {"run": run.name, "method": "head", "rounds": 1, "of": 4, "selection": 0.5, "finished": False, "on": False}
     ]
     assert (run / "history.jsonl").read_text().endswith('"sel'), "status changes nothing"
+    deploy_run.new_run(place, options)
+    with deploy_run.one_run(place, run.name):  # the former one was resumed
+        lines = fedcar("status", "--data-dir", place.folder).out.splitlines()
+    assert [line.rsplit(", ", 1)[1] for line in lines[1:]] == ["on", "stopped"]
     os.chmod(place.secret, 0o644)
     result = fedcar("doctor", "--data-dir", place.folder, "--json")
     checks = {one["what"]: one for one in result.json["checks"]}

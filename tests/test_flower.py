@@ -20,10 +20,12 @@ pytest.importorskip("flwr")
 
 from deployments import (  # noqa: E402
     DEVICES,
-    alive,
     check_equal,
+    check_equal_retrievers,
     descendants,
     finished,
+    kill,
+    kill_server_and_serve_again,
     newest,
     rounds,
     run,
@@ -69,7 +71,7 @@ def test_engine_flower_equals_engine_local(collections: Path, encoder: Path, tmp
 
 
 def check_strangers(machines: dict[str, Path], collections: Path) -> None:
-    """A key that nobody enrolled, and another collection, are refused in one line by a server that runs."""
+    """A key that nobody enrolled, a device joined twice, another collection: one line each, while all of them run."""
     stranger = machines["server"] / "stranger"
     assert fedcar("keygen", "--node", "stranger", "--out", stranger).code == 0
     told = json.loads((machines["hospital-a"] / "hospital-a.join").read_text())
@@ -80,9 +82,10 @@ def check_strangers(machines: dict[str, Path], collections: Path) -> None:
     assert refused.code == 1 and "does not know this device's key" in refused.err
     fewer = Collection.read(collections / "questions-a")
     replace(fewer, documents=fewer.documents[::-1]).write(stranger / "other")
-    refused = fedcar(
-        "join", "--file", machines["hospital-a"] / "hospital-a.join", "--collection", stranger / "other",
-    )  # fmt: skip
+    own = ("join", "--file", machines["hospital-a"] / "hospital-a.join", "--collection")
+    refused = fedcar(*own, collections / "questions-a")
+    assert refused.code == 1 and "is joined already by another process" in refused.err
+    refused = fedcar(*own, stranger / "other", "--data-dir", stranger / "node")
     assert refused.code == 1 and "its documents differ from the server's" in refused.err
 
 
@@ -162,17 +165,8 @@ def test_killed_server_and_run_resume_to_the_uninterrupted_model(
             until(lambda folder=folder: rounds(folder) >= 2)
         else:
             until(lambda folder=folder: (folder / "enrolment.safetensors").exists())
-        assert deployment.server is not None and deployment.server.process is not None
-        left = descendants(deployment.server.process.pid)
-        os.kill(process.pid, signal.SIGKILL)
-        os.kill(deployment.server.process.pid, signal.SIGKILL)
-        process.wait()
-        deployment.server.process.wait()
-        until(lambda left=left: not any(map(alive, left)), 10)
-        (deployment.folder / "serve.log").unlink()
-        port = json.loads(deployment.place.file.read_text())["port"]
-        deployment.serve(collections / "central", str(encoder), port=port)
-        deployment.wait_for_devices()
+        kill(process)
+        kill_server_and_serve_again(deployment, collections, encoder)
         result = finished(start(place, "resume", folder.name, "--json"))
         assert len(result["rounds"]) == 4 and rounds(folder) == 4
         check_equal(whole, folder)
@@ -212,9 +206,40 @@ def test_killed_devices_and_superlink_come_back_and_the_run_goes_on(deployment: 
     result = finished(process)
     assert len(result["rounds"]) == 4 and all(len(record["clients"]) == 2 for record in result["rounds"])
     check_equal(whole, folder)
-    os.kill(device.process.pid, signal.SIGKILL)  # the whole device
-    device.process.wait()
+    kill(device.process)  # the whole device
     device.start()
     again = run(place, "--local-optimizer", "kept", "--quorum", "0.5", "--deadline", 30)
     assert len(again["rounds"]) == 4
     assert sys.platform != "linux" or "was started again" in (deployment.folder / "hospital-a.log").read_text()
+
+
+def test_killed_inside_a_round_of_ridge_the_retriever_is_the_same(
+    deployment: Deployment, collections: Path, encoder: Path
+) -> None:
+    """Server and run while devices make their sums, then the run and at last a device inside the second candidate."""
+    place, options = deployment.place.folder, ("--no-privacy", "--method", "ridge", "--json")
+    whole = Path(finished(start(place, "run", *options))["run"])
+    assert (whole / "retriever" / "ridge.safetensors").exists(), "ridge is what was kept"
+
+    def inside() -> None:
+        assert process.stderr is not None
+        assert any(line.startswith("ridge: ") for line in iter(process.stderr.readline, "")), "the first candidate"
+        assert rounds(folder) == 0
+
+    process = start(place, "run", *options)
+    until(lambda: newest(place) != whole)
+    folder = newest(place)
+    until((folder / "mixture.json").exists)
+    kill(process)
+    kill_server_and_serve_again(deployment, collections, encoder)
+    process = start(place, "resume", folder.name, "--json")
+    inside()
+    kill(process)
+    process = start(place, "resume", folder.name, "--json")
+    inside()
+    device = deployment.devices["hospital-a"]
+    assert device.process is not None
+    kill(device.process)
+    device.start()
+    assert len(finished(process)["rounds"]) == rounds(folder) == 1
+    check_equal_retrievers(whole, folder)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from command import environment, fedcar
 
 pytest.importorskip("flwr")
 
-from deployments import alive, descendants, finished, newest, rounds, start, until  # noqa: E402
+from deployments import finished, kill, kill_server_and_serve_again, newest, rounds, start, until  # noqa: E402
 
 from fedcar.federation.loopback import Deployment  # noqa: E402
 from fedcar.federation.processes import fedcar_command  # noqa: E402
@@ -69,24 +67,13 @@ def test_run_under_epsilon_survives_kill_9_of_server_run_and_device(
     until(lambda: (place / "runs").exists() and any((place / "runs").iterdir()))
     folder = newest(place)
     until(lambda: rounds(folder) >= 2)
-    server = deployment.server
-    assert server is not None and server.process is not None
-    left = descendants(server.process.pid)
-    os.kill(process.pid, signal.SIGKILL)
-    os.kill(server.process.pid, signal.SIGKILL)
-    process.wait()
-    server.process.wait()
-    until(lambda: not any(map(alive, left)), 10)
-    (deployment.folder / "serve.log").unlink()
-    port = json.loads(deployment.place.file.read_text())["port"]
-    deployment.serve(collections / "central", str(encoder), port=port)
-    deployment.wait_for_devices()
+    kill(process)
+    kill_server_and_serve_again(deployment, collections, encoder)
     process = start(place, "resume", folder.name, "--json")
     until(lambda: rounds(folder) >= 4)
     device = deployment.devices["hospital-a"]
     assert device.process is not None
-    os.kill(device.process.pid, signal.SIGKILL)
-    device.process.wait()
+    kill(device.process)
     device.start()
     out, err = process.communicate(timeout=300)
     result = json.loads(out)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from wire import over_wire
+from wire import check_fields, marked, over_wire
 
 from fedcar.collection import Collection
 from fedcar.encoder import Encoder
@@ -16,10 +16,16 @@ from fedcar.features import FeatureCache
 from fedcar.federation.deploy_run import RunOptions, train_over
 from fedcar.federation.device import Device
 from fedcar.federation.local import share_of
+from fedcar.federation.payload import SUMS
 from fedcar.federation.settings import RoundSettings
 from fedcar.partition import partition
 from fedcar.progress import Silent
 from fedcar.retriever import Retriever
+
+
+@pytest.fixture(scope="module")
+def collection(collection: Collection) -> Collection:
+    return marked(collection)
 
 
 def shares(collection: Collection, dev: bool = True) -> dict[str, Collection]:
@@ -56,9 +62,14 @@ def run(
 def test_devices_choose_as_the_server_would_with_the_same_questions(
     collection: Collection, encoder: Path, cache: Path, tmp_path: Path, method: str
 ) -> None:
-    """The devices' held-out questions together are the server's dev split: the same success, the same round."""
+    """The devices' held-out questions together are the server's dev split: the same success, the same round.
+
+    Nothing but the reply leaves: the fields of every payload of the whole run, and no word of a question.
+    """
+    replies: list[Any] = []
+    kept = dict.fromkeys(("client-1", "client-2"), lambda request, reply: replies.append(reply) or reply)
     with_dev, first = run(collection, encoder, cache, tmp_path / "with", method, own_dev=True)
-    without, second = run(collection, encoder, cache, tmp_path / "without", method, own_dev=False)
+    without, second = run(collection, encoder, cache, tmp_path / "without", method, own_dev=False, spoil=kept)
     assert without.training["method"] == with_dev.training["method"] == method
     assert second["selection"] == pytest.approx(first["selection"])
     assert first["selection"] > 0.8 > second["rounds"][0].get("mips", 0)
@@ -66,6 +77,12 @@ def test_devices_choose_as_the_server_would_with_the_same_questions(
         counted = [record["held_out"]["right"] / record["held_out"]["questions"] for record in second["rounds"]]
         assert counted[1:] == pytest.approx([record["selection"] for record in first["rounds"][:-1]])
         assert all(record["selection"] is None for record in second["rounds"])
+    updates = {name for reply in replies if reply.kind == "train" for name in reply.tensors}
+    assert {name.split("/")[0] for name in updates} <= {"update"}
+    ridge = {"statistics": set(SUMS), "taught": {"right"}, "unseen": set()}
+    own = ridge if method == "ridge" else {"train": updates}
+    own |= {"spread": {"spread"}, "sums": {"gradient", "hessian"}}
+    check_fields(replies, collection, {"enrol": {"row_questions"}, "count": {"right"}, **own})
 
 
 def test_without_any_held_out_question_there_is_nothing_to_choose_by(

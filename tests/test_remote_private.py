@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from wire import over_wire
+from wire import check_fields, marked, over_wire
 
 from fedcar.collection import Collection
 from fedcar.encoder import Encoder
@@ -18,15 +18,13 @@ from fedcar.features import FeatureCache
 from fedcar.federation.device import Device, Setup
 from fedcar.federation.device_private import Books
 from fedcar.federation.local import Federation
-from fedcar.federation.payload import REPLIES, Payload, checked, parts
+from fedcar.federation.payload import Payload
 from fedcar.federation.private import federate_under_epsilon
 from fedcar.federation.remote_private import Exchanges, within
 from fedcar.federation.settings import RoundSettings
 from fedcar.privacy.errors import PrivacyError
 from fedcar.privacy.ledger import Budget, Ledger
-from fedcar.private_plan import Target
-
-MARKER = "xylophone"  # stands in every training question, and nowhere else
+from fedcar.private_plan import HELD_OUT, Target
 
 
 def train(
@@ -78,34 +76,34 @@ def test_over_a_network_equals_in_process(
 # -------------------------------------------------------------------- what leaves a device
 
 
+@pytest.mark.parametrize("method", ["head", "adapter"])
 def test_nothing_un_noised_leaves(
-    collection: Collection, encoder: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    collection: Collection, encoder: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     """Greetings without any content, then noised sums and the ledger's head: no count, no loss, no word."""
-    queries = {name: replace(query, text=f"{query.text} {MARKER}") for name, query in collection.queries.items()}
     sums: list[torch.Tensor] = []
     plain = Device.answer
 
     def watched(self: Device, request: Payload) -> Payload:
         if request.kind == "noised":
-            order = self.private._order(Setup.parse(request.values["setup"]), request)
-            sums.extend(order.sums(self.private.asked).values())
+            side, order = self.private, self.private._order(Setup.parse(request.values["setup"]), request)
+            last = order.release.name == HELD_OUT
+            sums.extend([side._counts(order.state)] if last else order.sums(side.asked).values())
         return plain(self, request)
 
     monkeypatch.setattr(Device, "answer", watched)
     with over_wire(tmp_path / "devices", encoder, cache) as over:
-        train(replace(collection, queries=queries), encoder, cache, tmp_path / "run", over)
+        target = Target(8.0, against_advice=True, held_out=True)
+        train(marked(collection), encoder, cache, tmp_path / "run", over, target=target, method=method)
     replies = [reply for _, _, reply in over.wire.seen]
-    assert [reply.kind for reply in replies] == ["greet"] * 2 + ["noised"] * 10
+    exchanges = 6  # count, class sums, three steps, what is held out
+    assert [reply.kind for reply in replies] == ["greet"] * 2 + ["noised"] * 2 * exchanges
     given = [tensor for reply in replies for tensor in reply.tensors.values()]
-    assert len(given) == len(sums) == 10
+    assert len(given) == len(sums) >= 2 * exchanges
     for noised, exact in zip(given, sums, strict=True):
         assert noised.shape == exact.shape and not torch.isclose(noised, exact, rtol=0.0, atol=1e-9).any()
-    for reply in replies:
-        assert checked(reply, REPLIES) is reply
-        assert reply.kind == "greet" or (set(reply.values) == {"head"} and len(reply.tensors) == 1)
-        content = repr(reply.values).encode() + b"".join(b"".join(parts(tensor)) for tensor in reply.tensors.values())
-        assert MARKER.encode() not in content and not any(query.encode() in content for query in queries)
+    names = {"given/count", "given/rows", "given/held out"} | ({"given/difference"} if method == "adapter" else set())
+    check_fields(replies, collection, {"greet": set(), "noised": names})
 
 
 def test_a_device_with_a_budget_of_its_own_gives_out_nothing_un_noised(
@@ -235,6 +233,42 @@ def test_a_device_killed_after_its_charge_is_charged_again_and_refuses_the_last_
     charged = [entry.values["round"] for entry in Ledger(killed[0]).open() if entry.kind == "charge"]
     assert charged == [0, 1, 2, 2, 3], "both charges of exchange 2 count"
     assert found.privacy is not None and found.privacy["epsilon"] <= 8
+
+
+def test_below_the_quorum_nothing_is_charged_and_coins_are_tossed_once(
+    collection: Collection, encoder: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unit client: nothing noised was made, so the plan still has room for its last step; who was drawn stays drawn."""
+    target, ledger = Target(8.0, unit="client", against_advice=True), tmp_path / "run" / "clients" / "server"
+    options: dict[str, Any] = {"target": target, "quorum": 1.0}
+    coins = [torch.tensor(found) for found in ([0, 1], [0], [1], [0], [1])]  # the second is that of exchange 2
+    monkeypatch.setattr("fedcar.federation.remote_private.poisson", lambda count, rate: coins.pop(0))
+
+    def away(request: Payload, reply: Payload) -> Payload | str:
+        return "sent rubbish: no answer" if request.values.get("number") == 2 else reply
+
+    with over_wire(tmp_path / "devices", encoder, cache, spoil={"client-1": away}) as over:
+        with pytest.raises(FedcarError, match="exchange 2: too few devices"):
+            train(collection, encoder, cache, tmp_path / "run", over, **options)
+    assert len(Ledger(ledger / "ledger.jsonl").releases()) == 1, "exchange 2 gave nothing out"
+    with over_wire(tmp_path / "devices", encoder, cache) as over:
+        found = train(collection, encoder, cache, tmp_path / "run", over, resume=True, **options)
+    asked = [(node, one.values["number"]) for node, one, _ in over.wire.seen if one.kind == "clipped"]
+    assert asked == [(1, 2), (2, 3), (1, 4)], "client-1 again, not who a new coin says"
+    assert found.refusal is None and len(Ledger(ledger / "ledger.jsonl").releases()) == 4
+    assert not (tmp_path / "run" / "coins.json").exists()
+
+
+def test_a_cohort_whose_budget_has_no_room_is_not_asked(
+    collection: Collection, encoder: Path, cache: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"target": Target(8.0, unit="client", against_advice=True), "ledgers": tmp_path / "kept"}
+    found = []
+    for run in ("one", "two"):
+        with over_wire(tmp_path / "devices", encoder, cache) as over:
+            found.append(train(collection, encoder, cache, tmp_path / run, over, **options))
+    assert found[0].refusal is None and found[1].refusal is not None and found[1].rounds == []
+    assert {request.kind for _, request, _ in over.wire.seen} == {"greet"}
 
 
 def test_exchanges_that_are_kept_are_not_asked_for_again(tmp_path: Path) -> None:

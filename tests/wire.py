@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -19,6 +20,7 @@ from fedcar.federation.payload import REPLIES, REQUESTS, Payload, checked, joine
 from fedcar.federation.remote import RemoteNetwork
 from fedcar.retriever import Retriever
 
+MARKER = "xylophone"  # stands in every question of a marked collection, and nowhere else
 Spoil = Callable[[Payload, Payload], "Payload | str | None"]  # request and honest reply -> what arrives; None: nothing
 
 
@@ -28,6 +30,26 @@ def over_the_wire(payload: Payload) -> Payload:
     for name, tensor in payload.tensors.items():
         tensors[name] = joined(parts(tensor), str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
     return Payload(payload.kind, dict(payload.values), tensors)
+
+
+def marked(collection: Collection) -> Collection:
+    """With MARKER in every question."""
+    queries = {name: replace(query, text=f"{query.text} {MARKER}") for name, query in collection.queries.items()}
+    return replace(collection, queries=queries)
+
+
+def check_fields(replies: Iterable[Payload], collection: Collection, expected: Mapping[str, set[str]]) -> None:
+    """Of every kind these tensors and no other, values of the allow-list, and nowhere a word or id of a question."""
+    found: dict[str, set[str]] = {}
+    for reply in replies:
+        assert checked(reply, REPLIES) is reply
+        found.setdefault(reply.kind, set()).update(reply.tensors)
+        content = repr(sorted(reply.values.items())).encode() + b"".join(
+            name.encode() + b"".join(parts(tensor)) for name, tensor in reply.tensors.items()
+        )
+        assert MARKER.encode() not in content, reply.kind
+        assert not any(query.encode() in content for query in collection.queries), reply.kind
+    assert found == dict(expected)
 
 
 class Wire:

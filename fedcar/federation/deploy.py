@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import secrets
+import ssl
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from fedcar import __version__
 from fedcar.errors import FedcarError
 from fedcar.federation import deploy_keys as keys
-from fedcar.federation.processes import Child, check_port, free_port
-from fedcar.storage import write_json
+from fedcar.federation.processes import Child, check_port, free_port, held, locked
+from fedcar.storage import replace_json
 
 if TYPE_CHECKING:
     from fedcar.federation.flower import Link
 
 FORMAT = 1
 START_SECONDS = 90.0
-LOOKED_AT_SECONDS = 0.5
 LOOPBACK = ["127.0.0.1", "localhost"]
+NOT_SERVED = 'no fedcar serve runs there; start it, and wait until it says "serving on"'
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,10 @@ class ServerFolder:
     def settings(self) -> ServerSettings:
         """FedcarError where there is no server yet, or one of a later fedcar."""
         if not self.file.exists():
-            raise FedcarError(f"{self.folder}: no server's folder; make one with fedcar serve --data-dir {self.folder}")
+            raise FedcarError(
+                f"{self.folder}: no server's folder; make one with fedcar serve --data-dir {self.folder} (one that was "
+                'just started is there once it says "serving on")'
+            )
         content = json.loads(self.file.read_text(encoding="utf-8"))
         if content["format"] > FORMAT:
             raise FedcarError(f"{self.file}: written by a later fedcar ({content['version']}); update this one")
@@ -76,35 +78,30 @@ class ServerFolder:
         address = f"127.0.0.1:{self.settings().link_port}"
         return Link(address, self.ca.read_bytes(), self.secret.read_bytes())
 
+    def reached(self, seconds: float = START_SECONDS) -> Link:
+        """The connection, once the SuperLink answers: it may be starting, or be started again. FedcarError if not."""
+        link, end = self.link(), time.monotonic() + seconds
+        while True:
+            try:
+                link.nodes()
+                return link
+            except Exception as error:
+                if time.monotonic() > end or not self.serving():
+                    log = self.folder / "superlink.log"
+                    raise FedcarError(f"{self.folder}: its SuperLink does not answer; {log} says why") from error
+            time.sleep(0.2)
+
     def serving(self) -> bool:
         """Whether fedcar serve runs on this folder."""
         return self.held("serve.lock")
 
     def held(self, name: str) -> bool:
         """Whether a process holds this lock of the folder."""
-        with _lock_file(self.folder / name) as stream:
-            return not _locks(stream, fcntl.LOCK_SH)
+        return held(self.folder / name)
 
-    @contextmanager
-    def locked(self, name: str) -> Iterator[bool]:
-        """Hold a lock of the folder, which ends with the process; False where another process has it."""
-        with _lock_file(self.folder / name) as stream:
-            end = time.monotonic() + LOOKED_AT_SECONDS  # somebody may just be looking whether it is held
-            while not (free := _locks(stream, fcntl.LOCK_EX)) and time.monotonic() < end:
-                time.sleep(0.05)
-            yield free
-
-
-def _lock_file(file: Path) -> TextIO:
-    return os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT, 0o600), "w")
-
-
-def _locks(stream: TextIO, how: int) -> bool:
-    try:
-        fcntl.flock(stream, how | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+    def locked(self, name: str, what: str = "") -> AbstractContextManager[bool]:
+        """Hold a lock of the folder (see `processes.locked`)."""
+        return locked(self.folder / name, what)
 
 
 def prepare_server(
@@ -120,7 +117,7 @@ def prepare_server(
 
     bind = bind or host
     check_port(bind, port, "--port")
-    documents = documents_fingerprint(Collection.read(collection))
+    documents = documents_fingerprint(Collection.read(collection, part=True))
     model = Encoder.load(encoder, pooling)
     link_port = free_port()
     settings = ServerSettings(
@@ -144,7 +141,7 @@ def prepare_server(
     keys.make_certificate(place.folder, "link", LOOPBACK)
     if not place.secret.exists():
         keys.write_private(place.secret, secrets.token_hex(32).encode())
-    write_json(place.file, asdict(settings))
+    replace_json(place.file, asdict(settings))
     return settings
 
 
@@ -162,6 +159,10 @@ def front_certificate(place: ServerFolder, host: str, given: tuple[Path, Path, P
     if host not in keys.hosts_of(certificate):
         raise FedcarError(f"--certificate {certificate}: is not for {host}; give one that is, or another --host")
     keys.days_left(ca)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    except OSError as error:  # also ssl.SSLError
+        raise FedcarError(f"--certificate-key {key}: cannot be read, or is not the key of {certificate}") from error
     authority.write_bytes(ca.read_bytes())
     return certificate, key
 
@@ -231,15 +232,13 @@ def enroll(place: ServerFolder, public: Path, address: str | None, out: Path | N
     if taken := [other for other, node in known.items() if node["key"] == fingerprint and other != name]:
         raise FedcarError(f"{public}: this key is enrolled as {taken[0]}; one device has one name")
     if not place.serving():
-        raise FedcarError(f"{place.folder}: no fedcar serve runs there; start it first")
+        raise FedcarError(f"{place.folder}: {NOT_SERVED}")
     if name not in known:
-        known[name] = {"node": place.link().register(key, name), "key": fingerprint}
-        whole = place.folder / ".nodes.json"
-        write_json(whole, known)
-        whole.replace(place.nodes_file)
+        known[name] = {"node": place.reached().register(key, name), "key": fingerprint}
+        replace_json(place.nodes_file, known)
     file = out or public.with_suffix(".join")
     given = place.folder / "front-ca.pem"
-    write_json(
+    replace_json(
         file,
         {
             "format": FORMAT, "fedcar": __version__, "node": name, "id": known[name]["node"], "key": fingerprint,

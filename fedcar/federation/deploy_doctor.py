@@ -120,7 +120,7 @@ def _servers_collection(place: ServerFolder) -> str:
     from fedcar.federation.device import documents_fingerprint
 
     settings = place.settings()
-    loaded = Collection.read(settings.collection)
+    loaded = Collection.read(settings.collection, part=True)
     if documents_fingerprint(loaded) != settings.documents:
         raise FedcarError(f"{settings.collection}: changed since devices were enrolled; restore it")
     dev = len(loaded.judged("dev"))
@@ -155,7 +155,7 @@ def _devices_collection(join: JoinFile, collection: Path | None) -> str:
 
     if collection is None:
         return "not checked; give --collection"
-    loaded = Collection.read(collection)
+    loaded = Collection.read(collection, part=True)
     if documents_fingerprint(loaded) != join.documents:
         raise FedcarError(f"{collection}: its documents differ from the server's; copy the server's corpus.jsonl")
     if not len(loaded.judged("train")):

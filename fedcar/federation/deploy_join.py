@@ -9,13 +9,14 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedcar import __version__
 from fedcar.errors import FedcarError
 from fedcar.federation import deploy_keys as keys
-from fedcar.federation.processes import Child, free_port
+from fedcar.federation.processes import Child, free_port, locked
 from fedcar.privacy.ledger import Budget
 from fedcar.progress import Silent
 
@@ -59,7 +60,8 @@ def check_join(join: JoinFile, key: Path) -> None:
     """Refuse another version's or another device's join file."""
     if join.fedcar != __version__:
         raise FedcarError(
-            f"{join.file}: the server runs fedcar {join.fedcar}, this device {__version__}; install the same on both"
+            f"{join.file}: the server runs fedcar {join.fedcar}, this device {__version__}; install the same on both "
+            "(where the server was updated since, fedcar enroll there writes a new file)"
         )
     own = keys.key_fingerprint(keys.public_bytes(keys.read_private(key).public_key()))
     if own != join.key:
@@ -113,12 +115,26 @@ def join(
 
     `folder` keeps what this device must remember from round to round. With `ledger` or `budget` one ledger counts over
     all runs; with `budget` nothing leaves that is not noised and charged to it. Returns when `until` says so.
+
+    Formal guarantees:
+        a_device_is_joined_once: a second process over the same `folder` is refused before it reaches the server.
     """
     report = report or Silent()
     check_join(file, key)
     days = check_server(file)
     if days < keys.LEFT_TO_RENEW:
         report.say(f"the server's certificate runs out in {days:.0f} days; a restart of fedcar serve renews it")
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with locked(folder / "join.lock") as free:
+        if not free:
+            raise FedcarError(f"{folder}: {file.node} is joined already by another process; stop that first")
+        _take_part(file, key, collection, folder, encoder, cache, ledger, budget, report, until)
+
+
+def _take_part(
+    file: JoinFile, key: Path, collection: Path, folder: Path, encoder: str | None, cache: Path | None,
+    ledger: Path | None, budget: Budget | None, report: Silent, until: Callable[[], bool],
+) -> None:  # fmt: skip
     from fedcar.collection import Collection
     from fedcar.encoder import Encoder
     from fedcar.features import FeatureCache
@@ -127,11 +143,11 @@ def join(
     from fedcar.federation.device_private import Books
     from fedcar.privacy.release import check_target
 
-    def knock() -> None:
-        flower.knows(file.address, file.ca.encode(), keys.read_private(key), file.id, make_room=True)
+    def knock(make_room: bool = True) -> None:
+        flower.knows(file.address, file.ca.encode(), keys.read_private(key), file.id, make_room=make_room)
 
-    knock()
-    loaded = Collection.read(collection)
+    knock(make_room=False)  # what is refused below signs nobody off
+    loaded = Collection.read(collection, part=True)
     if (documents := documents_fingerprint(loaded)) != file.documents:
         raise FedcarError(
             f"{collection}: its documents differ from the server's ({documents[:12]}, there {file.documents[:12]}); "
@@ -143,7 +159,6 @@ def join(
             f"{model.name}: another encoder than the server's ({model.fingerprint[:12]}, there "
             f"{file.encoder_fingerprint[:12]}); give the same model with --encoder"
         )
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     books = Books(folder / "ledgers", ledger, budget)
     device = Device(loaded, folder, model, FeatureCache(cache), report, books)
     if books.budget is None:
@@ -168,6 +183,8 @@ def join(
     )
     report.say(f"{file.node}: {len(device.training)} training questions ready, joining {file.address}")
     try:
+        with suppress(FedcarError):  # a server that is away now is waited for by the SuperNode
+            knock()
         child.start()
         worker.start()
         while not until():

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedcar.errors import FedcarError, quoted
+from fedcar.storage import written_whole
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 CA_DAYS, SERVER_DAYS, LEFT_TO_RENEW = 3650, 825, 30
@@ -121,6 +122,7 @@ def make_certificate(folder: Path, name: str, hosts: list[str], days: int = SERV
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(issuer_key, critical=False)
     )
+    certificate.unlink(missing_ok=True)  # a crash between the two leaves none, and both are made again
     write_private(folder / f"{name}.key", _private_pem(key))
     certificate.write_bytes(builder.sign(authority_key, hashes.SHA384()).public_bytes(PEM))
 
@@ -136,15 +138,19 @@ def days_left(certificate: Path) -> float:
 
 def hosts_of(certificate: Path) -> list[str]:
     loaded = x509.load_pem_x509_certificate(certificate.read_bytes())
-    names = loaded.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    try:
+        names = loaded.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
     return [str(name.value) for name in names]
 
 
 def write_private(file: Path, content: bytes) -> None:
-    """Write a file that its owner alone can read, from its first byte on."""
-    file.unlink(missing_ok=True)
-    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-        stream.write(content)
+    """Write a file that its owner alone can read, from its first byte on; whole or not at all."""
+    with written_whole(file) as new:
+        new.unlink(missing_ok=True)
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+            stream.write(content)
 
 
 def _certificate(

@@ -25,7 +25,7 @@ from fedcar.private_plan import Target
 from fedcar.private_training import PrivateTraining
 from fedcar.progress import Silent
 from fedcar.retriever import Retriever
-from fedcar.storage import write_json
+from fedcar.storage import replace_json
 
 
 def under_epsilon(options: RunOptions, target: Target, rounds: RoundSettings, ledgers: str | None) -> RunOptions:
@@ -85,7 +85,7 @@ def train_privately_over(
     outcome = server.run()
     assert outcome.statement is not None
     statement = to_json(outcome.statement)
-    write_json(run / "privacy.json", statement)
+    replace_json(run / "privacy.json", statement)
     report.say(plain_words(outcome.statement).splitlines()[0])
     retriever = calibrated(outcome.retriever, collection, selection, features, report)
     retriever.training = record_of(collection, outcome, plan, selection)
@@ -112,7 +112,5 @@ def kept_devices(run: Path, network: RemoteNetwork, quorum: float, report: Silen
         return sorted(members)
     for name, reason in network.greet(quorum).items():
         report.say(f"{name} takes no part: {reason}")
-    whole = run / f".{DEVICES}"
-    write_json(whole, sorted(network.clients))
-    whole.replace(file)
+    replace_json(file, sorted(network.clients))
     return sorted(network.clients)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedcar import __version__
 from fedcar.errors import FedcarError, quoted
-from fedcar.federation.deploy import ServerFolder
+from fedcar.federation.deploy import NOT_SERVED, ServerFolder
 from fedcar.progress import Silent
-from fedcar.storage import write_json
+from fedcar.storage import replace_json, written_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +29,9 @@ OPTIONS = "run.json"
 ENROLMENT = "enrolment.safetensors"
 DEVICES = "devices.json"  # who takes part in a run under epsilon, which has no enrolment: n_i is a question's too
 RETRIEVER = "retriever"
+LOCK = "run.lock"
+NO_SPACE = 1 << 20  # bytes free
+LOOK = 3.0  # seconds in which a SuperLink answers that is not being started
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ def new_run(place: ServerFolder, options: RunOptions) -> Path:
         name, number = f"{stem}-{number}", number + 1
     run = place.runs / name
     run.mkdir()
-    write_json(run / OPTIONS, asdict(options))
+    replace_json(run / OPTIONS, asdict(options))
     return run
 
 
@@ -159,9 +164,8 @@ def kept_enrolment(run: Path, network: RemoteNetwork, quorum: float, report: Sil
         for name, reason in network.enrol(quorum).items():
             report.say(f"{name} takes no part: {reason}")
         enrolled = [client.enrol() for client in network.clients.values()]
-        whole = run / f".{ENROLMENT}"
-        save_file({f"{one.questions}@{one.client}": one.row_questions for one in enrolled}, whole)
-        whole.replace(file)
+        with written_whole(file) as new:
+            save_file({f"{one.questions}@{one.client}": one.row_questions for one in enrolled}, new)
     return {name: client.enrol().questions for name, client in network.clients.items()}
 
 
@@ -174,16 +178,14 @@ def kept_mixture(run: Path, network: RemoteNetwork) -> tuple[Any, int]:
         content = json.loads(file.read_text(encoding="utf-8"))
         return np.array(content["weights"], dtype=np.float32), content["exchanges"]
     weights, exchanges = network.mixture()
-    whole = run / ".mixture.json"
-    write_json(whole, {"weights": [float(one) for one in weights], "exchanges": exchanges})
-    whole.replace(file)
+    replace_json(file, {"weights": [float(one) for one in weights], "exchanges": exchanges})
     return weights, exchanges
 
 
 @contextmanager
-def one_run(place: ServerFolder) -> Iterator[None]:
+def one_run(place: ServerFolder, run: str = "") -> Iterator[None]:
     """Refuse a second run while one is on."""
-    with place.locked("run.lock") as free:
+    with place.locked(LOCK, run) as free:
         if not free:
             raise FedcarError(f"{place.folder}: a run is on; see fedcar status, and wait for it or stop it")
         yield
@@ -192,7 +194,7 @@ def one_run(place: ServerFolder) -> Iterator[None]:
 def check_serving(place: ServerFolder) -> None:
     """Refuse a run without a server."""
     if not place.serving():
-        raise FedcarError(f"{place.folder}: no fedcar serve runs there; start it first")
+        raise FedcarError(f"{place.folder}: {NOT_SERVED}")
 
 
 def start(
@@ -215,7 +217,7 @@ def start(
     nodes = {name: int(node["node"]) for name, node in place.nodes().items()}
     if not nodes:
         raise FedcarError(f"{place.folder}: no device is enrolled; fedcar keygen there, then fedcar enroll here")
-    collection = Collection.read(served.collection)
+    collection = Collection.read(served.collection, part=True)
     model = Encoder.load(served.encoder, served.pooling)
     rounds = RoundSettings(**options.rounds)
     if not (run / ENROLMENT).exists() and not (run / DEVICES).exists():
@@ -238,8 +240,8 @@ def start(
 
 def online(place: ServerFolder, nodes: Mapping[str, int], report: Silent, seconds: float = 20.0) -> dict[str, int]:
     """The devices that are there now; waits a little for all of them."""
+    link = place.reached()
     end = time.monotonic() + seconds
-    link = place.link()
     while True:
         known = link.nodes()
         there = {name: node for name, node in nodes.items() if node in known and known[node].online}
@@ -253,15 +255,26 @@ def online(place: ServerFolder, nodes: Mapping[str, int], report: Silent, second
     return there
 
 
+def is_full(folder: Path, error: Exception) -> bool:
+    """Whether this error is a full disk's: safetensors says so in words, and a SuperLink there only stops answering."""
+    if getattr(error, "errno", 0) == errno.ENOSPC or "No space left" in str(error):
+        return True
+    return isinstance(error, FedcarError) and shutil.disk_usage(folder).free < NO_SPACE
+
+
 def status(place: ServerFolder) -> dict[str, Any]:
     """Whether the server runs, its devices, its runs."""
     served = place.settings()
     serving, states = place.serving(), {}
     if serving:
-        states = {node.id: "online" if node.online else "offline" for node in place.link().nodes().values()}
-    on = place.held("run.lock")
+        with suppress(FedcarError):  # devices are "unknown" while the SuperLink starts
+            nodes = place.reached(LOOK).nodes().values()
+            states = {node.id: "online" if node.online else "offline" for node in nodes}
+    on = place.held(LOCK)
+    running = (place.folder / LOCK).read_text(encoding="utf-8") if on else ""
     devices = {name: states.get(int(node["node"]), "unknown") for name, node in sorted(place.nodes().items())}
-    runs = [_run_status(run) for run in sorted(place.runs.glob("run-*"))] if place.runs.exists() else []
+    folders = [file.parent for file in sorted(place.runs.glob(f"run-*/{OPTIONS}"))]
+    runs = [{**_run_status(run), "on": run.name == running} for run in folders]
     return {
         "server": f"{served.host}:{served.port}", "serving": serving, "run_on": on, "devices": devices, "runs": runs,
     }  # fmt: skip

@@ -40,6 +40,7 @@ from fedcar.private_central import prepare_privately
 from fedcar.progress import Silent
 from fedcar.questions import prepare, subset
 from fedcar.retriever import Retriever
+from fedcar.storage import written_whole
 
 BEFORE, NOW = "before/", "now/"
 PROTECTED = ("greet", "noised")  # requests whose reply holds nothing of a question, or is noised and charged
@@ -257,9 +258,8 @@ class Device:
             return
         file = self._file(run)
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        whole = file.with_suffix(".new")
-        save_file({**before, **now, "round": torch.tensor(client.round_done)}, whole)
-        whole.replace(file)
+        with written_whole(file) as new:
+            save_file({**before, **now, "round": torch.tensor(client.round_done)}, new)
 
     def _file(self, run: str) -> Path:
         return self.folder / "kept" / f"{hashlib.sha256(run.encode()).hexdigest()[:24]}.safetensors"

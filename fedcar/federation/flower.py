@@ -12,13 +12,14 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -27,12 +28,15 @@ from flwr.cli.build import build_fab_from_files
 from flwr.common.constant import SubStatus
 from flwr.common.serde import fab_to_proto, run_from_proto
 from flwr.proto import control_pb2, fleet_pb2, runtime_pb2
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 from flwr.proto.node_pb2 import Node as FlowerNode
 from flwr.proto.run_pb2 import GetRunRequest
 from flwr.supercore.constant import TaskType
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.inflatable import inflatable_utils
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -222,14 +226,24 @@ class Link:
         return Session(self, run, token)
 
 
+@dataclass
+class Coming:
+    """A reply that was announced, and those of its parts that are there."""
+
+    message: str
+    missing: list[str]
+    parts: dict[str, bytes] = field(default_factory=dict)
+
+
 class Session:
     """Sends payloads to nodes and collects what they reply, until it is closed."""
 
     def __init__(self, link: Link, run: int, token: str) -> None:
-        look_again_sooner()
         self.link, self.run = link, run
+        self.coming: dict[str, Coming] = {}
         self.grid = HttpGrid(link.address, False, link.ca, token=token)
         self.grid._retry_invoker.max_tries = 3
+        self.grid._retry_invoker.should_giveup = is_final
         found = self.grid._runtime_client.PullTaskInput(runtime_pb2.PullTaskInputRequest())
         self.grid.set_run(run_from_proto(found.run))
         self.task, self.node = found.task_id, found.context.node_id
@@ -246,8 +260,44 @@ class Session:
         return str(found)
 
     def collect(self, ids: Iterable[str]) -> list[tuple[str, Payload | str]]:
-        """What has come back so far: message id and the reply, or why there is none."""
-        return [(message.metadata.reply_to_message_id, _reply(message)) for message in self.grid.pull_messages(ids)]
+        """What has come back so far: message id and the reply, or why there is none.
+
+        Nothing is waited for: a reply is announced before its parts are there, and a device that is killed in between
+        would otherwise keep all others waiting for three minutes, past any deadline.
+        """
+        asked = set(ids)
+        self.coming = {name: coming for name, coming in self.coming.items() if name in asked}
+        client = self.grid._runtime_client
+        if wanted := asked - set(self.coming):
+            found = client.PullMessages(runtime_pb2.PullAppMessagesRequest(message_ids=wanted))
+            for message, tree in zip(found.messages_list, found.message_object_trees, strict=True):
+                pieces = list(dict.fromkeys(one.object_id for one in iterate_object_tree(tree)))
+                self.coming[message.metadata.reply_to_message_id] = Coming(message.metadata.message_id, pieces)
+        replies: list[tuple[str, Payload | str]] = []
+        for name, coming in list(self.coming.items()):
+            try:
+                if not self._whole(coming):
+                    continue
+                replies.append((name, _reply(coming)))
+            except inflatable_utils.ObjectPullError:
+                replies.append((name, Away("its answer was lost on the way")))
+            del self.coming[name]
+        return replies
+
+    def _whole(self, coming: Coming) -> bool:
+        """Pull the parts that are there; whether that is all of them."""
+        client, node = self.grid._runtime_client, self.grid.node
+        pull = make_pull_object_fn_protobuf(client.PullObject, node, self.run)
+        while coming.missing:
+            try:
+                coming.parts[coming.missing[0]] = pull(coming.missing[0])
+            except inflatable_utils.ObjectUnavailableError:
+                return False
+            del coming.missing[0]
+        client.ConfirmMessageReceived(
+            ConfirmMessageReceivedRequest(node=node, run_id=self.run, message_object_id=coming.message)
+        )
+        return True
 
     def there(self) -> dict[int, str]:
         """The nodes that are online, each with the time since when."""
@@ -263,13 +313,24 @@ class Session:
         self.grid.close()
 
 
-def _reply(message: Message) -> Payload | str:
-    if message.has_error():
-        return Away(f"no answer (Flower's error {message.error.code})")
+def is_final(error: Exception) -> bool:
+    """Whether trying again makes no difference: any answer but that of a server which is starting.
+
+    Flower's own ends the whole process (SIGINT) where a token is no longer known, as after a minute without a
+    heartbeat; by this the error arrives, and a new session is opened.
+    """
+    return isinstance(error, httpx.HTTPStatusError) and error.response.status_code not in (502, 503, 504)
+
+
+def _reply(coming: Coming) -> Payload | str:
+    """What came, as a payload of the allow-list or why it is none: no device can send what ends the run."""
     try:
+        message = cast(Message, inflatable_utils.inflate_object_from_contents(coming.message, coming.parts))
+        if message.has_error():
+            return Away(f"no answer (Flower's error {message.error.code})")
         return payload_of(message.content, ANSWERED)
-    except (ValueError, TypeError, KeyError) as error:
-        return f"sent rubbish: {str(error).splitlines()[0]}"[:200]
+    except Exception as error:  # whatever these parts are
+        return f"sent rubbish: {(str(error).splitlines() or [type(error).__name__])[0]}"[:200]
 
 
 # -------------------------------------------------------------------- the device's side
@@ -319,6 +380,9 @@ def work(address: str, secret: bytes, answer: Answer, stopped: threading.Event) 
                 if found.HasField("task") and found.token:
                     _work_once(address, found.token, answer)
             except httpx.HTTPError:  # the SuperNode is not there yet, or is coming back
+                stopped.wait(1.0)
+            except Exception:  # whatever it was, the next message is answered; the server hears that this one was not
+                traceback.print_exc(file=sys.stderr)
                 stopped.wait(1.0)
 
 

@@ -36,13 +36,14 @@ from fedcar.private_training import Outcome, PrivateTraining, held_out_counts
 from fedcar.progress import Silent
 from fedcar.questions import Questions
 from fedcar.retriever import Retriever
-from fedcar.storage import write_json
+from fedcar.storage import replace_json
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 PRIVATE = "private.json"  # beside the history: the run's name, what it belongs to, where each ledger stood last
+COINS = "coins.json"  # unit "client" over a network: who was drawn for the exchange that is not done yet
 UNIT_NEEDS_CLIENTS = 200
 
 
@@ -156,7 +157,8 @@ def over_a_network(
 ) -> RemoteDevices | RemoteCohort:
     """The same behind a network: each device keeps its own ledger, for unit "client" the server."""
     if plan.target.unit == "client":
-        return RemoteCohort(network, plan, device("server", None, plan, place, books, 0), rounds)
+        door = device("server", None, plan, place, books, 0)
+        return RemoteCohort(network, plan, door, rounds, place.folder / COINS)
     return RemoteDevices(network, plan, place.heads, rounds)
 
 
@@ -183,7 +185,7 @@ def finished(
     """The statement on disk, and the measures where they read public questions alone."""
     assert outcome.statement is not None
     statement = to_json(outcome.statement)
-    write_json(place.folder / "privacy.json", statement)
+    replace_json(place.folder / "privacy.json", statement)
     report.say(plain_words(outcome.statement).splitlines()[0])
     measures = None
     if selection is not None:
@@ -247,9 +249,7 @@ class PrivateRun:
 
     def write(self) -> None:
         heads = {name: [head.number, head.hash] for name, head in self.heads.items()}
-        whole = self.folder / f".{PRIVATE}"
-        write_json(whole, {"run": self.name, "belongs_to": self.belongs_to, "heads": heads})
-        whole.replace(self.folder / PRIVATE)
+        replace_json(self.folder / PRIVATE, {"run": self.name, "belongs_to": self.belongs_to, "heads": heads})
 
 
 def belongs_to(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import signal
 import socket
@@ -12,13 +13,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from fedcar.errors import FedcarError
 
 STOP_SECONDS = 3.0
 LEAST_LIFE = 5.0  # seconds a process must live before its restart is free of waiting
 LONGEST_WAIT = 30.0
+LOOKED_AT_SECONDS = 0.5
 PR_SET_PDEATHSIG = 1
 LIBRARY: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -102,6 +104,38 @@ def terminated(stop: Callable[[], None]) -> Iterator[None]:
     finally:
         signal.signal(signal.SIGTERM, before)
         stop()
+
+
+@contextmanager
+def locked(file: Path, what: str = "") -> Iterator[bool]:
+    """Hold a lock that ends with the process; False where another process has it. Its file says `what` it is for."""
+    with _lock_file(file) as stream:
+        end = time.monotonic() + LOOKED_AT_SECONDS  # somebody may just be looking whether it is held
+        while not (free := _locks(stream, fcntl.LOCK_EX)) and time.monotonic() < end:
+            time.sleep(0.05)
+        if free:
+            stream.truncate()
+            stream.write(what)
+            stream.flush()
+        yield free
+
+
+def held(file: Path) -> bool:
+    """Whether a process holds this lock."""
+    with _lock_file(file) as stream:
+        return not _locks(stream, fcntl.LOCK_SH)
+
+
+def _lock_file(file: Path) -> TextIO:
+    return os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT, 0o600), "w")
+
+
+def _locks(stream: TextIO, how: int) -> bool:
+    try:
+        fcntl.flock(stream, how | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def free_port() -> int:

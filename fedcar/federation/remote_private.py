@@ -27,6 +27,7 @@ from fedcar.privacy.release import Release
 from fedcar.private_devices import Answers, Device, Order, poisson
 from fedcar.private_plan import HELD_OUT, PrivatePlan
 from fedcar.private_sums import BELOW, COUNT, ROWS, Tensors
+from fedcar.storage import replace_json, written_whole
 
 ROUNDING = 1e-4  # by which the length of an honest device's mean may stand above its bound
 
@@ -146,10 +147,20 @@ class RemoteCohort:
 
     `door` holds the server's noise and ledger. Each client is asked by its own coin; one that fails is missing from the
     sum as one that was not drawn. A mean longer than its bound is cut to it.
+
+    Formal guarantees:
+        charged_before_it_is_noised: the means reach a server that is trusted, so the release is the noised sum, and the
+            charge is on the disk before that is made. Whether there is room is asked before any device is.
+        below_the_quorum_nothing_is_charged: nothing noised was made of what came, and what came is let go.
+        coins_are_tossed_once: those of an exchange that is repeated, also after a restart, are kept in the file
+            `coins`. New ones would only count where the quorum is met, and favour those who answer: a client would be
+            drawn more often than it is charged for.
     """
 
-    def __init__(self, network: RemoteNetwork, plan: PrivatePlan, door: Device, settings: RoundSettings) -> None:
-        self.network, self.plan, self.door, self.settings = network, plan, door, settings
+    def __init__(
+        self, network: RemoteNetwork, plan: PrivatePlan, door: Device, settings: RoundSettings, coins: Path
+    ) -> None:
+        self.network, self.plan, self.door, self.settings, self.coins = network, plan, door, settings, coins
         self.names = sorted(network.clients)
         self.asking = Asking(network)
         self.last = Answers({})
@@ -170,13 +181,26 @@ class RemoteCohort:
         """Nobody is counted under this unit."""
 
     def ask(self, order: Order) -> Answers:
-        self.last = Answers({})
-        given = self.door.release(order.number, order.release, lambda: self._summed(order))
+        self.last, total = Answers({}), {}
+        if made := self.door.has_to_be_made(order.number, order.release):
+            total = self._summed(order)
+        given = self.door.release(order.number, order.release, lambda: total)
+        if made:
+            self.coins.unlink(missing_ok=True)
         return Answers({self.door.name: given}, self.last.failed, self.last.seconds)
+
+    def _drawn(self, order: Order) -> list[str]:
+        if self.coins.exists():
+            kept = json.loads(self.coins.read_text(encoding="utf-8"))
+            if kept["exchange"] == order.number:
+                return [str(name) for name in kept["clients"]]
+        drawn = [self.names[place] for place in poisson(len(self.names), order.release.sampling_rate).tolist()]
+        replace_json(self.coins, {"exchange": order.number, "clients": drawn})
+        return drawn
 
     def _summed(self, order: Order) -> dict[str, Tensor]:
         """The drawn clients' means, summed; FedcarError where fewer than the quorum of them answer."""
-        drawn = [self.names[place] for place in poisson(len(self.names), order.release.sampling_rate).tolist()]
+        drawn = self._drawn(order)
         total, least = self.asking.zeros(order), quorum(len(drawn), self.settings) if drawn else 0
         found: dict[str, Tensors] = {}
         failed: dict[str, str] = {}
@@ -233,10 +257,8 @@ class Exchanges:
 
     def put(self, record: Mapping[str, Any], sums: Mapping[str, Tensor]) -> None:
         self.folder.mkdir(exist_ok=True)
-        file = self._file(record["round"])
-        whole = file.with_suffix(".new")
-        save_file({name: tensor.contiguous() for name, tensor in sums.items()}, whole, {"record": json.dumps(record)})
-        whole.replace(file)
+        with written_whole(self._file(record["round"])) as new:
+            save_file({name: tensor.contiguous() for name, tensor in sums.items()}, new, {"record": json.dumps(record)})
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{number:06}.safetensors"

@@ -16,7 +16,7 @@ from fedcar.checkpoint import Best, difference
 from fedcar.errors import FedcarError
 from fedcar.federation.round import ServerState
 from fedcar.selection import Score
-from fedcar.storage import check_folder, write_folder, write_json
+from fedcar.storage import check_folder, replace_json, write_folder, write_json
 
 KIND = "run checkpoint"
 HISTORY = "history.jsonl"
@@ -116,9 +116,7 @@ class RunFolder:
         return content
 
     def keep_central(self, content: Mapping[str, Any]) -> None:
-        whole = self.folder / f".{CENTRAL}"
-        write_json(whole, {"belongs_to": self.belongs_to, **content})
-        whole.replace(self.folder / CENTRAL)
+        replace_json(self.folder / CENTRAL, {"belongs_to": self.belongs_to, **content})
 
     def records(self) -> list[dict[str, Any]]:
         """The history; half a line at its end is taken away."""

@@ -122,16 +122,15 @@ class Ledger:
         """
         with self._locked():
             entries = self._opened(known_head)
-            budget, releases = _budget(entries), [*_releases(entries), release]
-            total = epsilon_of(releases, budget.delta)
-            if not math.isinf(budget.epsilon) and not fits(releases, budget.epsilon, budget.delta):
-                raise BudgetError(
-                    f"{self.path}: round {round_number} would bring epsilon to {total:.4g}, the budget is "
-                    f"{budget.epsilon:.4g} at delta {budget.delta:g}; not trained, not charged, the model is kept"
-                )
+            total = self._total_with(entries, round_number, release)
             values = {"run": run, "round": round_number, "release": release.to_json(), "epsilon": _to_json(total)}
             entry = self._append(entries, "charge", values)
             return Receipt(entry.number, run, round_number, total)
+
+    def check_room(self, round_number: int, release: Release, known_head: Head | None = None) -> None:
+        """Raise BudgetError where `charge` would; nothing is written."""
+        with self._locked():
+            self._total_with(self._opened(known_head), round_number, release)
 
     def store_update(self, receipt: Receipt, update: bytes) -> None:
         """Put the noised update of this charge on disk; call it before anything is sent."""
@@ -158,6 +157,17 @@ class Ledger:
                     raise LedgerError(f"{place}: is missing or was changed; the round cannot be sent again")
                 return update
         return None
+
+    def _total_with(self, entries: list[Entry], round_number: int, release: Release) -> float:
+        """The epsilon with this release; BudgetError where that is above the budget."""
+        budget, releases = _budget(entries), [*_releases(entries), release]
+        total = epsilon_of(releases, budget.delta)
+        if not math.isinf(budget.epsilon) and not fits(releases, budget.epsilon, budget.delta):
+            raise BudgetError(
+                f"{self.path}: round {round_number} would bring epsilon to {total:.4g}, the budget is "
+                f"{budget.epsilon:.4g} at delta {budget.delta:g}; not trained, not charged, the model is kept"
+            )
+        return total
 
     def _update_path(self, charge: int) -> Path:
         return self.path.with_name(self.path.name + ".updates") / f"{charge:06d}.bin"
