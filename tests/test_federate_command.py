@@ -129,3 +129,7 @@ def test_dry_run_makes_nothing(collection_folder: Path, options: tuple[object, .
     )
     assert result.code == 0 and sum(result.json["training questions"].values()) == 20
     assert list(tmp_path.iterdir()) == []
+    rounds, local = result.json["rounds"], result.json["local training"]
+    assert rounds["rounds"] * rounds["local_epochs"] == local["epochs"] and rounds["batch_size"] == local["batch_size"]
+    done = fedcar("federate", collection_folder, "-o", tmp_path / "out", "--clients", 3, "--json", *options)
+    assert len(done.json["rounds"]) == rounds["rounds"]

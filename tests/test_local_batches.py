@@ -12,7 +12,7 @@ from federated import World
 from fedcar.collection import Document
 from fedcar.encoder import Encoder
 from fedcar.evidence import Evidence
-from fedcar.federation.local import matched, of_a_client
+from fedcar.federation.local import fitted, matched, of_a_client
 from fedcar.federation.settings import RoundSettings
 from fedcar.head import Head
 from fedcar.retriever import LEARNED, Retriever, weights_of
@@ -47,7 +47,8 @@ def test_the_batches_of_a_cohort_make_up_a_central_one(
     texts: Retriever, options: dict[str, object], clients: int, smaller: int
 ) -> None:
     """So that a round has as many steps as a central epoch; each of them longer by the root of the smaller batch."""
-    central, rounds = matched("head", "full", RoundSettings(**options), texts, 100_000, clients)  # type: ignore[arg-type]
+    settings = fitted("head", "full", 0, texts.encoder, texts.evidence.deep)
+    central, rounds = matched(settings, RoundSettings(**options), 100_000, clients)  # type: ignore[arg-type]
     assert central.query_map and central.batch_size == 128 and central.epochs == rounds.rounds
     local = of_a_client(central, rounds)
     assert local.batch_size == rounds.batch_size == 128 // smaller
@@ -60,5 +61,6 @@ def test_the_batches_of_a_cohort_make_up_a_central_one(
 def test_rows_are_trained_with_central_batches(encoder_folder: Path, method: str) -> None:
     """A row is moved by few questions; small batches gave it nothing and cost twice the time."""
     labels = World(encoder_folder, 24).retriever()
-    central, rounds = matched(method, "full", RoundSettings(), labels, 24, 10)
+    settings = fitted(method, "full", 0, labels.encoder, labels.evidence.deep)
+    central, rounds = matched(settings, RoundSettings(), 24, 10)
     assert not central.query_map and of_a_client(central, rounds) == central

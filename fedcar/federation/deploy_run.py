@@ -85,7 +85,7 @@ def train_over(
     from fedcar.features import FeatureCache
     from fedcar.federation import held_out
     from fedcar.federation.clock import VirtualClock
-    from fedcar.federation.local import baselines, matched, ridge_candidates, train_rounds
+    from fedcar.federation.local import baselines, fitted, matched, ridge_candidates, train_rounds
     from fedcar.federation.run_folder import RunFolder
     from fedcar.questions import prepare
     from fedcar.retriever import LEARNED, weights_of
@@ -100,7 +100,8 @@ def train_over(
         held_out.check_held_out(network, collection.name)
     report.say(f"{len(members)} devices with {sum(members.values())} training questions")
     questions = sum(members.values())
-    settings, rounds = matched(options.method, options.adapter, rounds, untrained, questions, len(members))
+    settings = fitted(options.method, options.adapter, rounds.seed, untrained.encoder, untrained.evidence.deep)
+    settings, rounds = matched(settings, rounds, questions, len(members))
     together = {**asdict(rounds), **asdict(settings), "devices": sorted(members)}
     folder = RunFolder(run)
     folder.belongs_to = {

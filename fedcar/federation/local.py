@@ -16,6 +16,7 @@ from fedcar.collection import Collection, Judged
 from fedcar.encoder import Encoder
 from fedcar.errors import FedcarError
 from fedcar.evaluate import evaluate
+from fedcar.evidence import reads_tokens
 from fedcar.features import FeatureCache
 from fedcar.federation.client import Client, first_moments
 from fedcar.federation.clock import VirtualClock
@@ -50,7 +51,7 @@ from fedcar.train import (
     candidate,
     choose_settings,
     select,
-    suited,
+    suited_to,
     trained_candidates,
     with_recipe,
 )
@@ -135,7 +136,8 @@ def federate(
     training = prepare(untrained, train_split, features, report, "training questions")
     selection = prepare(untrained, selection_split, features, report, "selection questions")
     seconds.lap("encode")
-    settings, rounds = matched(method, adapter, rounds, untrained, len(training), len(parts))
+    settings = fitted(method, adapter, rounds.seed, untrained.encoder, untrained.evidence.deep)
+    settings, rounds = matched(settings, rounds, len(training), len(parts))
     settings = with_recipe(settings, recipe, method, None)
     folder.belongs_to = belongs_to(collection, model, settings, rounds, kind, len(parts), clock)
 
@@ -203,16 +205,18 @@ def check_method(method: str, adapter: str, rounds: RoundSettings) -> None:
         )
 
 
-def matched(
-    method: str, adapter: str, rounds: RoundSettings, untrained: Retriever, questions: int, clients: int
-) -> tuple[Settings, RoundSettings]:
+def fitted(method: str, adapter: str, seed: int, encoder: Encoder, deep: bool) -> Settings:
+    """Settings of central training that fit the encoder and the documents, see `suited_to`."""
+    return suited_to(choose_settings(method, adapter, "linear", 0, None, seed, False), encoder, deep)
+
+
+def matched(settings: Settings, rounds: RoundSettings, questions: int, clients: int) -> tuple[Settings, RoundSettings]:
     """Settings of training and of the rounds with the same number of epochs in all.
 
     Where a query map is trained, the local batches of a cohort make up one central batch, so that a round makes as many
     steps as a central epoch: the map, which every question moves, needs them. An adapter would need them too, but its
     many steps on few documents' questions drift too far where clients differ much (docs/log.md).
     """
-    settings = suited(choose_settings(method, adapter, "linear", 0, None, rounds.seed, False), untrained)
     number = rounds.rounds or max(1, round(settings.epochs / rounds.local_epochs))
     settings = replace(settings, epochs=number * rounds.local_epochs)
     averaged = settings.query_map and rounds.local_optimizer == "shared"
@@ -437,15 +441,16 @@ def plan(
 ) -> dict[str, Any]:
     """What `federate` would do with the same arguments, without doing it."""
     check_method(method, adapter, rounds)
-    settings = choose_settings(method, adapter, "linear", 0, None, rounds.seed, False)
     model = Encoder.load(encoder)
     training, selection = split_for_selection(collection, rounds.seed)
     parts = partition(training, kind, clients, rounds.seed)
+    settings = fitted(method, adapter, rounds.seed, model, reads_tokens(collection.documents, model))
+    settings, rounds = matched(settings, rounds, len(training), len(parts))
     return {
         "documents": len(collection.documents),
         "training questions": {name: len(rows) for name, rows in parts.items()},
         "selection questions": len(selection),
         "encoder": f"{model.name} ({model.dimension} wide, pooling {model.pooling}, {model.fingerprint[:12]})",
-        "rounds": {**asdict(rounds), "questions": len(training)},
-        "local training": asdict(settings),
+        "rounds": asdict(rounds),
+        "local training": asdict(of_a_client(settings, rounds)),
     }
