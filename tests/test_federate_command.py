@@ -103,6 +103,8 @@ def test_only_the_adapter_is_shared(collection_folder: Path, options: tuple[obje
         (("--clients", 2, "--partition", "dirichlet:0"), "ALPHA must be a number above 0"),
         (("--clients", 2, "--rounds", 0), "--rounds 0: must be 1 or more"),
         (("--clients", 2, "--clock", "fast"), "--clock"),
+        (("--clients", 2, "--server-rate", "1e30"), "--server-rate 1e+30: must be from"),
+        (("--clients", 2, "--deadline", "inf"), "--deadline inf: must be from"),
         (("--clients", 2, "--engine", "flower", "--clock", "latency=1ms"), "--engine flower"),
         (("--partition", "client"), "no training question names its client"),
     ],

@@ -82,11 +82,8 @@ class RoundSettings:
         for name, lowest, highest in RANGES:
             value = getattr(self, name)
             if value is not None and not lowest <= value <= highest:
-                _refuse(
-                    name,
-                    value,
-                    f"must be from {lowest:g} to {highest:g}" if highest < LARGE else f"must be {_least(lowest)}",
-                )
+                most = highest < LARGE or value > highest
+                _refuse(name, value, f"must be from {lowest:g} to {highest:g}" if most else f"must be {_least(lowest)}")
 
 
 def _refuse(name: str, value: object, rule: str) -> None:
