@@ -254,8 +254,10 @@ def test_serving_with_what_does_not_fit_is_one_line(
     files = place.folder / "front.pem", place.folder / "link.key", place.ca
     line = serve("--port", free_port(), *(word for pair in zip(own, files, strict=True) for word in pair))
     assert "is not the key of" in line
+    before = place.file.read_bytes()
     with place.locked("serve.lock"):
         assert "is being served already" in serve("--port", free_port())
+    assert place.file.read_bytes() == before, "the one that runs is still found at its port"
 
 
 def test_running_with_what_does_not_fit_is_one_line(place: deploy.ServerFolder) -> None:

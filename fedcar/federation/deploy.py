@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 START_SECONDS = 90.0
 LOOPBACK = ["127.0.0.1", "localhost"]
+SERVED = "is being served already; stop that fedcar serve first"
 NOT_SERVED = 'no fedcar serve runs there; start it, and wait until it says "serving on"'
 
 
@@ -124,6 +125,8 @@ def prepare_server(
         host, bind, port, link_port, str(collection.resolve()), documents, encoder, pooling, model.fingerprint
     )
     if place.file.exists():
+        if place.serving():  # nothing of what the running one relies on is written over
+            raise FedcarError(f"{place.folder}: {SERVED}")
         before = place.settings()
         for what, then, now in (
             ("collection (its documents differ)", before.documents, documents),
@@ -202,7 +205,7 @@ def serve(
 
     with place.locked("serve.lock") as free:
         if not free:
-            raise FedcarError(f"{place.folder}: is being served already; stop that fedcar serve first")
+            raise FedcarError(f"{place.folder}: {SERVED}")
         child = superlink(place, settings)
         server = None
         try:
