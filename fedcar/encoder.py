@@ -43,6 +43,7 @@ POOLINGS = ("mean", "last", "cls")
 MAX_TOKENS = 256
 LAYERS_KEPT = 6
 POSITIONS_START_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "data2vec-text", "mpnet", "longformer")
+TOKENIZING = threading.Lock()  # for all: a tokenizer's cut is a setting of its own, and a lock cannot be copied
 
 
 class Encoder:
@@ -70,7 +71,6 @@ class Encoder:
         self._runtime: Runtime | None = None
         self._folded: str | None = None
         self._half: Any = None
-        self._tokenizing = threading.Lock()  # the tokenizer's cut is a setting of its own, so one call at a time
 
     @classmethod
     def load(cls, name: str | Path = DEFAULT_ENCODER, pooling: str | None = None, *, offline: bool = False) -> Encoder:
@@ -193,7 +193,7 @@ class Encoder:
         end = self.tokenizer.eos_token_id if self.pooling == "last" else None
         room = self.max_tokens - (end is not None and not self.adds_end)
         readable = [text.encode("utf-8", "replace").decode() for text in texts]  # lone surrogates are no text
-        with self._tokenizing:
+        with TOKENIZING:
             found = self.tokenizer(readable, truncation=True, max_length=room, return_attention_mask=False)
         ids: list[list[int]] = [list(map(int, row)) for row in found["input_ids"]]
         self._warn_of_cut(found, len(texts))
@@ -313,7 +313,7 @@ class Encoder:
     def _tokens(self, texts: Sequence[str], checked: bool = False) -> list[Tokens]:
         if not texts:
             return []
-        with self._tokenizing:
+        with TOKENIZING:
             found = self.tokenizer(
                 [text.encode("utf-8", "replace").decode() for text in texts],
                 truncation=True,

@@ -98,7 +98,7 @@ class Rows:
             values, products = self.values[part], found[:, : part.stop - start]
             if self.kind == "float32":
                 np.matmul(queries, values.T, out=products)
-            elif self.kind == "float16" and "torch" in sys.modules and values.flags.writeable:
+            elif self.kind == "float16" and sys.modules.get("torch") and values.flags.writeable:
                 _multiply_by_torch(queries, values, buffer, products)
             else:
                 _multiply(queries, values, buffer, products)
@@ -142,7 +142,8 @@ def _multiply_by_torch(
     """
     import torch
 
-    asked, stored, widened, found = map(torch.from_numpy, (queries, values, buffer, out))
+    asked = torch.from_numpy(np.array(queries, dtype=np.float32, order="C"))  # a copy: it takes no other strides either
+    stored, widened, found = map(torch.from_numpy, (values, buffer, out))
     for start in range(0, len(values), len(buffer)):
         part = stored[start : start + len(buffer)]
         wide = widened[: len(part)].copy_(part)

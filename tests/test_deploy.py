@@ -98,6 +98,30 @@ def test_enrolling_waits_for_a_superlink_that_is_starting(
     assert fedcar("enroll", tmp_path / "a.pub", "--data-dir", place.folder).code == 0 and len(tries) == 3
 
 
+def test_two_devices_enrolled_at_once_are_both_kept(
+    joined: Path, place: deploy.ServerFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each reads who is known, registers and writes; without a lock who writes last forgets the other."""
+    for name in "bc":
+        keys.keygen(joined, name)
+    meanwhile: list[str] = []
+
+    class Meanwhile:
+        def nodes(self) -> dict[int, object]:
+            return {}
+
+        def register(self, key: bytes, name: str) -> int:
+            if name == "b":
+                meanwhile.append(one_line(fedcar("enroll", joined / "c.pub", "--data-dir", place.folder)))
+            return ord(name)
+
+    monkeypatch.setattr(deploy.ServerFolder, "link", lambda self: Meanwhile())
+    deploy.enroll(place, joined / "b.pub", None, None)
+    assert "another fedcar enroll is on" in meanwhile[0]
+    deploy.enroll(place, joined / "c.pub", None, None)
+    assert sorted(place.nodes()) == ["a", "b", "c"]
+
+
 def join(folder: Path, collection: Path, *more: object) -> str:
     return one_line(fedcar("join", "--file", folder / "a.join", "--collection", collection, *more))
 
@@ -230,8 +254,10 @@ def test_serving_with_what_does_not_fit_is_one_line(
     files = place.folder / "front.pem", place.folder / "link.key", place.ca
     line = serve("--port", free_port(), *(word for pair in zip(own, files, strict=True) for word in pair))
     assert "is not the key of" in line
+    before = place.file.read_bytes()
     with place.locked("serve.lock"):
         assert "is being served already" in serve("--port", free_port())
+    assert place.file.read_bytes() == before, "the one that runs is still found at its port"
 
 
 def test_running_with_what_does_not_fit_is_one_line(place: deploy.ServerFolder) -> None:

@@ -76,6 +76,24 @@ def test_certificates_are_made_once_and_again_before_they_run_out(place: deploy.
     assert (place.folder / "short.pem").read_bytes() != short and keys.days_left(place.folder / "short.pem") > 800
 
 
+def test_a_crash_while_a_certificate_is_written_leaves_none(
+    place: deploy.ServerFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a one would end every later start: it cannot be read, and is not made again."""
+
+    def torn(file: Path, content: bytes) -> None:
+        with file.open("wb") as stream:
+            stream.write(content[:40])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "write_bytes", torn)
+        keys.make_certificate(place.folder, "link", ["elsewhere.example"])
+    assert not (place.folder / "link.pem").exists()
+    keys.make_certificate(place.folder, "link", ["elsewhere.example"])
+    assert keys.hosts_of(place.folder / "link.pem") == ["elsewhere.example"]
+
+
 def test_a_certificate_is_signed_by_the_folders_authority(place: deploy.ServerFolder) -> None:
     authority = x509.load_pem_x509_certificate(place.ca.read_bytes())
     front = x509.load_pem_x509_certificate((place.folder / "front.pem").read_bytes())

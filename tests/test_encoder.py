@@ -6,6 +6,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,12 @@ def test_hidden_states_are_those_of_the_model_itself(model_folder: Path) -> None
     with torch.no_grad():
         expected = model(input_ids=torch.tensor(ids)).last_hidden_state[0].mean(0)
     np.testing.assert_allclose(encoder.encode(["who looks after the pump"])[0], expected.numpy(), atol=1e-6)
+
+
+def test_an_encoder_can_be_copied(encoder_folder: Path) -> None:
+    encoder = Encoder.load(encoder_folder)
+    expected = encoder.encode(["a fan"])
+    np.testing.assert_array_equal(deepcopy(encoder).encode(["a fan"]), expected)
 
 
 def test_no_text_and_a_text_that_is_no_unicode(model_folder: Path) -> None:

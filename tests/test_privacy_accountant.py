@@ -143,6 +143,12 @@ def test_calibrated_noise_fits_the_budget(epsilon, rate, steps):
     assert a.fits([release(noise, rate, 1)] * min(steps, 25), epsilon, 1e-5)
 
 
+@pytest.mark.parametrize("epsilon", [1e9, 1e12])
+def test_an_absurd_epsilon_is_calibrated_too_and_soon(epsilon):
+    noise = a.noise_multiplier(release(steps=25), epsilon, 1e-5)
+    assert 0.999 * epsilon <= a.epsilon_of([release(noise, steps=25)], 1e-5) <= epsilon * (1 + 1e-9)
+
+
 def test_calibration_counts_what_was_released_before():
     sums = release(4.0, steps=1, name="class sums")
     noise = a.noise_multiplier(release(steps=25), 3.0, 1e-5, already=[sums])

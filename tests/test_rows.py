@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,19 @@ def test_products_with_float16_are_the_same_with_torch_and_without(
     without_torch(monkeypatch)
     np.testing.assert_allclose(stored.products(queries), expected, rtol=1e-5, atol=1e-4)
     np.testing.assert_array_equal(stored.nearest(queries, 9)[1], by_torch)
+
+
+def test_queries_may_be_any_view_and_torch_may_be_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    stored = Rows.of(VECTORS, "float16")
+    read_only = QUERIES.copy()
+    read_only.flags.writeable = False
+    for queries in (read_only, QUERIES[::-1], np.asfortranarray(QUERIES), QUERIES.astype(np.float64)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            np.testing.assert_allclose(stored.products(queries), queries @ stored[:].T, rtol=1e-5, atol=1e-5)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    np.testing.assert_allclose(stored.products(QUERIES), QUERIES @ stored[:].T, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

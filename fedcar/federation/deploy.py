@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 START_SECONDS = 90.0
 LOOPBACK = ["127.0.0.1", "localhost"]
+SERVED = "is being served already; stop that fedcar serve first"
 NOT_SERVED = 'no fedcar serve runs there; start it, and wait until it says "serving on"'
 
 
@@ -124,6 +125,8 @@ def prepare_server(
         host, bind, port, link_port, str(collection.resolve()), documents, encoder, pooling, model.fingerprint
     )
     if place.file.exists():
+        if place.serving():  # nothing of what the running one relies on is written over
+            raise FedcarError(f"{place.folder}: {SERVED}")
         before = place.settings()
         for what, then, now in (
             ("collection (its documents differ)", before.documents, documents),
@@ -202,7 +205,7 @@ def serve(
 
     with place.locked("serve.lock") as free:
         if not free:
-            raise FedcarError(f"{place.folder}: is being served already; stop that fedcar serve first")
+            raise FedcarError(f"{place.folder}: {SERVED}")
         child = superlink(place, settings)
         server = None
         try:
@@ -225,6 +228,27 @@ def enroll(place: ServerFolder, public: Path, address: str | None, out: Path | N
     """Let a device in by its public key and write what it joins with: address, authority, fingerprints; no secret."""
     settings = place.settings()
     name, key = keys.read_public(public)
+    with place.locked("enroll.lock") as free:
+        if not free:
+            raise FedcarError(f"{place.folder}: another fedcar enroll is on; wait for it, then enroll {name} again")
+        node = _registered(place, public, name, key)
+    file = out or public.with_suffix(".join")
+    given = place.folder / "front-ca.pem"
+    replace_json(
+        file,
+        {
+            "format": FORMAT, "fedcar": __version__, "node": name, "id": node["node"], "key": node["key"],
+            "address": address or f"{settings.host}:{settings.port}",
+            "ca": (given if given.exists() else place.ca).read_text(),
+            "documents": settings.documents, "encoder": settings.encoder, "pooling": settings.pooling,
+            "encoder_fingerprint": settings.encoder_fingerprint,
+        },
+    )  # fmt: skip
+    return file
+
+
+def _registered(place: ServerFolder, public: Path, name: str, key: bytes) -> dict[str, Any]:
+    """What the server knows the device by; it is let in where it is new."""
     fingerprint = keys.key_fingerprint(key)
     known = place.nodes()
     if name in known and known[name]["key"] != fingerprint:
@@ -236,16 +260,4 @@ def enroll(place: ServerFolder, public: Path, address: str | None, out: Path | N
     if name not in known:
         known[name] = {"node": place.reached().register(key, name), "key": fingerprint}
         replace_json(place.nodes_file, known)
-    file = out or public.with_suffix(".join")
-    given = place.folder / "front-ca.pem"
-    replace_json(
-        file,
-        {
-            "format": FORMAT, "fedcar": __version__, "node": name, "id": known[name]["node"], "key": fingerprint,
-            "address": address or f"{settings.host}:{settings.port}",
-            "ca": (given if given.exists() else place.ca).read_text(),
-            "documents": settings.documents, "encoder": settings.encoder, "pooling": settings.pooling,
-            "encoder_fingerprint": settings.encoder_fingerprint,
-        },
-    )  # fmt: skip
-    return file
+    return known[name]

@@ -101,7 +101,8 @@ def make_authority(folder: Path) -> None:
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     builder = builder.add_extension(usage, critical=True).add_extension(identifier, critical=False)
     write_private(folder / "ca.key", _private_pem(key))
-    (folder / "ca.pem").write_bytes(builder.sign(key, hashes.SHA384()).public_bytes(PEM))
+    with written_whole(folder / "ca.pem") as new:
+        new.write_bytes(builder.sign(key, hashes.SHA384()).public_bytes(PEM))
 
 
 def make_certificate(folder: Path, name: str, hosts: list[str], days: int = SERVER_DAYS) -> None:
@@ -124,7 +125,8 @@ def make_certificate(folder: Path, name: str, hosts: list[str], days: int = SERV
     )
     certificate.unlink(missing_ok=True)  # a crash between the two leaves none, and both are made again
     write_private(folder / f"{name}.key", _private_pem(key))
-    certificate.write_bytes(builder.sign(authority_key, hashes.SHA384()).public_bytes(PEM))
+    with written_whole(certificate) as new:
+        new.write_bytes(builder.sign(authority_key, hashes.SHA384()).public_bytes(PEM))
 
 
 def days_left(certificate: Path) -> float:

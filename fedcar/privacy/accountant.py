@@ -67,7 +67,7 @@ def calibrate(
 
     def excess(log_multiplier: float) -> float:
         found = epsilon_of(releases_at(math.exp(log_multiplier)), delta)
-        return math.log(min(max(found, 1e-9), 1e9)) - math.log(epsilon)
+        return math.log(min(max(found, 1e-9), max(1e9, 10 * epsilon))) - math.log(epsilon)
 
     start = math.log(_single_step_multiplier(epsilon, delta))
     low, excess_low = high, excess_high = start, excess(start)
