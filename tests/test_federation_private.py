@@ -15,7 +15,9 @@ from federated import World, shares
 from test_private_training import TINY, alike, neighbours
 
 from fedcar import Collection, Encoder
+from fedcar.errors import FedcarError
 from fedcar.federation.private import federate_under_epsilon
+from fedcar.federation.settings import RoundSettings
 from fedcar.privacy.errors import LedgerError
 from fedcar.privacy.ledger import Budget, Ledger
 from fedcar.privacy.noise import NoiseSource
@@ -260,3 +262,28 @@ def test_the_statement_of_a_seeded_run_is_infinite(collection: Collection, encod
     target = replace(Target(5.0, noise_seed=1), against_advice=True)
     found = federate_under_epsilon(collection, target, run=tmp_path / "run", clients=2, encoder=encoder, cache=tmp_path)
     assert found.privacy is not None and found.privacy["epsilon"] == "infinity" and not found.privacy["guarantee"]
+
+
+def test_a_run_goes_on_with_the_participation_it_was_started_with(
+    collection: Collection, encoder: Encoder, tmp_path: Path
+) -> None:
+    """Its first steps were charged by that; by another the statement would claim less than the ledger has."""
+
+    def run(participation: float, **options: Any) -> Any:
+        return federate_under_epsilon(
+            collection, Target(8.0, unit="client", against_advice=True), run=tmp_path / "run", clients=2,
+            encoder=encoder, cache=tmp_path / "cache", rounds=RoundSettings(rounds=3, participation=participation),
+            **options,
+        )  # fmt: skip
+
+    def interrupted(record: Any) -> None:
+        if record["round"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(0.1, watch=interrupted)
+    with pytest.raises(FedcarError, match="participation.*give what it was started with"):
+        run(1.0, resume=True)
+    found = run(0.1, resume=True)
+    spent = Ledger(tmp_path / "run" / "clients" / "server" / "ledger.jsonl").spent()
+    assert found.privacy is not None and float(found.privacy["epsilon"]) == pytest.approx(spent, rel=1e-6)

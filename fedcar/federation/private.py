@@ -257,7 +257,9 @@ def belongs_to(
 ) -> dict[str, Any]:
     """What a run belongs to, without a hash of any private question."""
     documents = replace(collection, queries={}, judgements={}).fingerprint
+    rate = None if plan.step is None else plan.step.sampling_rate
     settings = {**asdict(plan.target), "method": plan.method, "steps": plan.steps, "partition": kind, "seed": seed}
+    settings["participation"] = rate  # what a step was charged by
     return {"documents": documents, "encoder": model.fingerprint, "settings": {**settings, "clients": clients}}
 
 
