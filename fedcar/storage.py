@@ -58,16 +58,8 @@ def whole_file(file: Path) -> Iterator[IO[str]]:
         with file.open("w", encoding="utf-8", newline="\n") as stream:
             yield stream
         return
-    place = file.resolve()
-    temporary = place.with_name(f".{place.name}.new-{secrets.token_hex(4)}")
-    try:
-        with temporary.open("x", encoding="utf-8", newline="\n") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(place)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(file) as new, new.open("x", encoding="utf-8", newline="\n") as stream:
+        yield stream
 
 
 def check_file(file: Path) -> None:
@@ -222,11 +214,15 @@ def kind_of(folder: Path) -> str | None:
 @contextmanager
 def written_whole(file: Path) -> Iterator[Path]:
     """A place to write to that takes the file's name in one step: who looks finds the former file or all of this."""
-    new = file.with_name(f".{file.name}.new")
-    yield new
-    _to_disk(new)
-    new.replace(file)
-    _to_disk(file.parent)
+    place = file.resolve()
+    new = place.with_name(f".{place.name}.new-{secrets.token_hex(4)}")
+    try:
+        yield new
+        _to_disk(new)
+        new.replace(place)
+    finally:
+        new.unlink(missing_ok=True)
+    _to_disk(place.parent)
 
 
 def replace_json(file: Path, content: object) -> None:

@@ -38,24 +38,17 @@ def test_federate_prints_one_json_object(
     assert evaluation.json["systems"]["retriever"]["all"] == result.json["federated"]
 
 
+def asked(collection: Path, out: Path) -> tuple[object, ...]:
+    """Two clients, and nothing trained centrally beside them."""
+    return ("federate", collection, "-o", out, "--clients", 2, "--no-central")
+
+
 @pytest.mark.parametrize("method", ["head", "adapter"])
 def test_federate_resumed_and_refused(
     collection_folder: Path, options: tuple[object, ...], tmp_path: Path, method: str, tiny_model: Callable[..., Path]
 ) -> None:
     """Through the whole command: a run goes on where it stopped, and only with what it was started with."""
-    ask = (
-        "federate",
-        collection_folder,
-        "-o",
-        tmp_path / "out",
-        "--clients",
-        2,
-        "--method",
-        method,
-        "--rounds",
-        3,
-        "--no-central",
-    )
+    ask = (*asked(collection_folder, tmp_path / "out"), "--method", method, "--rounds", 3)
     assert fedcar(*ask, *options).code == 0
     again = fedcar(*ask, *options)
     assert again.code == 1 and "holds a run; go on with --resume" in again.err
@@ -75,18 +68,7 @@ def test_federate_resumed_and_refused(
 
 def test_only_the_adapter_is_shared(collection_folder: Path, options: tuple[object, ...], tmp_path: Path) -> None:
     """Rows stay with the clients: no update holds one, and the retriever's rows are untrained."""
-    ask = (
-        "federate",
-        collection_folder,
-        "-o",
-        tmp_path / "out",
-        "--clients",
-        2,
-        "--rounds",
-        2,
-        "--no-central",
-        *options,
-    )
+    ask = (*asked(collection_folder, tmp_path / "out"), "--rounds", 2, *options)
     assert fedcar(*ask, "--method", "adapter", "--share", "adapter").code == 0
     assert {name for name in final(tmp_path / "out.run") if "adapter.difference" not in name} == {"optimizer.steps"}
     refused = fedcar(*ask, "--run", tmp_path / "new", "--method", "head", "--share", "adapter")
