@@ -17,20 +17,20 @@ from statistics import median
 
 import numpy as np
 
-from fedcar.bench import machine
-from fedcar.bench_peer import fresh_questions
-from fedcar.bundle import load_bundle
-from fedcar.collection import Collection
-from fedcar.export import export
-from fedcar.metrics import top_k
-from fedcar.retriever import Retriever
+from fedcar.bench.jobs import machine
+from fedcar.bench.one_contestant import fresh_questions
+from fedcar.collection.collection import Collection
+from fedcar.common.vectors import top_k
+from fedcar.export.bundle import load_bundle
+from fedcar.export.stock import export
+from fedcar.retriever.retriever import Retriever
 
 TIE = 1e-5
 FIRST_ANSWER = """
 import json, sys, time
 started = time.time() - {before}
 sys.argv = ["fedcar", "search", {folder!r}, {question!r}, "--json"]
-from fedcar.cli import main
+from fedcar.cli.main import main
 try:
     main()
 except SystemExit as end:

@@ -3,7 +3,7 @@
 python benchmarks/federation_bytes.py [--documents 77]
 
 The LoRA modules are peft's own, put on the model's real architecture without its weights (meta tensors); fedcar's bytes
-are those of `fedcar.federation.compress.encode`, header included, of an update in which every value has changed.
+are those of `fedcar.federation.rounds.compress.encode`, header included, of an update in which every value has changed.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModel, BertConfig, LlamaConfig, PretrainedConfig
 
-from fedcar.adapter import Adapter
-from fedcar.federation.client import first_moments
-from fedcar.federation.compress import encode, wire_bytes
+from fedcar.encoder.adapter import Adapter
+from fedcar.federation.rounds.client import first_moments
+from fedcar.federation.rounds.compress import encode, wire_bytes
 
 MODELS: dict[str, PretrainedConfig] = {
     "all-MiniLM-L6-v2": BertConfig(

@@ -30,17 +30,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedcar.collection import Collection
-from fedcar.federation import deploy, flower, loopback
-from fedcar.federation import deploy_keys as keys
-from fedcar.federation.exchange import Exchange
-from fedcar.federation.local import Federation, federate
-from fedcar.federation.payload import Payload
-from fedcar.federation.processes import Child, free_port
-from fedcar.federation.remote import RemoteNetwork
-from fedcar.federation.settings import RoundSettings
-from fedcar.progress import Console
-from fedcar.retriever import Retriever
+from fedcar.collection.collection import Collection
+from fedcar.common.progress import Console
+from fedcar.federation.deploy import keys
+from fedcar.federation.deploy import server as deploy
+from fedcar.federation.deploy.processes import Child, free_port
+from fedcar.federation.remote.network import RemoteNetwork
+from fedcar.federation.rounds.settings import RoundSettings
+from fedcar.federation.simulate import over_flower as loopback
+from fedcar.federation.simulate.federate import Federation, federate
+from fedcar.federation.wire import flower
+from fedcar.federation.wire.exchange import Exchange
+from fedcar.federation.wire.payload import Payload
+from fedcar.retriever.retriever import Retriever
 
 DEVICES = 2
 DEV = 20  # questions to choose by, where the training questions are cut too: through an adapter all are encoded anew
@@ -51,12 +53,12 @@ from flwr.clientapp import ClientApp
 app = ClientApp()
 
 def answer(message, context):
-    from fedcar.collection import Collection
-    from fedcar.encoder import Encoder
-    from fedcar.features import FeatureCache
-    from fedcar.federation import flower
-    from fedcar.federation.device import Device
-    from fedcar.federation.payload import REQUESTS
+    from fedcar.collection.collection import Collection
+    from fedcar.encoder.encoder import Encoder
+    from fedcar.encoder.cache import FeatureCache
+    from fedcar.federation.device.device import Device
+    from fedcar.federation.wire import flower
+    from fedcar.federation.wire.payload import REQUESTS
     told = context.node_config
     device = Device(Collection.read(told["collection"]), Path(told["folder"]), Encoder.load(told["encoder"]),
                     FeatureCache(Path(told["cache"])))

@@ -19,28 +19,23 @@ from typing import Any
 
 import torch
 
-from fedcar.collection import Collection
-from fedcar.encoder import Encoder
-from fedcar.features import FeatureCache
-from fedcar.federation.clock import VirtualClock
-from fedcar.federation.local import (
-    central_training,
-    matched,
-    ridge_candidates,
-    train_rounds,
-    with_federated_mixture,
-)
-from fedcar.federation.run_folder import RunFolder
-from fedcar.federation.settings import RoundSettings
-from fedcar.measure import peak_memory_mb
-from fedcar.model_files import DEFAULT_ENCODER
-from fedcar.partition import partition
-from fedcar.progress import Silent
-from fedcar.questions import prepare, split_for_selection
-from fedcar.questions import subset as held_out
-from fedcar.retriever import Retriever
-from fedcar.selection import Standard, success_and_mrr
-from fedcar.train import Candidate, candidate, select
+from fedcar.collection.collection import Collection
+from fedcar.collection.partition import partition
+from fedcar.collection.splits import split_for_selection
+from fedcar.collection.splits import subset as held_out
+from fedcar.common.measure import peak_memory_mb
+from fedcar.common.progress import Silent
+from fedcar.encoder.cache import FeatureCache
+from fedcar.encoder.encoder import Encoder
+from fedcar.encoder.model_files import DEFAULT_ENCODER
+from fedcar.federation.job.job import matched, ridge_candidates, train_rounds, with_federated_mixture
+from fedcar.federation.rounds.clock import VirtualClock
+from fedcar.federation.rounds.run_folder import RunFolder
+from fedcar.federation.rounds.settings import RoundSettings
+from fedcar.federation.simulate.federate import central_training
+from fedcar.retriever.prepare import prepare
+from fedcar.retriever.retriever import Retriever
+from fedcar.training.selection import Candidate, Standard, candidate, select, success_and_mrr
 
 
 class Bench:

@@ -26,16 +26,16 @@ import torch
 from federation_quality import Bench
 from safetensors.torch import load, save
 
-from fedcar.federation.client import Client
-from fedcar.federation.clock import parse_clock
-from fedcar.federation.local import first_tensors, matched, with_federated_mixture
-from fedcar.federation.network import LocalNetwork
-from fedcar.federation.round import Enrolled, ServerState, Update
-from fedcar.federation.server import aggregate, check_updates
-from fedcar.federation.settings import RoundSettings
-from fedcar.fit import prepared, with_learned
-from fedcar.questions import Questions
-from fedcar.retriever import Retriever
+from fedcar.federation.job.job import first_tensors, matched, with_federated_mixture
+from fedcar.federation.rounds.aggregate import aggregate, check_updates
+from fedcar.federation.rounds.client import Client
+from fedcar.federation.rounds.clock import parse_clock
+from fedcar.federation.rounds.in_process import LocalNetwork
+from fedcar.federation.rounds.settings import RoundSettings
+from fedcar.federation.rounds.update import Enrolled, ServerState, Update
+from fedcar.retriever.questions import Questions
+from fedcar.retriever.retriever import Retriever
+from fedcar.training.gradient import prepared, with_learned
 
 NETWORKS = {
     "none": None,

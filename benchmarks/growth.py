@@ -31,18 +31,20 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 from made_up import documents_of, made_up_encoder
 
-from fedcar import Collection, Encoder, Retriever, evaluate, train
-from fedcar.bench import machine
-from fedcar.bench_search import clustered
-from fedcar.closed_form import Statistics
-from fedcar.collection import Document, Query
-from fedcar.feature_map import FeatureMap
-from fedcar.features import FeatureCache
-from fedcar.model_files import DEFAULT_ENCODER
-from fedcar.naive_bayes import gram_counts
-from fedcar.ridge import FEATURES_AT_ONCE
-from fedcar.row_index import RowIndex, is_installed
-from fedcar.rows import Rows
+from fedcar import evaluate, train
+from fedcar.bench.jobs import machine
+from fedcar.bench.search import clustered
+from fedcar.collection.collection import Collection, Document, Query
+from fedcar.encoder.cache import FeatureCache
+from fedcar.encoder.encoder import Encoder
+from fedcar.encoder.model_files import DEFAULT_ENCODER
+from fedcar.head.closed_form import Statistics
+from fedcar.head.feature_map import FeatureMap
+from fedcar.head.naive_bayes import gram_counts
+from fedcar.head.rows import Rows
+from fedcar.retriever.retriever import Retriever
+from fedcar.retriever.row_index import RowIndex, is_installed
+from fedcar.training.ridge import FEATURES_AT_ONCE
 
 MOST_TRAINED = 31_623  # questions that a head is trained on
 MOST_ADAPTED = 10_000  # questions that an adapter is trained on

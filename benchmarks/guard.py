@@ -24,22 +24,25 @@ from statistics import median
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from fedcar import Encoder
-from fedcar.bench import machine
-from fedcar.bench_encode import bench_encode, in_turns
-from fedcar.bench_search import bench_search
-from fedcar.bench_step import adapter_jobs, head_jobs, made_up, ridge_jobs
-from fedcar.bundle import write_bundle
-from fedcar.collection import Collection
-from fedcar.demo import COLLECTION
-from fedcar.features import FeatureCache
-from fedcar.measure import multiplies_bfloat16
-from fedcar.model_files import DEFAULT_ENCODER, find
-from fedcar.retriever import Retriever
+from fedcar.bench.encode import bench_encode, in_turns
+from fedcar.bench.jobs import machine
+from fedcar.bench.search import bench_search
+from fedcar.bench.step import adapter_jobs, head_jobs, made_up, ridge_jobs
+from fedcar.collection.collection import Collection
+from fedcar.collection.demo import FOLDER as COLLECTION
+from fedcar.common.measure import multiplies_bfloat16
+from fedcar.encoder.cache import FeatureCache
+from fedcar.encoder.encoder import Encoder
+from fedcar.encoder.model_files import DEFAULT_ENCODER, find
+from fedcar.export.bundle import write_bundle
+from fedcar.retriever.retriever import Retriever
 
 RATIOS = Path(__file__).with_name("ratios.json")
 SLACK = 0.75
-FEDCAR = "import sys; sys.argv[1:] = ['search', sys.argv[1], 'why does it stop?']; from fedcar.cli import main; main()"
+FEDCAR = (
+    "import sys; sys.argv[1:] = ['search', sys.argv[1], 'why does it stop?']; "
+    "from fedcar.cli.main import main; main()"
+)
 PEER = (
     "import sys; from sentence_transformers import SentenceTransformer as S; "
     "S(sys.argv[1], device='cpu').encode(['why does it stop?'])"

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from fedcar.collection import Document, read_documents
-from fedcar.encoder import Encoder
-from fedcar.features import FeatureCache
-from fedcar.model_files import DEFAULT_ENCODER
-from fedcar.retriever import Retriever
-from fedcar.runtime.protocol import States
+from fedcar.collection.collection import Document, read_documents
+from fedcar.encoder.cache import FeatureCache
+from fedcar.encoder.encoder import Encoder
+from fedcar.encoder.model_files import DEFAULT_ENCODER
+from fedcar.encoder.runtimes.protocol import States
+from fedcar.retriever.retriever import Retriever
 
 
 def made_up_encoder(name: str = DEFAULT_ENCODER) -> Encoder:

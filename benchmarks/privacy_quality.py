@@ -14,19 +14,20 @@ import sys
 import time
 from pathlib import Path
 
-from fedcar.collection import Collection
-from fedcar.encoder import Encoder
-from fedcar.features import FeatureCache
-from fedcar.model_files import DEFAULT_ENCODER
-from fedcar.partition import partition
-from fedcar.private_devices import Device, InTurn
-from fedcar.private_plan import Target, make_plan
-from fedcar.private_sums import Asked
-from fedcar.private_training import PrivateTraining
-from fedcar.progress import Silent
-from fedcar.questions import prepare, subset
-from fedcar.retriever import Retriever
-from fedcar.selection import Standard, baseline_weights, best_weights
+from fedcar.collection.collection import Collection
+from fedcar.collection.partition import partition
+from fedcar.collection.splits import subset
+from fedcar.common.progress import Silent
+from fedcar.encoder.cache import FeatureCache
+from fedcar.encoder.encoder import Encoder
+from fedcar.encoder.model_files import DEFAULT_ENCODER
+from fedcar.retriever.prepare import prepare
+from fedcar.retriever.retriever import Retriever
+from fedcar.training.noised.clients import Device, InTurn
+from fedcar.training.noised.plan import Target, make_plan
+from fedcar.training.noised.server import PrivateTraining
+from fedcar.training.noised.sums import Asked
+from fedcar.training.selection import Standard, baseline_weights, best_weights
 
 
 def main() -> None:

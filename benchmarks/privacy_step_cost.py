@@ -18,16 +18,18 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from fedcar.adapter import Adapter
-from fedcar.collection import Document
-from fedcar.encoder import Encoder
-from fedcar.evidence import Evidence
-from fedcar.head import Head, candidate_losses
-from fedcar.private_devices import Device, Order
-from fedcar.private_plan import Target, make_plan
-from fedcar.private_sums import ROWS, Asked, row_scores, usual_vectors
-from fedcar.questions import Questions
-from fedcar.retriever import LEARNED, Retriever, weights_of
+from fedcar.collection.collection import Document
+from fedcar.encoder.adapter import Adapter
+from fedcar.encoder.encoder import Encoder
+from fedcar.head.head import Head
+from fedcar.head.losses import candidate_losses
+from fedcar.retriever.evidence import Evidence
+from fedcar.retriever.questions import Questions
+from fedcar.retriever.retriever import Retriever
+from fedcar.retriever.weights import LEARNED, weights_of
+from fedcar.training.noised.clients import Device, Order
+from fedcar.training.noised.plan import Target, make_plan
+from fedcar.training.noised.sums import ROWS, Asked, row_scores, usual_vectors
 
 Step = Callable[[], None]
 

@@ -21,10 +21,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 
-from fedcar.bench_search import clustered, on_disk
-from fedcar.row_index import RowIndex
-from fedcar.rows import Rows
-from fedcar.storage import mapped_tensors
+from fedcar.bench.search import clustered, on_disk
+from fedcar.common.tensors import mapped_tensors
+from fedcar.head.rows import Rows
+from fedcar.retriever.row_index import RowIndex
 
 K = 10
 

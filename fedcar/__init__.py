@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from fedcar.collection import Collection
-    from fedcar.encoder import Encoder
-    from fedcar.errors import FedcarError, FedcarWarning
-    from fedcar.evaluate import evaluate
-    from fedcar.retriever import Retriever
-    from fedcar.train import train
+from fedcar.version import __version__ as __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from fedcar.collection.collection import Collection
+    from fedcar.encoder.encoder import Encoder
+    from fedcar.errors import FedcarError, FedcarWarning
+    from fedcar.evaluation.evaluate import evaluate
+    from fedcar.retriever.retriever import Retriever
+    from fedcar.training.train import train
+
 __all__ = ["Collection", "Encoder", "FedcarError", "FedcarWarning", "Retriever", "evaluate", "train"]
 
 _HOMES = {
-    "Collection": "collection",
-    "Encoder": "encoder",
+    "Collection": "collection.collection",
+    "Encoder": "encoder.encoder",
     "FedcarError": "errors",
     "FedcarWarning": "errors",
-    "Retriever": "retriever",
-    "evaluate": "evaluate",
-    "train": "train",
+    "Retriever": "retriever.retriever",
+    "evaluate": "evaluation.evaluate",
+    "train": "training.train",
 }
 
 
@@ -35,14 +34,3 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - the public names, whatever 
     from importlib import import_module
 
     return getattr(import_module(f"fedcar.{_HOMES[name]}"), name)
-
-
-class _Package(ModuleType):
-    """Keeps the functions `train` and `evaluate`: the import of a module of that name would otherwise take the name."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

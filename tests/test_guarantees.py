@@ -13,10 +13,13 @@ import bm25s
 import numpy as np
 import pytest
 import torch
-from command import environment, learnable, python, tree
+from support.command import environment, learnable, python, tree
 
-from fedcar import Collection, Encoder, FedcarError, Retriever, evaluate, train
-from fedcar.collection import Judged
+from fedcar import evaluate, train
+from fedcar.collection.collection import Collection, Judged
+from fedcar.encoder.encoder import Encoder
+from fedcar.errors import FedcarError
+from fedcar.retriever.retriever import Retriever
 
 GRADIENT = ("head", "adapter")
 METHODS = ("ridge", *GRADIENT)

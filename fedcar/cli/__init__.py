@@ -1,0 +1,1 @@
+"""The command line: each module some commands; heavy imports wait until a command runs."""

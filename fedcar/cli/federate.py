@@ -1,0 +1,254 @@
+"""`fedcar federate`: the command and its live table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fedcar.cli.options import (
+    FOLDER,
+    adapter_option,
+    as_json,
+    cache_option,
+    dry_run_option,
+    encoder_option,
+    pooling_option,
+    round_settings,
+    with_privacy,
+    with_settings,
+)
+from fedcar.cli.tables import live_table
+from fedcar.errors import FedcarError
+
+if TYPE_CHECKING:
+    from fedcar.common.progress import Silent
+    from fedcar.federation.simulate.federate import Over
+
+
+@click.command()
+@click.argument("collection", type=FOLDER)
+@click.option(
+    "-o", "--out", type=FOLDER, required=True, help="Where the retriever is saved; replaces a retriever there."
+)
+@click.option("--clients", type=int, help="How many clients.  [default with --partition client: the natural ones]")
+@click.option("--partition", "kind", default="iid", show_default=True, help="iid, dirichlet:ALPHA or client.")
+@click.option("--method", type=click.Choice(["ridge", "head", "adapter"]), default="head", show_default=True)
+@adapter_option
+@encoder_option
+@pooling_option
+@click.option("--rounds", type=int, help="[default: as many as make the epochs of central training]")
+@with_settings
+@click.option(
+    "--clock", help='Devices and network to plan for: "bandwidth=20mbps,latency=50ms".  [default: this machine]'
+)
+@click.option("--engine", type=click.Choice(["local", "flower"]), default="local", show_default=True)
+@click.option("--epsilon", type=float, help="A privacy budget; without it the federation runs un-noised.")
+@with_privacy
+@click.option("--recipe", default="private", show_default=True, help="paper: for comparison, no formal guarantee.")
+@click.option("--ledgers", type=FOLDER, help="Folder of the clients' ledgers, kept over runs.  [default: RUN/clients]")
+@click.option("--no-privacy", is_flag=True, help="Un-noised on purpose.")
+@click.option("--no-central", is_flag=True, help="Leave out central training, which is there for comparison.")
+@click.option("--run", type=FOLDER, help="Folder of history and checkpoints.  [default: RETRIEVER.run]")
+@cache_option
+@click.option("--resume", is_flag=True, help="Go on from the last finished round.")
+@dry_run_option
+@as_json
+def federate(
+    collection: Path,
+    out: Path,
+    clients: int | None,
+    kind: str,
+    method: str,
+    adapter: str,
+    encoder: str | None,
+    pooling: str | None,
+    rounds: int | None,
+    clock: str | None,
+    engine: str,
+    epsilon: float | None,
+    delta: float,
+    unit: str,
+    recipe: str,
+    public_dev: bool,
+    against_advice: bool,
+    adaptive_clip: bool,
+    held_out: bool,
+    ledgers: Path | None,
+    no_privacy: bool,
+    no_central: bool,
+    run: Path | None,
+    cache: Path | None,
+    resume: bool,
+    dry_run: bool,
+    as_json: bool,
+    **options: Any,  # noqa: ANN401 - the settings of the rounds
+) -> None:
+    """Train one retriever over simulated clients; a question never leaves its client."""
+    _refuse_together(epsilon, no_privacy, recipe)
+    if engine == "flower" and clock is not None:
+        raise FedcarError("--engine flower: measures real seconds; leave --clock out, or give --engine local")
+    from fedcar.collection.collection import Collection
+    from fedcar.collection.partition import parse
+    from fedcar.common.folders import check_target
+    from fedcar.common.progress import Console
+    from fedcar.federation.rounds.clock import parse_clock
+    from fedcar.retriever.retriever import KIND
+
+    settings = round_settings(rounds, options)
+    parse(kind)
+    virtual = parse_clock(clock)
+    check_target(out, KIND)
+    run = run or out.with_name(f"{out.name}.run")
+    loaded = Collection.read(collection)
+    from fedcar.encoder.model_files import DEFAULT_ENCODER
+    from fedcar.federation.simulate.federate import federate as run_federation
+    from fedcar.federation.simulate.federate import plan
+    from fedcar.training.settings import refuse_with_epsilon_only
+
+    encoder = encoder or DEFAULT_ENCODER
+    report = Console()
+    refuse_with_epsilon_only(
+        epsilon, public_dev=public_dev, against_advice=against_advice, adaptive_clip=adaptive_clip, held_out=held_out
+    )
+    if epsilon is not None:
+        from fedcar.training.noised.plan import Target
+
+        target = Target(epsilon, delta, unit, public_dev, None, against_advice, adaptive_clip, held_out)
+        target.check()
+        _federate_under_epsilon(
+            loaded, target, out, run, as_json, dry_run, collection, clients=clients, kind=kind, encoder=encoder,
+            pooling=pooling, method=method, adapter=adapter, rounds=settings, ledgers=ledgers, cache=cache,
+            resume=resume, report=report, engine=engine,
+        )  # fmt: skip
+        return
+    if dry_run:
+        _show_plan(
+            plan(loaded, clients=clients, kind=kind, encoder=encoder, method=method, adapter=adapter, rounds=settings),
+            as_json,
+        )
+        return
+    if not no_privacy and recipe != "paper":
+        report.say(
+            "no --epsilon: un-noised, as a simulation; over a network what clients send would give questions away"
+        )
+    try:
+        with live_table() as watch, _over(engine, cache, settings.deadline, report) as over:
+            result = run_federation(
+                loaded, run=run, clients=clients, kind=kind, encoder=encoder, pooling=pooling, method=method,
+                adapter=adapter, rounds=settings, recipe=recipe, clock=virtual, compare=not no_central, cache=cache,
+                resume=resume, report=report, watch=watch, over=over,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        report.say(f"finished rounds are kept in {run}: the same command with --resume goes on from there")
+        raise
+    result.retriever.save(out)
+    if as_json:
+        _print_json(result)
+    else:
+        _print_summary(result, out, collection)
+
+
+def _refuse_together(epsilon: float | None, no_privacy: bool, recipe: str) -> None:
+    if epsilon is not None and no_privacy:
+        raise FedcarError("--epsilon and --no-privacy: one or the other")
+    if recipe not in ("private", "paper"):
+        raise FedcarError(f'--recipe "{recipe}": not known; give private or paper')
+    if recipe == "paper" and epsilon is not None:
+        raise FedcarError(f"--recipe paper --epsilon {epsilon:g}: that recipe has no epsilon; leave one of them out")
+
+
+def _federate_under_epsilon(
+    loaded: Any,  # noqa: ANN401 - a Collection, a Target: importing them here would import torch
+    target: Any,  # noqa: ANN401
+    out: Path,
+    run: Path,
+    as_json: bool,
+    dry_run: bool,
+    collection: Path,
+    engine: str,
+    **options: Any,  # noqa: ANN401
+) -> None:
+    """Under a budget: the same output, the statement with it; exit code 3 where a client refused."""
+    from fedcar.collection.partition import partition
+    from fedcar.federation.simulate.noised import federate_under_epsilon
+    from fedcar.training.noised.plan import make_plan
+
+    if dry_run:
+        parts = partition(loaded.judged("train"), options["kind"], options["clients"], options["rounds"].seed)
+        target.check(len(parts) if target.unit == "client" else len(loaded.judged("train")))
+        rate = options["rounds"].participation if target.unit == "client" else None
+        steps = options["rounds"].rounds or None
+        found = make_plan(target, options["method"], len(loaded.documents), steps=steps, sampling_rate=rate)
+        _show_plan({"documents": len(loaded.documents), "clients": sorted(parts), **found.in_words()}, as_json)
+        return
+    deadline = options["rounds"].deadline
+    with live_table() as watch, _over(engine, options["cache"], deadline, options["report"]) as over:
+        result = federate_under_epsilon(loaded, target, run=run, watch=watch, over=over, **options)
+    result.retriever.save(out)
+    if as_json:
+        _print_json(result)
+    else:
+        _print_summary(result, out, collection)
+    if result.refusal is not None:
+        raise result.refusal
+
+
+@contextmanager
+def _over(engine: str, cache: Path | None, deadline: float | None, report: Silent) -> Iterator[Over | None]:
+    """Where the clients are: None for this process."""
+    if engine == "local":
+        yield None
+        return
+    from fedcar.cli.options import extra
+
+    with extra():
+        from fedcar.federation.simulate.over_flower import over_flower
+        from fedcar.federation.wire import flower  # noqa: F401 - said at once where it is missing
+    with over_flower(cache, deadline, report) as over:
+        yield over
+
+
+def _show_plan(what: Mapping[str, Any], as_json: bool) -> None:
+    import json
+
+    click.echo(json.dumps(what) if as_json else "\n".join(f"{name}: {value}" for name, value in what.items()))
+
+
+def _print_json(result: Any) -> None:  # noqa: ANN401 - a Federation; importing it here would import torch
+    import json
+
+    content = {
+        "run": str(result.run),
+        "rounds": result.rounds,
+        "central": result.central,
+        "federated": result.federated,
+        "bytes_per_round": result.bytes_per_round,
+        "seconds": result.seconds,
+        "privacy": result.privacy,
+    }
+    click.echo(json.dumps(content, ensure_ascii=False))
+
+
+def _print_summary(result: Any, out: Path, collection: Path) -> None:  # noqa: ANN401 - as above
+    for name in ("central", "federated"):
+        metrics = getattr(result, name)
+        if metrics:
+            click.echo(
+                f"{name:<10} " + ", ".join(f"{key} {value:.3f}" for key, value in metrics.items() if key != "queries")
+            )
+    clock = sum(record["clock_seconds"] for record in result.rounds)
+    traffic = f"{result.bytes_per_round / 1000:.0f} kB a round"
+    how = "un-noised"
+    if result.privacy is not None:
+        sure = result.privacy["guarantee"]
+        how = f"epsilon {result.privacy['epsilon']:.3g}, see privacy.json" if sure else "no formal guarantee"
+    click.echo(f"{len(result.rounds)} rounds, {traffic}, {clock:.1f} s by the clock, {how}")
+    click.echo(f"{out}: saved (run: {result.run})")
+    click.echo(f"next: fedcar evaluate {out} {collection}")
+
+
+COMMANDS = (federate,)

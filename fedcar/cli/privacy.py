@@ -1,0 +1,185 @@
+"""The commands below `fedcar privacy`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fedcar.cli.options import FOLDER, as_json, cache_option, encoder_option, seed_option, together
+from fedcar.errors import FedcarError
+from fedcar.privacy.errors import PrivacyError
+
+if TYPE_CHECKING:
+    pass
+
+with_budget = together(
+    click.option("--epsilon", default=1.0, show_default=True), click.option("--delta", default=1e-5, show_default=True)
+)
+with_trial = together(with_budget, encoder_option, cache_option, seed_option, as_json)
+
+
+@click.group("privacy")
+def privacy() -> None:
+    """What is promised, what it costs, what leaks without it, and whether the code keeps it."""
+
+
+@privacy.command()
+@click.option("--questions", required=True, help="Of one client, or of each: 900 or 900,300,40.")
+@click.option("--documents", type=int, required=True, help="How many documents share the rows.")
+@click.option("--clients", type=int, default=None, help="How many clients.  [default: as many as --questions lists]")
+@click.option("--unit", default="example", show_default=True, help="example (a question) or client.")
+@click.option("--method", type=click.Choice(["auto", "ridge", "head", "adapter"]), default="auto", show_default=True)
+@click.option("--steps", type=int, help="Noised steps.  [default: by method]")
+@with_budget
+@as_json
+def plan(questions: str, documents: int, clients: int | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
+    """Before anything runs: which method, which noise, what to expect. Reads no question."""
+    from fedcar.training.noised.plan import advise
+
+    if options["steps"] is not None and options["steps"] < 1:
+        raise FedcarError(f"--steps {options['steps']}: must be 1 or more")
+    found = advise(_counts(questions, clients), documents, **options)
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    click.echo(f"{found['units']} over {found['clients']} clients, {documents} documents: {found['advice']}")
+    click.echo(f"epsilon {found['epsilon']:.4g} at delta {found['delta']:g}, unit {options['unit']}, given out:")
+    for release in found["releases"]:
+        times = "once" if release["steps"] == 1 else f"{release['steps']} times"
+        sampled = f", each unit with probability {release['sampling_rate']:g}" if release["sampling_rate"] < 1 else ""
+        click.echo(
+            f"- {release['name']}, {times}{sampled}: noise of standard deviation {release['standard_deviation']:.4g}"
+        )
+
+
+@privacy.command()
+@click.argument("place", type=FOLDER)
+@as_json
+def statement(place: Path, as_json: bool) -> None:
+    """Say in plain words what is promised for PLACE: a retriever, a run, or a privacy.json."""
+    from fedcar.privacy.statement import from_json, plain_words, to_json
+
+    file = place / "privacy.json" if place.is_dir() else place
+    if not file.is_file():
+        raise FedcarError(f"{file}: no statement; nothing is promised for what was trained without --epsilon")
+    try:
+        found = from_json(file.read_bytes().decode())
+    except (PrivacyError, UnicodeDecodeError) as error:
+        why = error if isinstance(error, PrivacyError) else "not a privacy statement"
+        raise FedcarError(f"{file}: {why}; give a retriever, a run, or the privacy.json of one") from error
+    click.echo(json.dumps(to_json(found)) if as_json else plain_words(found))
+
+
+@privacy.command()
+@click.argument("collection", type=FOLDER)
+@click.option("--questions", default=128, show_default=True, help="How many questions share the update.")
+@with_trial
+def attack(collection: Path, as_json: bool, **options: Any) -> None:  # noqa: ANN401
+    """Try to read COLLECTION's training questions out of updates, without noise and with it. Prints what it finds."""
+    from fedcar.training.noised.attack import attack_collection
+
+    found = attack_collection(**_trial(collection, **options))
+    if as_json:
+        click.echo(json.dumps(found, ensure_ascii=False))
+    else:
+        _print_attack(found)
+
+
+@privacy.command()
+@click.argument("collection", type=FOLDER, required=False)
+@click.option("--method", type=click.Choice(["ridge", "head", "adapter"]), default="head", show_default=True)
+@click.option("--questions", default=200, show_default=True, help="How many training questions to try it on.")
+@with_trial
+def audit(collection: Path | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
+    """Test the code that trains under epsilon on COLLECTION (or the packaged one); exit code 1 at a fault."""
+    from fedcar.collection.demo import FOLDER as COLLECTION
+    from fedcar.training.noised.audit import audit_collection
+
+    checks = audit_collection(**_trial(collection or COLLECTION, **options))
+    flagged = [check.name for check in checks if check.flagged]
+    if as_json:
+        rows = [
+            {"name": one.name, "p_value": one.p_value, "flagged": one.flagged, "detail": one.detail} for one in checks
+        ]
+        click.echo(json.dumps({"flagged": flagged, "checks": rows}))
+    else:
+        for check in checks:
+            click.echo(f"{'FAULT' if check.flagged else 'ok':<6}{check.name} (p = {check.p_value:.2g}): {check.detail}")
+        click.echo("an audit finds faults; it proves no epsilon")
+    if flagged:
+        raise FedcarError(f"audit: {len(flagged)} of {len(checks)} checks found a fault: {', '.join(flagged)}")
+
+
+def _trial(
+    collection: Path,
+    *,
+    epsilon: float,
+    delta: float,
+    encoder: str | None,
+    cache: Path | None,
+    **options: Any,  # noqa: ANN401
+) -> dict[str, Any]:
+    """What attack and audit take: the collection and its encoder loaded, the budget checked."""
+    from fedcar.collection.collection import Collection
+    from fedcar.common.progress import Console
+    from fedcar.encoder.cache import FeatureCache
+    from fedcar.encoder.encoder import Encoder
+    from fedcar.encoder.model_files import DEFAULT_ENCODER
+    from fedcar.training.noised.plan import Target
+
+    target = Target(epsilon, delta)
+    target.check()
+    for name, least in (("questions", 1), ("seed", 0)):
+        if options[name] < least:
+            raise FedcarError(f"--{name} {options[name]}: must be {least} or more")
+    return {
+        "collection": Collection.read(collection),
+        "target": target,
+        "encoder": Encoder.load(encoder or DEFAULT_ENCODER),
+        "features": FeatureCache(cache),
+        "report": Console(),
+        **options,
+    }
+
+
+def _counts(questions: str, clients: int | None) -> list[int]:
+    try:
+        counts = [int(word) for word in questions.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 1:
+        raise FedcarError(f'--questions "{questions}": give a number, or one for each client: 900,300,40')
+    if clients is not None and clients != len(counts):
+        if len(counts) > 1 or clients < 1:
+            raise FedcarError(f"--clients {clients}: --questions lists {len(counts)}; give one number, or as many")
+        counts *= clients
+    return counts
+
+
+def _print_attack(found: dict[str, Any]) -> None:
+    words = found["words"]
+    click.echo(
+        f"{found['questions']} questions with {words['distinct']} different words; budget epsilon {found['epsilon']:g}"
+    )
+    for title, part, kinds in (
+        ("words, from an adapter update", words, ("without_noise", "with_noise")),
+        ("words of one question only", words, ("of_one_question_without_noise", "of_one_question_with_noise")),
+        ("documents, from a rows update", found["documents"], ("without_noise", "with_noise")),
+        ("questions, from class sums", found["class_sums"], ("without_noise", "with_noise")),
+    ):
+        for kind in kinds:
+            told = part[kind]
+            numbers = f"precision {told['precision']:.3f}, recall {told['recall']:.3f}, AUC {told['auc']:.3f}"
+            click.echo(f"{title}, {'with' if 'without' not in kind else 'without'} noise: {numbers}")
+    for name in ("true", "recovered_without_noise", "recovered_with_noise"):
+        click.echo(f"{name.replace('_', ' ')}: {' '.join(words[name]) or '-'}")
+    row = found["class_sums"]["one_row"]
+    click.echo(f"one class sum: {row['true']}; nearest without noise {row['nearest_without_noise']}, "
+               f"with noise {row['nearest_with_noise']}")  # fmt: skip
+    click.echo(found["note"])
+
+
+COMMANDS = (privacy,)

@@ -1,0 +1,115 @@
+"""`fedcar evaluate, search, export`: what is done with a retriever that is there."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fedcar.cli.options import FOLDER, as_json, cache_option, moved_encoder, runtime_option
+from fedcar.cli.output import print_json
+from fedcar.errors import FedcarError
+
+if TYPE_CHECKING:
+    from fedcar.retriever.retriever import Retriever
+
+
+@click.command()
+@click.argument("retriever", type=FOLDER)
+@click.argument("collection", type=FOLDER)
+@click.option("--split", type=click.Choice(["train", "dev", "test"]), default="test", show_default=True)
+@click.option("--run", type=FOLDER, help="Write the retriever's ranking as a TREC run file.")
+@moved_encoder
+@cache_option
+@runtime_option("torch")
+@as_json
+def evaluate(
+    retriever: Path,
+    collection: Path,
+    split: str,
+    run: Path | None,
+    encoder: Path | None,
+    cache: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure BM25, MIPS, hybrid and RETRIEVER side by side on COLLECTION's judged queries."""
+    from fedcar.collection.collection import Collection
+    from fedcar.common.progress import Console
+    from fedcar.evaluation.evaluate import evaluate as measure
+    from fedcar.retriever.retriever import Retriever
+
+    loaded = Retriever.load(retriever, encoder)
+    result = measure(loaded, Collection.read(collection), split, cache=cache, run=run, report=Console())
+    if as_json:
+        print_json(result)
+    else:
+        from fedcar.cli.tables import print_evaluation
+
+        print_evaluation(result)
+
+
+@click.command()
+@click.argument("retriever", metavar="RETRIEVER|BUNDLE", type=FOLDER)
+@click.argument("question")
+@click.option("-k", default=5, show_default=True, help="How many documents.")
+@moved_encoder
+@as_json
+def search(retriever: Path, question: str, k: int, encoder: Path | None, as_json: bool) -> None:
+    """Find the documents of a retriever or an exported bundle that answer QUESTION."""
+    from dataclasses import asdict
+
+    answer = _searchable(retriever, encoder).search(question, k)
+    if as_json:
+        print_json(asdict(answer))
+    else:
+        from fedcar.cli.tables import print_answer
+
+        print_answer(answer)
+
+
+@click.command()
+@click.argument("retriever", type=FOLDER)
+@click.option("--format", "export_format", type=click.Choice(["transformers", "onnx", "bundle"]), required=True)
+@click.option("--precision", type=click.Choice(["fp32", "int8"]), default="fp32", show_default=True)
+@click.option("--out", type=FOLDER, required=True, help="The folder to make; it must not exist or be empty.")
+@moved_encoder
+@as_json
+def export(retriever: Path, export_format: str, precision: str, out: Path, encoder: Path | None, as_json: bool) -> None:
+    """Write RETRIEVER as a folder that other programs read (a stock model, or ONNX), or as a bundle without torch."""
+    from fedcar.export.stock import check_export
+    from fedcar.export.stock import export as export_retriever
+    from fedcar.retriever.retriever import Retriever
+
+    check_export(out, export_format, precision)
+    loaded = Retriever.load(retriever, encoder)
+    export_retriever(loaded, out, export_format, precision)
+    if as_json:
+        documents, dimension = len(loaded.documents), loaded.encoder.dimension
+        print_json({"folder": str(out), "format": export_format, "documents": documents, "dimension": dimension})
+    else:
+        readers = {
+            "transformers": "SentenceTransformer and AutoModel read it, README.md says what is what",
+            "onnx": "ONNX Runtime reads it, README.md says what is what",
+            "bundle": f'next: fedcar search {shlex.quote(str(out))} "QUESTION"',
+        }
+        click.echo(f"{out}: written; {readers[export_format]}")
+
+
+def _searchable(folder: Path, encoder: Path | None) -> Retriever:
+    """The retriever, or the bundle: that one without torch."""
+    from fedcar.common.folders import kind_of
+
+    if kind_of(folder) == "bundle":
+        if encoder is not None:
+            raise FedcarError(f"--encoder {encoder}: a bundle has its own; leave this out")
+        from fedcar.export.bundle import load_bundle
+
+        return load_bundle(folder)
+    from fedcar.retriever.retriever import Retriever
+
+    return Retriever.load(folder, encoder)
+
+
+COMMANDS = (evaluate, search, export)

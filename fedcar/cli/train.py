@@ -1,0 +1,107 @@
+"""`fedcar train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fedcar.cli.documents import identity
+from fedcar.cli.options import (
+    FOLDER,
+    adapter_option,
+    as_json,
+    cache_option,
+    delta_option,
+    dry_run_option,
+    encoder_option,
+    pooling_option,
+    runtime_option,
+    seed_option,
+)
+from fedcar.cli.output import INTERRUPTED, leave, print_json, show_plan, this_command
+from fedcar.errors import FedcarError
+
+
+@click.command()
+@click.argument("collection", type=FOLDER)
+@click.option("-o", "--out", type=FOLDER, required=True, help="The retriever to make; one that is there is replaced.")
+@encoder_option
+@pooling_option
+@click.option("--method", type=click.Choice(["auto", "ridge", "head", "adapter"]), default="auto", show_default=True)
+@adapter_option
+@click.option("--head", type=click.Choice(["linear", "cosine"]), default="linear", show_default=True)
+@click.option("--pre-classifier", default=0, show_default=True, help="Width of the pre-classifier layer; 0 for none.")
+@click.option("--gradient-checkpointing", is_flag=True, help="Less memory for the adapter, about a third more time.")
+@click.option("--questions-from", help="An OpenAI-compatible server; the documents (no question) are sent to it.")
+@click.option("--questions-model", help="The model that the server is asked for.")
+@click.option("--epochs", type=int, help="[default: by method]  With --epsilon: noised steps.")
+@click.option("--epsilon", type=float, help="Differential privacy for every training question; see docs/privacy.md.")
+@delta_option
+@click.option("--recipe", default="private", show_default=True, help="paper: for comparison, no formal guarantee.")
+@click.option("--public-dev", is_flag=True, help="With --epsilon: dev is public, choices are made on it.")
+@click.option(
+    "--against-advice", is_flag=True, help="With --epsilon: train even where search is expected to be better."
+)
+@click.option("--adaptive-clip", is_flag=True, help="With --epsilon: the clip norm follows noised counts.")
+@seed_option
+@cache_option
+@runtime_option("auto")
+@click.option("--resume", is_flag=True, help="Go on from where an interrupted training stopped.")
+@dry_run_option
+@as_json
+def train(
+    collection: Path,
+    out: Path,
+    encoder: str | None,
+    resume: bool,
+    dry_run: bool,
+    as_json: bool,
+    **options: Any,  # noqa: ANN401 - those of fedcar.training.train, under the same names
+) -> None:
+    """Train a retriever on COLLECTION and save it."""
+    from fedcar.collection.collection import Collection
+    from fedcar.common.folders import check_target, remove_folder
+    from fedcar.common.progress import Console
+    from fedcar.encoder.model_files import DEFAULT_ENCODER
+    from fedcar.retriever.retriever import KIND
+
+    check_target(out, KIND)
+    loaded = Collection.read(collection)
+    encoder = encoder or DEFAULT_ENCODER
+    checkpoint = out.resolve().with_name(f".{out.resolve().name}.training")
+    if dry_run:
+        from fedcar.training.train import plan
+
+        show_plan(plan(loaded, encoder=encoder, **options), as_json)
+        return
+    from fedcar.training.train import train as train_retriever
+
+    found = identity(checkpoint)
+    if resume and not found:
+        click.echo(f"{checkpoint}: no such checkpoint, so the training starts from the beginning", err=True)
+    try:
+        retriever = train_retriever(
+            loaded, encoder=encoder, checkpoint=checkpoint, resume=resume, report=Console(), **options
+        )
+        retriever.save(out)
+    except KeyboardInterrupt:
+        kept = bool(found) if resume else identity(checkpoint) != found
+        what = "the finished epochs are kept" if kept else "what was encoded is kept"
+        leave(f"interrupted; {what}. To go on: {this_command(resume=kept)}", INTERRUPTED)
+    except FedcarError as error:
+        if identity(checkpoint) != found:
+            go_on = f"the finished epochs are kept, to go on: {this_command(resume=True)}"
+            raise FedcarError(f"{error}; {go_on}") from error
+        raise
+    remove_folder(checkpoint)
+    if as_json:
+        print_json({"retriever": str(out), **retriever.training})
+    else:
+        seconds = ", ".join(f"{name} {value:.1f} s" for name, value in retriever.training.get("seconds", {}).items())
+        click.echo(f"{out}: saved ({seconds or 'the guarantee is in privacy.json'})")
+        click.echo(f"next: fedcar evaluate {out} {collection}")
+
+
+COMMANDS = (train,)

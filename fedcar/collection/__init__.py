@@ -1,0 +1,1 @@
+"""Documents, questions and judgements: read, checked, split, imported."""

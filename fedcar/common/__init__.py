@@ -1,0 +1,1 @@
+"""What every folder needs and none owns: files, folders, tensors, vectors, progress, history."""

@@ -1,0 +1,82 @@
+"""Files that are written whole or not at all, and read with a reason where that fails."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+
+def default_cache() -> Path:
+    """The user's cache folder (XDG_CACHE_HOME, else ~/.cache) / fedcar."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedcar"
+
+
+@contextmanager
+def whole_file(file: Path) -> Iterator[IO[str]]:
+    """A text file to write that takes its name when it is whole: an error leaves what was there before."""
+    if file.exists() and not file.is_file():  # a device or a pipe takes what comes
+        with file.open("w", encoding="utf-8", newline="\n") as stream:
+            yield stream
+        return
+    with written_whole(file) as new, new.open("x", encoding="utf-8", newline="\n") as stream:
+        yield stream
+
+
+def check_file(file: Path) -> None:
+    """OSError, before long work, where `whole_file` could not begin; leaves nothing behind."""
+    if file.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
+    if file.is_file() or not file.exists():
+        place = file.resolve()
+        probe = place.with_name(f".{place.name}.new-{secrets.token_hex(4)}")
+        probe.touch(exist_ok=False)
+        probe.unlink()
+
+
+@contextmanager
+def written_whole(file: Path) -> Iterator[Path]:
+    """A place to write to that takes the file's name in one step: who looks finds the former file or all of this."""
+    place = file.resolve()
+    new = place.with_name(f".{place.name}.new-{secrets.token_hex(4)}")
+    try:
+        yield new
+        to_disk(new)
+        new.replace(place)
+    finally:
+        new.unlink(missing_ok=True)
+    to_disk(place.parent)
+
+
+def replace_json(file: Path, content: object) -> None:
+    """As `write_json`; a crash leaves the former file or the new one."""
+    with written_whole(file) as new:
+        write_json(new, content)
+
+
+def write_json(file: Path, content: object) -> None:
+    file.write_bytes((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def to_disk(path: Path) -> None:
+    if os.name == "nt":  # which cannot open a folder, nor flush what is open for reading
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def reason_of(error: Exception) -> str:
+    """Why in a few words; safetensors hands on the system's error as text."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    number = re.search(r"(?:code: |os error )(\d+)", str(error))
+    return os.strerror(int(number[1])) if number else str(error).splitlines()[0]

@@ -1,0 +1,249 @@
+"""Folders that fedcar writes: whole or not at all, and refused when one byte of them has changed."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from fedcar.common.files import reason_of, to_disk, write_json
+from fedcar.errors import FedcarError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+MANIFEST_HASH = "manifest.sha256"
+RESTORE = "restore the folder from a copy"
+_AT_FDCWD = -100
+_EXCHANGE = 2  # RENAME_EXCHANGE of Linux and RENAME_SWAP of macOS
+
+
+def write_folder(target: Path, kind: str, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary folder, seal it with hashes and put it in the place of `target` in one step.
+
+    An existing fedcar folder of the same kind is replaced; any other existing folder is refused. A crash, a full disk
+    or an error in `write` leaves what was there before.
+    """
+    check_replaceable(target, kind)
+    try:
+        place = target.resolve()
+        with _parent_of(place), _temporary_beside(place) as temporary:
+            write(temporary)
+            _seal(temporary, kind)
+            _put_in_place(temporary, place)
+    except (OSError, SafetensorError) as error:
+        raise FedcarError(
+            f"{target}: cannot be written ({reason_of(error)}); free space or choose another folder"
+        ) from error
+
+
+def check_replaceable(target: Path, kind: str) -> None:
+    """Refuse a target that exists and is not a fedcar folder of this kind, or holds files that fedcar did not write."""
+    try:
+        if not target.exists() and not target.is_symlink():
+            return
+        if not target.is_dir():
+            raise FedcarError(f"{target}: a file stands there; choose another name")
+        names = set(os.listdir(target))
+    except OSError as error:
+        raise FedcarError(f"{target}: cannot be looked into ({reason_of(error)}); choose another folder") from error
+    if not names:
+        return
+    manifest = _manifest(target)
+    if manifest is None or manifest["kind"] != kind:
+        raise FedcarError(f"{target}: exists and is not a fedcar {kind}; choose another name or move it away")
+    others = sorted(names - {MANIFEST, MANIFEST_HASH, *manifest["sha256"]})
+    if others:
+        raise FedcarError(f"{target / others[0]}: not written by fedcar, and would be lost; move it out of the {kind}")
+
+
+def check_target(target: Path, kind: str) -> None:
+    """Refuse, before long work, a target that could not be written after it; leaves nothing behind."""
+    check_replaceable(target, kind)
+    try:
+        place = target.resolve()
+        parent = next(folder for folder in place.parents if folder.exists())
+        probe = parent / f".{place.name}.new-{secrets.token_hex(4)}"
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise FedcarError(f"{target}: cannot be written ({reason_of(error)}); choose another folder") from error
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder that fedcar wrote, if it is there."""
+    if _manifest(folder) is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_folder(folder: Path, kind: str, way_out: str = RESTORE) -> None:
+    """Refuse a folder that is not a sealed fedcar folder of this kind, or of which any file has changed."""
+    if not folder.is_dir():
+        what = "a file, not a folder" if folder.exists() else "no such folder"
+        raise FedcarError(f"{folder}: {what}; give the folder of a fedcar {kind}")
+    manifest = _manifest(folder)
+    if not (folder / MANIFEST).exists() and not (folder / MANIFEST_HASH).exists():
+        raise FedcarError(f"{folder}: not a fedcar {kind} ({MANIFEST} is missing); give another folder")
+    sealed = _file_hash(folder / MANIFEST, way_out).encode() + b"\n"
+    if _content(folder / MANIFEST_HASH, way_out) != sealed:
+        raise FedcarError(f"{folder / MANIFEST}: does not match {MANIFEST_HASH}, so one of them was changed; {way_out}")
+    if manifest is None:
+        raise FedcarError(f"{folder / MANIFEST}: not one that fedcar writes; {way_out}")
+    if manifest["kind"] != kind:
+        raise FedcarError(f"{folder}: a fedcar {manifest['kind']}, not a {kind}; give another folder")
+    if manifest["format_version"] > FORMAT_VERSION:
+        raise FedcarError(
+            f"{folder}: written in format {manifest['format_version']}, this fedcar reads up to {FORMAT_VERSION}; "
+            "update fedcar"
+        )
+    for name, expected in manifest["sha256"].items():
+        if _file_hash(folder / name, way_out) != expected:
+            raise FedcarError(f"{folder / name}: does not match its sha256, so it was changed; {way_out}")
+
+
+def kind_of(folder: Path) -> str | None:
+    """Which kind of fedcar folder this is, before anything in it is checked; None where it is none."""
+    manifest = _manifest(folder)
+    return None if manifest is None else str(manifest["kind"])
+
+
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest as far as it can be read; None where there is none that fedcar wrote."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        whole = isinstance(manifest["kind"], str) and isinstance(manifest["format_version"], int)
+        return manifest if whole and isinstance(manifest["sha256"], dict) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _seal(folder: Path, kind: str) -> None:
+    """Write the manifest (kind, format version, sha256 of every file) and its own hash; everything reaches the disk."""
+    hashes = {file.name: _file_hash(file) for file in sorted(folder.iterdir())}
+    write_json(folder / MANIFEST, {"kind": kind, "format_version": FORMAT_VERSION, "sha256": hashes})
+    (folder / MANIFEST_HASH).write_bytes(_file_hash(folder / MANIFEST).encode() + b"\n")
+    for file in folder.iterdir():
+        to_disk(file)
+    to_disk(folder)
+
+
+@contextmanager
+def _parent_of(place: Path) -> Iterator[None]:
+    """The parent folders, made where they are missing and taken away again after an error."""
+    missing = [folder for folder in place.parents if not folder.exists()]
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for folder in missing:
+                folder.rmdir()
+        raise
+
+
+@contextmanager
+def _temporary_beside(place: Path) -> Iterator[Path]:
+    """A new folder beside the place, locked while its process lives; what killed processes left there is removed."""
+    for leftover in place.parent.iterdir():
+        if re.fullmatch(rf"\.{re.escape(place.name)}\.new-[0-9a-f]{{8}}", leftover.name):
+            with _locked(leftover, wait=False) as locked:
+                if locked:
+                    _remove(leftover)
+    while True:
+        temporary = place.with_name(f".{place.name}.new-{secrets.token_hex(4)}")
+        temporary.mkdir()
+        try:
+            with _locked(temporary, wait=True):
+                if temporary.exists():  # no other process took it for a leftover before it was locked
+                    yield temporary
+                    return
+        finally:
+            _remove(temporary)
+
+
+def _remove(folder: Path) -> None:
+    """As far as it can be removed. An interrupt within rmtree may end in an error that it does not ignore."""
+    with suppress(OSError):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path, *, wait: bool) -> Iterator[bool]:
+    """Hold the folder's lock, which ends with the process; False where it is held elsewhere or there are no locks."""
+    try:
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            locked = True
+        except OSError:
+            locked = False
+        yield locked
+    finally:
+        os.close(descriptor)
+
+
+def _put_in_place(temporary: Path, place: Path) -> None:
+    if not place.exists():
+        try:
+            temporary.rename(place)
+            to_disk(place.parent)
+            return
+        except OSError:
+            if not place.exists():
+                raise  # otherwise another writer was first, and what it wrote is replaced
+    if not _exchange(temporary, place):
+        aside = place.with_name(f".{place.name}.before")
+        _remove(aside)
+        place.rename(aside)
+        try:
+            temporary.rename(place)
+        except BaseException:
+            aside.rename(place)
+            raise
+        _remove(aside)
+    to_disk(place.parent)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two folders in one step, so that there is no moment without a whole one; False where that cannot be done."""
+    try:
+        library = ctypes.CDLL(None, use_errno=True)
+        paths = os.fsencode(first), os.fsencode(second)
+        if hasattr(library, "renameat2"):
+            return bool(library.renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _EXCHANGE) == 0)
+        return bool(library.renamex_np(*paths, _EXCHANGE) == 0)
+    except (AttributeError, OSError, TypeError):
+        return False
+
+
+def _file_hash(file: Path, way_out: str = RESTORE) -> str:
+    digest = hashlib.sha256()
+    try:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    except OSError as error:
+        raise FedcarError(f"{file}: cannot be read ({reason_of(error)}); {way_out}") from error
+    return digest.hexdigest()
+
+
+def _content(file: Path, way_out: str) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise FedcarError(f"{file}: cannot be read ({reason_of(error)}); {way_out}") from error

@@ -1,0 +1,1 @@
+"""The frozen language model: what makes a text a vector."""

@@ -1,0 +1,32 @@
+"""Reference texts: packaged, public, the same for everybody; what an encoder makes of them is its usual direction."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedcar.collection.demo import FOLDER
+from fedcar.encoder.cache import FeatureCache
+from fedcar.encoder.encoder import Encoder
+from fedcar.errors import FedcarWarning
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+QUERIES = FOLDER / "queries.jsonl"
+TEXTS = 256
+
+
+def reference_states(encoder: Encoder, cache: FeatureCache) -> NDArray[np.void]:
+    """States (n,) of the untrained encoder on the first questions of the packaged collection."""
+    with QUERIES.open(encoding="utf-8") as stream:
+        texts = [json.loads(line)["text"] for line, _ in zip(stream, range(TEXTS), strict=False)]
+    cut = encoder.texts_cut
+    with encoder.untrained(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FedcarWarning)  # nobody asked about these texts: that one is cut is no news
+        states = cache.states(encoder, texts)
+    encoder.texts_cut = cut
+    return states

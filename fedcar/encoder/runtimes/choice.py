@@ -1,0 +1,219 @@
+"""Which runtime encodes: the one that was asked for, or the fastest on the user's own texts, remembered by machine."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedcar.common.measure import processor
+from fedcar.encoder.model_files import parameter_count
+from fedcar.encoder.runtimes.protocol import Runtime, batches_by_length, padded
+from fedcar.errors import FedcarError, quoted
+from fedcar.retriever.late_interaction import unit
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fedcar.encoder.encoder import Encoder
+
+EXACT = "torch"  # float32, the reference for all others
+NAMES = (EXACT, "torch-bf16", "openvino", "openvino-bf16", "onnx", "onnx-int8")
+PACKAGES = {"openvino": ("openvino",), "onnx": ("onnxruntime", "onnxscript")}
+AGREEMENT = 0.9999
+EIGHT_BITS = 0.999  # agreement that they do not reach
+PROBES = 24
+WORTH = 3e12  # multiplications and additions, about fifteen seconds of two cores in float32
+SECONDS = 1.0  # for all candidates together, after each is built and has run once
+
+
+@dataclass
+class Setting:
+    """What this process encodes with; the command line's --runtime writes it, every encoder reads it once."""
+
+    name: str = EXACT
+    agreement: float = AGREEMENT
+
+
+setting = Setting()
+
+
+def use(name: str, agreement: float = AGREEMENT) -> None:
+    """Encode with this runtime from now on, or `auto`: the fastest whose mean cosine with float32 is `agreement`."""
+    if name not in (*NAMES, "auto"):
+        raise FedcarError(f"--runtime {quoted(name)}: not known; give auto or one of {', '.join(NAMES)}")
+    setting.name, setting.agreement = name, agreement
+
+
+def chosen(encoder: Encoder, texts: Sequence[str]) -> str:
+    """The name of the runtime for this encoder; with `auto` measured on these texts where nothing is remembered.
+
+    For few texts, which would be encoded by the time that a measurement takes, it is torch: always the same for the
+    same texts.
+    """
+    if setting.name != "auto":
+        return setting.name
+    if not is_worth_it(encoder, texts):
+        return EXACT
+    memory, key = _memory(), _key(encoder)
+    name = memory.get(key)
+    if name not in NAMES or not is_installed(name):
+        name = fastest(encoder, texts)
+        _remember(memory | {key: name})
+    return name
+
+
+def is_worth_it(encoder: Encoder, texts: Sequence[str]) -> bool:
+    """Whether encoding takes long enough: two operations a weight and token, a token being four characters."""
+    return 2 * parameter_count(encoder.folder) * sum(map(len, texts)) / 4 > WORTH
+
+
+def fastest(encoder: Encoder, texts: Sequence[str]) -> str:
+    """Run every installed runtime on some of the texts; the fastest that agrees."""
+    order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+    picked = [texts[order[place]] for place in np.linspace(0, len(order) - 1, min(PROBES, len(order))).astype(int)]
+    token_ids = encoder.tokenize(picked)
+    batches = [
+        padded([token_ids[row] for row in rows], encoder.padding_id)
+        for rows in batches_by_length([len(ids) for ids in token_ids], 1024)
+    ]
+    runtimes: dict[str, Runtime] = {}
+    wanted: NDArray[np.float32] | None = None
+    for name in candidates(encoder):
+        try:
+            runtime = built(encoder, name)
+            found = unit(np.concatenate([runtime.run(*batch).pooled for batch in batches]))
+        except FedcarError:
+            continue  # what cannot express this model is no candidate
+        wanted = found if wanted is None else wanted
+        if float(np.einsum("nd,nd->n", found, wanted).mean()) >= setting.agreement:
+            runtimes[name] = runtime
+    return min(measured(runtimes, batches).items(), key=lambda one: one[1])[0]
+
+
+def measured(
+    runtimes: dict[str, Runtime],
+    batches: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
+    seconds: float = SECONDS,
+) -> dict[str, float]:
+    """Each one's least time for all batches; they take turns, so that other work on the machine hits all alike."""
+    times: dict[str, float] = dict.fromkeys(runtimes, np.inf)
+    end = time.perf_counter() + seconds
+    while True:
+        for name, runtime in runtimes.items():
+            start = time.perf_counter()
+            for batch in batches:
+                runtime.run(*batch)
+            times[name] = min(times[name], time.perf_counter() - start)
+        if time.perf_counter() > end:
+            return times
+
+
+def candidates(encoder: Encoder) -> list[str]:
+    """The installed runtimes that may agree; on a GPU torch's alone. Eight bits only where less agreement will do.
+
+    ONNX Runtime, whose file takes five seconds to write, only where OpenVINO is missing or eight bits are wanted: in
+    float32 it was the slower one in every measurement (docs/log.md). By name it is to be had everywhere.
+    """
+    names = [name for name in NAMES if is_installed(name)]
+    if encoder.device.type != "cpu":
+        return [name for name in names if name.startswith("torch")]
+    if setting.agreement < EIGHT_BITS:
+        return names
+    return [name for name in names if name != "onnx-int8" and not (name == "onnx" and is_installed("openvino"))]
+
+
+def is_installed(name: str) -> bool:
+    packages = PACKAGES.get(name.partition("-")[0], ())
+    return all(find_spec(package) is not None for package in packages)
+
+
+def built(encoder: Encoder, name: str) -> Runtime:
+    """The runtime for the encoder as it is now, without an adapter; its file is kept in the user's cache folder."""
+    if name == EXACT:
+        return encoder
+    if name == "torch-bf16":
+        from fedcar.encoder.runtimes.torch_bf16 import TorchBfloat16
+
+        return TorchBfloat16(encoder)
+    from fedcar.encoder.runtimes import onnx, onnx_file, openvino
+
+    def in_onnx(precision: str) -> Path:
+        return _file(encoder, f"{precision}.onnx", lambda file: onnx_file.write(encoder, file, precision))
+
+    if name.startswith("onnx"):
+        return onnx.OnnxRuntime(in_onnx("int8" if name.endswith("int8") else "fp32"))
+    file = _file(encoder, "openvino.xml", lambda file: openvino.write(encoder, file, lambda: in_onnx("fp32")))
+    return openvino.OpenVino(file, "bf16" if name.endswith("bf16") else "f32")
+
+
+def _file(encoder: Encoder, name: str, write: Callable[[Path], None]) -> Path:
+    """The encoder in a file of this name, with what it needs beside it; written the first time."""
+    from fedcar.common.files import default_cache
+
+    folder = default_cache() / "encoders" / f"{encoder.state_fingerprint[:24]}-{encoder.pooling}-{name}"
+    if not (folder / name).is_file():
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+                write(Path(temporary) / name)
+                with contextlib.suppress(FileExistsError):
+                    folder.mkdir(mode=0o700)
+                for file in sorted(Path(temporary).iterdir(), key=lambda file: file.name == name):  # it comes last
+                    file.replace(folder / file.name)
+        except OSError as error:
+            raise FedcarError(f"{folder}: cannot be written ({error.strerror}); take --runtime torch") from error
+    return folder / name
+
+
+def _key(encoder: Encoder) -> str:
+    """The machine, the packages and the encoder that a measurement holds for."""
+    parts = [platform.platform(), processor(), str(os.environ.get("OMP_NUM_THREADS")), str(os.cpu_count())]
+    parts += [f"{package}={_version(package)}" for package in ("torch", "openvino", "onnxruntime")]
+    parts += [encoder.state_fingerprint, encoder.pooling, str(setting.agreement), encoder.device.type]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _memory_file() -> Path:
+    from fedcar.common.files import default_cache
+
+    return default_cache() / "runtime.json"
+
+
+def _memory() -> dict[str, str]:
+    try:
+        found = json.loads(_memory_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _remember(memory: dict[str, str]) -> None:
+    """Kept for the next time where that can be; otherwise it is measured again."""
+    from fedcar.common.files import whole_file
+
+    try:
+        _memory_file().parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with whole_file(_memory_file()) as stream:
+            json.dump(memory, stream, indent=2)
+    except OSError:
+        pass

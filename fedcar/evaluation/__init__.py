@@ -1,0 +1,1 @@
+"""How good a retriever is: baselines, metrics, the table side by side."""

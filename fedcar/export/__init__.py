@@ -1,0 +1,1 @@
+"""What a retriever becomes for other programs: a stock model, ONNX, a bundle without torch."""

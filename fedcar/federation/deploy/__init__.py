@@ -1,0 +1,1 @@
+"""The real federation: servers, devices, keys, runs."""

@@ -1,0 +1,198 @@
+"""A device of a real federation: everything is checked first, then it answers the server until it is stopped."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedcar.common.progress import Silent
+from fedcar.errors import FedcarError
+from fedcar.federation.deploy import keys
+from fedcar.federation.deploy.processes import Child, free_port, locked
+from fedcar.privacy.ledger import Budget
+from fedcar.version import __version__
+
+CONNECT_SECONDS = 10.0
+FIELDS = ("node", "id", "key", "address", "ca", "documents", "encoder", "pooling", "encoder_fingerprint", "fedcar")
+
+
+@dataclass(frozen=True)
+class JoinFile:
+    """What fedcar enroll wrote for a device."""
+
+    file: Path
+    node: str
+    id: int
+    key: str
+    address: str
+    ca: str
+    documents: str
+    encoder: str
+    pooling: str | None
+    encoder_fingerprint: str
+    fedcar: str
+
+    @classmethod
+    def read(cls, file: Path) -> JoinFile:
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            return cls(file, **{name: content[name] for name in FIELDS})
+        except OSError as error:
+            raise FedcarError(f"{file}: cannot be read ({error.strerror}); ask the server's side for it") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise FedcarError(f"{file}: not a file of fedcar enroll; ask the server's side for it again") from error
+
+    @property
+    def server(self) -> tuple[str, int]:
+        host, _, port = self.address.rpartition(":")
+        return host.strip("[]"), int(port)
+
+
+def check_join(join: JoinFile, key: Path) -> None:
+    """Refuse another version's or another device's join file."""
+    if join.fedcar != __version__:
+        raise FedcarError(
+            f"{join.file}: the server runs fedcar {join.fedcar}, this device {__version__}; install the same on both "
+            "(where the server was updated since, fedcar enroll there writes a new file)"
+        )
+    own = keys.key_fingerprint(keys.public_bytes(keys.read_private(key).public_key()))
+    if own != join.key:
+        raise FedcarError(
+            f"{join.file}: is for {join.node}, whose key is not {key}; give that device's own join file and key"
+        )
+
+
+def check_server(join: JoinFile) -> float:
+    """Connect over TLS; the days that the server's certificate has left. FedcarError, with the way out, if it fails."""
+    host, port = join.server
+    context = ssl.create_default_context(cadata=join.ca)
+    try:
+        with socket.create_connection((host, port), CONNECT_SECONDS) as plain:
+            with context.wrap_socket(plain, server_hostname=host) as connection:
+                certificate = connection.getpeercert() or {}
+    except ssl.SSLCertVerificationError as error:
+        raise FedcarError(f"{join.address}: {_certificate_line(error)}") from error
+    except (OSError, ValueError) as error:
+        raise FedcarError(
+            f"{join.address}: cannot be reached ({error}); is fedcar serve running there, and the port open?"
+        ) from error
+    return (ssl.cert_time_to_seconds(str(certificate["notAfter"])) - time.time()) / 86400
+
+
+def _certificate_line(error: ssl.SSLCertVerificationError) -> str:
+    reason = error.verify_message
+    if "expired" in reason:
+        return "its certificate has run out (or this device's clock is ahead); restart fedcar serve, which renews it"
+    if "not yet valid" in reason:
+        return "its certificate is not valid yet, so this device's clock is behind; set the clock"
+    if "mismatch" in reason or "not valid for" in reason:
+        return f"its certificate is for another name ({reason}); enroll with the --address that it is for"
+    return f"its certificate is not of the server that enrolled this device ({reason}); ask for a new join file"
+
+
+def join(
+    file: JoinFile,
+    key: Path,
+    collection: Path,
+    folder: Path,
+    *,
+    encoder: str | None = None,
+    cache: Path | None = None,
+    ledger: Path | None = None,
+    budget: Budget | None = None,
+    report: Silent | None = None,
+    until: Callable[[], bool] = lambda: False,
+) -> None:
+    """Check, prepare, then run the SuperNode and the worker that answers for it; the SuperNode is restarted at death.
+
+    `folder` keeps what this device must remember from round to round. With `ledger` or `budget` one ledger counts over
+    all runs; with `budget` nothing leaves that is not noised and charged to it. Returns when `until` says so.
+
+    Formal guarantees:
+        a_device_is_joined_once: a second process over the same `folder` is refused before it reaches the server.
+    """
+    report = report or Silent()
+    check_join(file, key)
+    days = check_server(file)
+    if days < keys.LEFT_TO_RENEW:
+        report.say(f"the server's certificate runs out in {days:.0f} days; a restart of fedcar serve renews it")
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with locked(folder / "join.lock") as free:
+        if not free:
+            raise FedcarError(f"{folder}: {file.node} is joined already by another process; stop that first")
+        _take_part(file, key, collection, folder, encoder, cache, ledger, budget, report, until)
+
+
+def _take_part(
+    file: JoinFile, key: Path, collection: Path, folder: Path, encoder: str | None, cache: Path | None,
+    ledger: Path | None, budget: Budget | None, report: Silent, until: Callable[[], bool],
+) -> None:  # fmt: skip
+    from fedcar.collection.collection import Collection
+    from fedcar.encoder.cache import FeatureCache
+    from fedcar.encoder.encoder import Encoder
+    from fedcar.federation.device.device import Device, documents_fingerprint
+    from fedcar.federation.ledgers import Books
+    from fedcar.federation.wire import flower
+    from fedcar.privacy.release import check_target
+
+    def knock(make_room: bool = True) -> None:
+        flower.knows(file.address, file.ca.encode(), keys.read_private(key), file.id, make_room=make_room)
+
+    knock(make_room=False)  # what is refused below signs nobody off
+    loaded = Collection.read(collection, part=True)
+    if (documents := documents_fingerprint(loaded)) != file.documents:
+        raise FedcarError(
+            f"{collection}: its documents differ from the server's ({documents[:12]}, there {file.documents[:12]}); "
+            "copy the server's corpus.jsonl"
+        )
+    model = Encoder.load(encoder or file.encoder, file.pooling)
+    if model.fingerprint != file.encoder_fingerprint:
+        raise FedcarError(
+            f"{model.name}: another encoder than the server's ({model.fingerprint[:12]}, there "
+            f"{file.encoder_fingerprint[:12]}); give the same model with --encoder"
+        )
+    books = Books(folder / "ledgers", ledger, budget)
+    device = Device(loaded, folder, model, FeatureCache(cache), report, books)
+    if books.budget is None:
+        report.say(
+            "no --epsilon of this device: what it gives out is noised as the server's run says, or not at all; with "
+            "--epsilon nothing un-noised leaves"
+        )
+    else:
+        try:
+            check_target(books.budget.epsilon, books.budget.delta, len(device.training))
+        except ValueError as error:
+            raise FedcarError(f"--delta {books.budget.delta:g}: {error}") from error
+    secret = secrets.token_hex(32).encode()
+    keys.write_private(folder / "secret", secret)
+    (folder / "server-ca.pem").write_text(file.ca)
+    port = free_port()
+    command = flower.supernode_command(port, file.address, folder / "server-ca.pem", key, folder / "secret")
+    child = Child(command, folder / "supernode.log", flower.environment(folder / "flower"))
+    stopped = threading.Event()
+    worker = threading.Thread(
+        target=flower.work, args=(f"127.0.0.1:{port}", secret, device.answer, stopped), name="worker", daemon=True
+    )
+    report.say(f"{file.node}: {len(device.training)} training questions ready, joining {file.address}")
+    try:
+        with suppress(FedcarError):  # a server that is away now is waited for by the SuperNode
+            knock()
+        child.start()
+        worker.start()
+        while not until():
+            if child.keep_alive(knock):
+                report.say(f"the SuperNode ended ({child.last_line()}) and was started again")
+            if not worker.is_alive():
+                raise FedcarError(f"{file.node}: the worker died; {folder / 'supernode.log'} may say why; join again")
+            time.sleep(0.2)
+    finally:
+        stopped.set()
+        child.stop()

@@ -1,0 +1,267 @@
+"""A run of a real federation: the rounds, on the server; and what there is to see of runs and devices."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedcar.common.files import replace_json, written_whole
+from fedcar.common.progress import Silent
+from fedcar.errors import FedcarError
+from fedcar.federation.deploy.options import DEVICES, ENROLMENT, LOCK, OPTIONS, RETRIEVER, RunOptions
+from fedcar.federation.deploy.server import NOT_SERVED, ServerFolder
+from fedcar.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fedcar.federation.remote.network import RemoteNetwork
+    from fedcar.federation.rounds.settings import RoundSettings
+    from fedcar.retriever.retriever import Retriever
+
+NO_SPACE = 1 << 20  # bytes free
+LOOK = 3.0  # seconds in which a SuperLink answers that is not being started
+
+
+def new_run(place: ServerFolder, options: RunOptions) -> Path:
+    """A folder for a new run, named by the time."""
+    place.runs.mkdir(exist_ok=True)
+    name = stem = time.strftime("run-%Y%m%d-%H%M%S")
+    number = 1
+    while (place.runs / name).exists():
+        name, number = f"{stem}-{number}", number + 1
+    run = place.runs / name
+    run.mkdir()
+    replace_json(run / OPTIONS, asdict(options))
+    return run
+
+
+def train_over(
+    network: RemoteNetwork,
+    untrained: Retriever,
+    run: Path,
+    options: RunOptions,
+    rounds: RoundSettings,
+    collection: Any,  # noqa: ANN401 - a Collection; importing it here would import numpy
+    resume: bool,
+    report: Silent,
+    watch: Callable[[Mapping[str, Any]], None],
+) -> dict[str, Any]:
+    """Enrol the devices, learn the mixture, run the rounds, keep the best candidate as RUN/retriever."""
+    from fedcar.collection.collection import Judged
+    from fedcar.encoder.cache import FeatureCache
+    from fedcar.federation.job.job import baselines, fitted, matched, ridge_candidates, train_rounds
+    from fedcar.federation.remote import held_out
+    from fedcar.federation.rounds.clock import VirtualClock
+    from fedcar.federation.rounds.run_folder import RunFolder
+    from fedcar.retriever.prepare import prepare
+    from fedcar.retriever.weights import LEARNED, weights_of
+    from fedcar.training.selection import Candidate, Standard, calibrated, candidate, select
+
+    start, cache = time.monotonic(), FeatureCache(Path(options.cache) if options.cache else None)
+    selection = prepare(untrained, collection.judged("dev"), cache, report, "selection questions")
+    new = not (run / ENROLMENT).exists()
+    members = kept_enrolment(run, network, rounds.quorum, report)
+    if new and not len(selection):
+        held_out.check_held_out(network, collection.name)
+    report.say(f"{len(members)} devices with {sum(members.values())} training questions")
+    questions = sum(members.values())
+    settings = fitted(options.method, options.adapter, rounds.seed, untrained.encoder, untrained.evidence.deep)
+    settings, rounds = matched(settings, rounds, questions, len(members))
+    together = {**asdict(rounds), **asdict(settings), "devices": sorted(members)}
+    folder = RunFolder(run)
+    folder.belongs_to = {
+        "collection": collection.fingerprint, "encoder": untrained.encoder.fingerprint, "settings": together,
+    }  # fmt: skip
+    weights, exchanges = kept_mixture(run, network)
+    mixed, standard = replace(untrained, weights=weights_of(weights[:LEARNED])), Standard()
+    report.say(f"{time.monotonic() - start:.0f} s to the first round, {exchanges} small exchanges for the mixture")
+    if len(selection):
+        shown = {**baselines(untrained, selection), "central": None}
+    else:
+        shares = held_out.shares_before(network, untrained, mixed)
+        shown = {**held_out.shown(shares), "central": None}
+    if options.method == "ridge":
+        found, standard, records = ridge_candidates(mixed, {}, selection, cache, rounds, folder, report, network)
+        watch({**shown, **records[-1]})
+    else:
+        trained, records, score = train_rounds(
+            mixed, {}, selection, settings, rounds, VirtualClock(), folder, resume, watch, shown, network
+        )
+        found = [Candidate(settings.method, trained, score)]
+    evidence = standard.fitted(mixed)
+    if len(selection):
+        if options.method != "ridge":
+            found = [candidate(settings.method, standard.fitted(trained), selection, standard, report)]
+        first = candidate("evidence", evidence, selection, standard, report)
+        kept = select(untrained, selection, [first, *found], standard, report)
+    else:
+        first = held_out.candidate_by(lambda weights: shares[weights.tobytes()], "evidence", evidence, standard, report)
+        kept = held_out.select_by(shares, untrained, [first, *found], standard, report)
+    nobody_answers = collection.unanswerable("dev")
+    unanswered = prepare(untrained, Judged(nobody_answers, ({},) * len(nobody_answers)), cache, report, "")
+    kept = replace(kept, retriever=calibrated(kept.retriever, selection, unanswered))
+    kept.retriever.training = {
+        "method": kept.name, "settings": asdict(settings),
+        "federation": {**asdict(rounds), "clients": len(members), "mixture_rounds": exchanges, "run": run.name},
+        "collection": {"name": collection.name, "fingerprint": collection.fingerprint},
+        "questions": sum(members.values()), "selection_questions": len(selection), "history": records,
+    }  # fmt: skip
+    kept.retriever.save(run / RETRIEVER)
+    per_round = sum(record["bytes_down"] + record["bytes_up"] for record in records) // max(1, len(records))
+    return {
+        "run": str(run), "retriever": str(run / RETRIEVER), "rounds": records, "selection": kept.score.success,
+        "bytes_per_round": per_round, "seconds": {"all": round(time.monotonic() - start, 1)}, "privacy": None,
+    }  # fmt: skip
+
+
+def kept_enrolment(run: Path, network: RemoteNetwork, quorum: float, report: Silent) -> dict[str, int]:
+    """Who takes part, with n_i: asked once a run and kept beside it, so that a device that is gone does not end it."""
+    from safetensors.torch import load_file, save_file
+
+    from fedcar.federation.rounds.update import Enrolled
+
+    file = run / ENROLMENT
+    if file.exists():
+        for key, counts in load_file(file).items():
+            questions, name = key.split("@", 1)
+            network.clients[name].enrolled = Enrolled(name, int(questions), counts)
+        network.clients = {name: client for name, client in network.clients.items() if client.enrolled is not None}
+    else:
+        for name, reason in network.enrol(quorum).items():
+            report.say(f"{name} takes no part: {reason}")
+        enrolled = [client.enrol() for client in network.clients.values()]
+        with written_whole(file) as new:
+            save_file({f"{one.questions}@{one.client}": one.row_questions for one in enrolled}, new)
+    return {name: client.enrol().questions for name, client in network.clients.items()}
+
+
+def kept_mixture(run: Path, network: RemoteNetwork) -> tuple[Any, int]:
+    """The mixture's weights: learned once a run and kept beside it, since the rounds build on them bit by bit."""
+    import numpy as np
+
+    file = run / "mixture.json"
+    if file.exists():
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return np.array(content["weights"], dtype=np.float32), content["exchanges"]
+    weights, exchanges = network.mixture()
+    replace_json(file, {"weights": [float(one) for one in weights], "exchanges": exchanges})
+    return weights, exchanges
+
+
+@contextmanager
+def one_run(place: ServerFolder, run: str = "") -> Iterator[None]:
+    """Refuse a second run while one is on."""
+    with place.locked(LOCK, run) as free:
+        if not free:
+            raise FedcarError(f"{place.folder}: a run is on; see fedcar status, and wait for it or stop it")
+        yield
+
+
+def check_serving(place: ServerFolder) -> None:
+    """Refuse a run without a server."""
+    if not place.serving():
+        raise FedcarError(f"{place.folder}: {NOT_SERVED}")
+
+
+def start(
+    place: ServerFolder, run: Path, *, resume: bool, report: Silent, watch: Callable[[Mapping[str, Any]], None]
+) -> dict[str, Any]:
+    """Train over the devices of a served folder; goes on with a run where it stands."""
+    from fedcar.collection.collection import Collection
+    from fedcar.encoder.cache import FeatureCache
+    from fedcar.encoder.encoder import Encoder
+    from fedcar.federation.remote.network import RemoteNetwork
+    from fedcar.federation.rounds.settings import RoundSettings
+    from fedcar.retriever.retriever import Retriever
+
+    options, served = RunOptions.read(run), place.settings()
+    if options.version != __version__:
+        raise FedcarError(
+            f"{run.name}: was started by fedcar {options.version}, this is {__version__}; give that, or start a new run"
+        )
+    check_serving(place)
+    nodes = {name: int(node["node"]) for name, node in place.nodes().items()}
+    if not nodes:
+        raise FedcarError(f"{place.folder}: no device is enrolled; fedcar keygen there, then fedcar enroll here")
+    collection = Collection.read(served.collection, part=True)
+    model = Encoder.load(served.encoder, served.pooling)
+    rounds = RoundSettings(**options.rounds)
+    if not (run / ENROLMENT).exists() and not (run / DEVICES).exists():
+        nodes = online(place, nodes, report)
+    cache = FeatureCache(Path(options.cache) if options.cache else None)
+    untrained = Retriever.untrained(collection.documents, model, cache, report)
+    network = RemoteNetwork(
+        lambda: place.link().session(), nodes, untrained, served.documents, run.name,
+        deadline=rounds.deadline, over_selection=options.over_selection, say=report.say,
+    )  # fmt: skip
+    try:
+        if options.target is not None:
+            from fedcar.federation.deploy.run_noised import train_privately_over
+
+            return train_privately_over(network, untrained, run, options, rounds, collection, report, watch)
+        return train_over(network, untrained, run, options, rounds, collection, resume, report, watch)
+    finally:
+        network.close()
+
+
+def online(place: ServerFolder, nodes: Mapping[str, int], report: Silent, seconds: float = 20.0) -> dict[str, int]:
+    """The devices that are there now; waits a little for all of them."""
+    link = place.reached()
+    end = time.monotonic() + seconds
+    while True:
+        known = link.nodes()
+        there = {name: node for name, node in nodes.items() if node in known and known[node].online}
+        if len(there) == len(nodes) or time.monotonic() > end:
+            break
+        time.sleep(0.5)
+    if not there:
+        raise FedcarError("no enrolled device is online; start fedcar join on them, and see fedcar status")
+    for name in sorted(set(nodes) - set(there)):
+        report.say(f"{name} is not online and takes no part")
+    return there
+
+
+def is_full(folder: Path, error: Exception) -> bool:
+    """Whether this error is a full disk's: safetensors says so in words, and a SuperLink there only stops answering."""
+    if getattr(error, "errno", 0) == errno.ENOSPC or "No space left" in str(error):
+        return True
+    return isinstance(error, FedcarError) and shutil.disk_usage(folder).free < NO_SPACE
+
+
+def status(place: ServerFolder) -> dict[str, Any]:
+    """Whether the server runs, its devices, its runs."""
+    served = place.settings()
+    serving, states = place.serving(), {}
+    if serving:
+        with suppress(FedcarError):  # devices are "unknown" while the SuperLink starts
+            nodes = place.reached(LOOK).nodes().values()
+            states = {node.id: "online" if node.online else "offline" for node in nodes}
+    on = place.held(LOCK)
+    running = (place.folder / LOCK).read_text(encoding="utf-8") if on else ""
+    devices = {name: states.get(int(node["node"]), "unknown") for name, node in sorted(place.nodes().items())}
+    folders = [file.parent for file in sorted(place.runs.glob(f"run-*/{OPTIONS}"))]
+    runs = [{**_run_status(run), "on": run.name == running} for run in folders]
+    return {
+        "server": f"{served.host}:{served.port}", "serving": serving, "run_on": on, "devices": devices, "runs": runs,
+    }  # fmt: skip
+
+
+def _run_status(run: Path) -> dict[str, Any]:
+    """Reads only, so that it disturbs no run that is on: half a line at the end of a history is left alone."""
+    options = RunOptions.read(run)
+    history = run / "history.jsonl"
+    lines = history.read_text(encoding="utf-8").split("\n")[:-1] if history.exists() else []
+    last = json.loads(lines[-1]) if lines else {}
+    return {
+        "run": run.name, "method": options.method, "rounds": len(lines),
+        "of": options.exchanges or options.rounds["rounds"] or None,
+        "selection": last.get("selection"), "finished": (run / RETRIEVER).exists(),
+    }  # fmt: skip

@@ -1,0 +1,1 @@
+"""One device: its questions, and how it answers a server."""

@@ -1,0 +1,104 @@
+"""A device's side of a run under epsilon: it makes the plan itself, and keeps its own ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from fedcar.common.progress import Silent
+from fedcar.federation.ledgers import Books
+from fedcar.federation.wire.payload import GIVEN, STATE, Payload, named, with_prefix
+from fedcar.federation.wire.setup import PrivateSettings, head_of, state_forms
+from fedcar.privacy.noise import NoiseSource
+from fedcar.retriever.questions import Questions
+from fedcar.retriever.retriever import Retriever
+from fedcar.training.noised.clients import Device, Order, mean
+from fedcar.training.noised.plan import LARGEST_CLIP_NORM, LEAST_CLIP_NORM
+from fedcar.training.noised.server import held_out_counts
+from fedcar.training.noised.sums import Asked, Tensors
+
+if TYPE_CHECKING:
+    from fedcar.federation.wire.setup import Setup
+
+
+class PrivateSide:
+    """Answers the requests of a run under epsilon.
+
+    Formal guarantees:
+        The ledger has the charge on disk before a question is read for it, the answer before it leaves; a request that
+        comes again gets the stored answer, also after kill -9.
+        No server can have less noise added than is charged: the releases follow from the plan made here.
+    """
+
+    def __init__(
+        self,
+        untrained: Retriever,
+        training: Questions,
+        held_out: Callable[[], Questions],
+        books: Books,
+        report: Silent,
+    ) -> None:
+        """`held_out` makes its dev questions ready, those that stand in train too: no choice is made by train."""
+        self.untrained, self.training, self.held_out = untrained, training, held_out
+        self.books, self.report = books, report
+        self.key = ""
+
+    def noised(self, setup: Setup, request: Payload) -> Payload:
+        """This device's noised sums, charged to its ledger; what stands in the ledger is sent again."""
+        order = self._order(setup, request)
+        head = None
+        if request.values["head"]:
+            head = head_of(request.values["head"])
+        ledger = self.books.ledger(setup.run, head, self.settings.target)
+        door = Device("", self.asked, self.source, ledger, setup.run, head, held_out=self._counts)
+        given = door.answer(order)
+        found = ledger.head()
+        return Payload("noised", {"head": f"{found.number}:{found.hash}"}, with_prefix(given, GIVEN))
+
+    def clipped(self, setup: Setup, request: Payload) -> Payload:
+        """The mean of this client's clipped parts, un-noised: a server that is trusted adds the noise."""
+        order = self._order(setup, request)
+        return Payload("clipped", {}, with_prefix(mean(order, self.asked), GIVEN))
+
+    def _counts(self, state: Tensors) -> Tensor:
+        return held_out_counts(self.untrained, self.held_out(), self.asked.adapter, state)
+
+    def _order(self, setup: Setup, request: Payload) -> Order:
+        """What is asked for, by the plan made here; ValueError where that has no such exchange."""
+        if setup.json != self.key:
+            self._prepare(setup)
+        adaptive = float(request.values["adaptive"]) if request.values["adaptive"] else None
+        if adaptive is not None and not LEAST_CLIP_NORM <= adaptive <= LARGEST_CLIP_NORM:
+            raise ValueError(f"a clip norm of {adaptive}")
+        order = Order.of(self.plan, int(request.values["number"]), named(request.tensors, STATE), adaptive)
+        expected = state_forms(self.untrained, self.asked.adapter) if order.number > 1 else {}
+        if {name: (tensor.dtype, tensor.shape) for name, tensor in order.state.items()} != expected:
+            raise ValueError("a state of another form")
+        if (order.release.unit == "client") != (request.kind == "clipped"):
+            raise ValueError(f"{request.kind} of a plan with unit {order.release.unit}")
+        return order
+
+    def _prepare(self, setup: Setup) -> None:
+        """Plan, noise and settings of one and the same setup: all of them or, where one cannot be had, none.
+
+        Nothing here depends on the questions, so that no answer tells how many there are.
+        """
+        self.key = ""
+        settings = PrivateSettings.of(setup.settings)
+        settings.target.check()
+        if settings.target.noise_seed is not None and not self.books.seeded:
+            raise ValueError("noise that can be repeated is for tests")
+        plan, source = settings.plan(len(self.untrained.documents)), NoiseSource(settings.target.noise_seed)
+        module = settings.module(self.untrained.encoder.embedding_width)
+        asked = Asked(self.untrained, self.training, module)
+        self.settings, self.plan, self.source, self.asked, self.key = settings, plan, source, asked, setup.json
+        self.report.say(f"{setup.run}: {self._in_words()}")
+
+    def _in_words(self) -> str:
+        target = self.settings.target
+        what = f"epsilon {target.epsilon:g}, delta {target.delta:g}, unit {target.unit}, method {self.plan.method}"
+        if target.unit == "client":
+            return f"{what}: clipped means leave this device un-noised, the server adds the noise"
+        return f"{what}: what leaves this device is noised here and charged to its own ledger"

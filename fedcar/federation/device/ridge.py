@@ -1,0 +1,99 @@
+"""The method `ridge` behind a network: sums as tensors, and a device's side of the round."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from fedcar.encoder.cache import FeatureCache
+from fedcar.federation.sums.forms import PSEUDO, sums_from, tensors_of, words_from
+from fedcar.federation.sums.mixture import Evidence
+from fedcar.federation.sums.ridge import RidgeMember, feature_map
+from fedcar.federation.wire.payload import Payload, refusal
+from fedcar.head.closed_form import solve
+from fedcar.retriever.questions import Questions
+from fedcar.retriever.retriever import Retriever
+from fedcar.training.ridge import STRENGTHS, PseudoSums, Taught, right_without
+from fedcar.training.selection import success_and_mrr
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fedcar.federation.wire.setup import Setup
+
+
+def right_by(retriever: Retriever, questions: Questions, among: NDArray[np.float32]) -> list[int]:
+    """How many questions a retriever gets right at first place with each of these weights (k, F)."""
+    if not len(questions):
+        return [0] * len(among)
+    features, empty = retriever.features(questions), retriever.empty[questions.candidates]
+    scores = (np.where(empty, -np.inf, features @ weights) for weights in among)
+    return [round(success_and_mrr(questions.relevance, one)[0] * len(questions)) for one in scores]
+
+
+class RidgeSide:
+    """Answers the requests of the round of `ridge`; after a restart it asks to hear everybody's sums again."""
+
+    def __init__(self, untrained: Retriever, training: Questions, held_out: Questions, cache: FeatureCache) -> None:
+        self.untrained, self.training, self.held_out, self.cache = untrained, training, held_out, cache
+        self.member: RidgeMember | None = None
+        self.taught: Taught | None = None
+        self.trained: Retriever | None = None
+        self.key, self.strength = "", 0.0
+
+    def statistics(self, setup: Setup) -> Payload:
+        member = self._member(setup)
+        return Payload("statistics", {"questions": len(self.training)}, tensors_of(member.asked.sums()))
+
+    def hear(self, setup: Setup, request: Payload) -> Payload:
+        """Everybody's sums: how many sampled questions each strength gets right when each is left out."""
+        member, documents = self._member(setup), len(self.untrained.documents)
+        dimension = member.asked.features.shape[1]
+        sums = sums_from(request.tensors, int(request.values["questions"]), documents, dimension)
+        words, counts = words_from(request.tensors, documents, PSEUDO), request.tensors["pseudo_counts"].numpy()
+        taught = Taught(sums, PseudoSums(None, words, counts))
+        member.hear(taught)
+        right = [right_without(ridge, member.sample) for ridge in taught.solutions()]
+        self.taught, self.strength = taught, 0.0
+        return Payload("taught", {}, {"right": torch.tensor(right, dtype=torch.float64)})
+
+    def evidence(self, setup: Setup, strength: float, share: float) -> Evidence | None:
+        """Its sampled questions as if they had not been trained on; None where the sums have to be heard again."""
+        held = self._held(setup, strength)
+        return None if held is None else held.evidence(share)
+
+    def unseen(self, setup: Setup, request: Payload) -> Payload:
+        held = self._held(setup, float(request.values["strength"]))
+        if held is None:
+            return refusal("taught")
+        weights = request.tensors["weights"].numpy()
+        right, questions = held.unseen_right(weights)
+        (counted,) = right_by(self.trained or self.untrained, self.held_out, weights[None])
+        values = {"right": float(right), "questions": questions, "held_out": len(self.held_out)}
+        return Payload("unseen", {**values, "held_out_right": counted})
+
+    def _held(self, setup: Setup, strength: float) -> RidgeMember | None:
+        member = self._member(setup)
+        if self.taught is None:
+            return None
+        if strength not in STRENGTHS:
+            raise ValueError(f"strength {strength}")
+        if strength != self.strength:
+            ridge = solve(self.taught.statistics, strength)
+            member.hold_out(ridge, self.taught)
+            if len(self.held_out):
+                self.trained = self.taught.retriever(self.untrained, ridge, self.fixed)
+            self.strength = strength
+        return member
+
+    def _member(self, setup: Setup) -> RidgeMember:
+        key = hashlib.sha256(setup.json.encode()).hexdigest()
+        if self.member is None or key != self.key:
+            seed = int(setup.settings["seed"])
+            self.fixed = feature_map(self.untrained, self.cache, seed)
+            self.member = RidgeMember.of(self.untrained, self.training, self.fixed, seed)
+            self.key, self.taught = key, None
+        return self.member

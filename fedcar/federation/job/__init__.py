@@ -1,0 +1,1 @@
+"""What every federated job does around its rounds, simulated or real."""

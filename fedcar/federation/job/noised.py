@@ -1,0 +1,123 @@
+"""The folder and the record of a job under epsilon."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from fedcar.collection.collection import Collection
+from fedcar.common.files import replace_json
+from fedcar.encoder.encoder import Encoder
+from fedcar.errors import FedcarError
+from fedcar.federation.job.job import Watch
+from fedcar.federation.ledgers import LEDGER, file_name, opened_ledger
+from fedcar.federation.remote.network import RemoteNetwork
+from fedcar.federation.remote.noised import RemoteCohort, RemoteDevices
+from fedcar.federation.rounds.run_folder import RunFolder, refuse_another
+from fedcar.federation.rounds.settings import RoundSettings
+from fedcar.privacy.ledger import Head
+from fedcar.privacy.noise import NoiseSource
+from fedcar.training.noised.clients import Crowd, Device
+from fedcar.training.noised.plan import PrivatePlan, Target
+from fedcar.training.noised.sums import Asked
+
+PRIVATE = "private.json"  # beside the history: the run's name, what it belongs to, where each ledger stood last
+COINS = "coins.json"  # unit "client" over a network: who was drawn for the exchange that is not done yet
+
+
+def check_participation(target: Target, rounds: RoundSettings) -> None:
+    if target.unit == "example" and rounds.participation != 1:
+        raise FedcarError("--participation: with --unit example every client takes part in every round; leave it out")
+
+
+def over_a_network(
+    network: RemoteNetwork, plan: PrivatePlan, place: PrivateRun, books: Path, rounds: RoundSettings
+) -> RemoteDevices | RemoteCohort:
+    """The same behind a network: each device keeps its own ledger, for unit "client" the server."""
+    if plan.target.unit == "client":
+        door = device("server", None, plan, place, books, 0)
+        return RemoteCohort(network, plan, door, rounds, place.folder / COINS)
+    return RemoteDevices(network, plan, place.heads, rounds)
+
+
+def noting(place: PrivateRun, crowd: Crowd, watch: Watch) -> Watch:
+    """After every exchange: the ledgers' heads and the record on disk, then whoever watches."""
+
+    def noted(record: Mapping[str, Any]) -> None:
+        place.note(record, crowd.heads)
+        watch(shown(record))
+
+    return noted
+
+
+def device(name: str, asked: Asked | None, plan: PrivatePlan, place: PrivateRun, ledgers: Path, number: int) -> Device:
+    """A client with its ledger; refuses one that the server knows to be longer."""
+    head = place.heads.get(name)
+    ledger = opened_ledger(ledgers / file_name(name) / LEDGER, head, plan.target)
+    seed = plan.target.noise_seed
+    source = NoiseSource(None if seed is None else seed + number)
+    return Device(name, asked, source, ledger, place.name, head)
+
+
+class PrivateRun:
+    """The run folder: RUN/history.jsonl, RUN/private.json, and RUN/clients where the ledgers are not elsewhere."""
+
+    def __init__(self, folder: Path, resume: bool, belongs_to: Mapping[str, Any], new: bool = True) -> None:
+        """`new`: the folder is made here, and may hold nothing else before."""
+        self.folder = folder
+        self.clients = folder / "clients"
+        self.history = RunFolder(folder)
+        self.heads: dict[str, Head] = {}
+        self.belongs_to = dict(belongs_to)
+        self.name = secrets.token_hex(8)
+        file = folder / PRIVATE
+        if file.exists():
+            if not resume:
+                raise FedcarError(f"--run {folder}: holds a run; go on with --resume, or give another folder")
+            content = json.loads(file.read_text(encoding="utf-8"))
+            refuse_another(folder, content["belongs_to"], self.belongs_to)
+            self.name = content["run"]
+            self.heads = {name: Head(number, digest) for name, (number, digest) in content["heads"].items()}
+        elif new:
+            self.history.start(False)
+        self.noted = {record["round"] for record in self.history.records()}
+        self.write()
+
+    def note(self, record: Mapping[str, Any], heads: Mapping[str, Head]) -> None:
+        """An exchange is done: the ledgers' heads, then the record, unless it stands there from before a resume."""
+        self.heads |= heads
+        self.write()
+        if record["round"] not in self.noted:
+            self.history.append(record)
+
+    def write(self) -> None:
+        heads = {name: [head.number, head.hash] for name, head in self.heads.items()}
+        replace_json(self.folder / PRIVATE, {"run": self.name, "belongs_to": self.belongs_to, "heads": heads})
+
+
+def belongs_to(
+    collection: Collection, model: Encoder, plan: PrivatePlan, kind: str, clients: list[str], seed: int
+) -> dict[str, Any]:
+    """What a run belongs to, without a hash of any private question."""
+    documents = replace(collection, queries={}, judgements={}).fingerprint
+    rate = None if plan.step is None else plan.step.sampling_rate
+    settings = {**asdict(plan.target), "method": plan.method, "steps": plan.steps, "partition": kind, "seed": seed}
+    settings["participation"] = rate  # what a step was charged by
+    return {"documents": documents, "encoder": model.fingerprint, "settings": {**settings, "clients": clients}}
+
+
+def shown(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with the columns of the live table; what would need an un-noised look is empty."""
+    empty: dict[str, Any] = {
+        "selection": None,
+        "loss": None,
+        "failed": {},
+        "bytes_down": 0,
+        "bytes_up": 0,
+        "clock_seconds": 0.0,
+    }
+    return {**empty, **record}

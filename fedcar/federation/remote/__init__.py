@@ -1,0 +1,1 @@
+"""Clients behind a network, as the server sees them."""

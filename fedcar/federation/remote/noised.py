@@ -1,0 +1,264 @@
+"""The server's side of a run under epsilon over a network: who is asked, and what is kept to go on from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fedcar.common.files import replace_json, written_whole
+from fedcar.errors import FedcarError
+from fedcar.federation.remote.network import RemoteNetwork
+from fedcar.federation.rounds.round import choose_cohort, note_failures, quorum
+from fedcar.federation.rounds.settings import RoundSettings
+from fedcar.federation.wire.exchange import MOST, Replies
+from fedcar.federation.wire.payload import GIVEN, REASONS, STATE, Payload, Value, named, with_prefix
+from fedcar.federation.wire.setup import PrivateSettings, head_of, state_forms
+from fedcar.privacy.errors import BudgetError
+from fedcar.privacy.ledger import Head
+from fedcar.privacy.release import Release
+from fedcar.training.noised.clients import Answers, Device, Order, poisson
+from fedcar.training.noised.plan import HELD_OUT, PrivatePlan
+from fedcar.training.noised.sums import BELOW, COUNT, ROWS, Tensors
+
+ROUNDING = 1e-4  # by which the length of an honest device's mean may stand above its bound
+
+
+class Asking:
+    """One order to several devices, and what they gave out, of the form that is due."""
+
+    def __init__(self, network: RemoteNetwork) -> None:
+        self.network = network
+        settings = PrivateSettings.of(network.setup.settings)
+        self.seed = settings.target.noise_seed
+        self.places = {name: place for place, name in enumerate(sorted(network.clients))}
+        forms = state_forms(network.retriever, settings.module(network.retriever.encoder.embedding_width))
+        self.shapes = {name: shape for name, (_, shape) in forms.items()}
+
+    def __call__(
+        self, kind: str, order: Order, names: Iterable[str], heads: Mapping[str, Head], needed: int
+    ) -> tuple[dict[str, Tensors], Replies]:
+        """The sound answers by name; the replies' `failed` says why the others have none."""
+        requests = {name: self._request(kind, order, name, heads.get(name)) for name in names}
+        most = 2 * sum(tensor.nbytes for tensor in order.state.values()) + MOST
+        replies = self.network.ask(requests, needed, None, most + 4 * self.shapes[ROWS].numel())
+        expected = self._expected(order)
+        given: dict[str, Tensors] = {}
+        for name, payload in sorted(replies.payloads.items()):
+            tensors = named(payload.tensors, GIVEN)
+            if {one: (tensor.dtype, tensor.shape) for one, tensor in tensors.items()} == expected:
+                given[name] = tensors
+            else:
+                replies.failed[name] = "sent rubbish: tensors of another form"
+        return given, replies
+
+    def _request(self, kind: str, order: Order, name: str, head: Head | None) -> Payload:
+        setup = self.network.setup
+        if self.seed is not None:  # every device its own noise, as it is in one process
+            target = {**setup.settings["target"], "noise_seed": self.seed + self.places[name]}
+            setup = replace(setup, settings={**setup.settings, "target": target})
+        known = "" if head is None else f"{head.number}:{head.hash}"
+        values: dict[str, Value] = {"setup": setup.json, "number": order.number, "head": known}
+        return Payload(kind, {**values, "adaptive": order.adaptive or 0.0}, with_prefix(order.state, STATE))
+
+    def _expected(self, order: Order) -> dict[str, tuple[torch.dtype, torch.Size]]:
+        shapes = {0: {COUNT: torch.Size([1])}, 1: {ROWS: self.shapes[ROWS]}}.get(order.number, self.shapes)
+        if order.release.name == HELD_OUT:
+            shapes = {HELD_OUT: torch.Size([3])}
+        if order.adaptive is not None:
+            shapes = {**shapes, BELOW: torch.Size([1])}
+        return {name: (torch.float32, shape) for name, shape in shapes.items()}
+
+    def zeros(self, order: Order) -> dict[str, Tensor]:
+        return {name: torch.zeros(shape) for name, (_, shape) in self._expected(order).items()}
+
+
+class RemoteDevices:
+    """Devices behind a network, each with noise and ledger of its own (unit "example"); see `Crowd`.
+
+    An exchange needs the quorum's share of those asked; a device that failed is asked again later (see `round`), and
+    its part of the sum is 0 until then. `heads` is where the server last saw each ledger.
+    """
+
+    def __init__(
+        self, network: RemoteNetwork, plan: PrivatePlan, heads: Mapping[str, Head], settings: RoundSettings
+    ) -> None:
+        self.network, self.plan, self.settings = network, plan, replace(settings, participation=1.0)
+        self.heads = dict(heads)
+        self.names = sorted(network.clients)
+        self.given: list[Release] = []
+        self.failures: dict[str, tuple[int, int]] = {}
+        self.asking = Asking(network)
+
+    @property
+    def clients(self) -> int:
+        return len(self.names)
+
+    def keep(self, names: Sequence[str]) -> None:
+        self.names = list(names)
+
+    def ask(self, order: Order) -> Answers:
+        """FedcarError where fewer than the quorum answer, however often they are asked."""
+        found: dict[str, Tensors] = {}
+        failed: dict[str, str] = {}
+        number, seconds = order.number + 1, 0.0
+        for attempt in range(1, self.settings.attempts + 1):
+            everyone: dict[str, Any] = dict.fromkeys(self.names)
+            cohort = choose_cohort(everyone, self.failures, self.settings, number, attempt)
+            least = quorum(len(cohort), self.settings)
+            missing = [name for name in cohort if name not in found]
+            given, replies = self.asking("noised", order, missing, self.heads, max(0, least - len(found)))
+            self._note(replies)
+            found, failed, seconds = {**found, **given}, {**failed, **replies.failed}, seconds + replies.seconds
+            self._refused(order, found, replies.failed)
+            self.failures = note_failures(self.failures, cohort, list(found), number)
+            if len(found) >= least:
+                self.given.append(order.release)
+                failed = {name: why for name, why in failed.items() if name not in found}
+                return Answers(dict(sorted(found.items())), failed, round(seconds, 4))
+        raise too_few(order.number, self.settings, failed)
+
+    def _note(self, replies: Replies) -> None:
+        for name, payload in replies.payloads.items():
+            with suppress(ValueError):  # a device that cannot say where its ledger stands is not held to it
+                self.heads[name] = head_of(payload.values["head"])
+
+    def _refused(self, order: Order, found: Mapping[str, Tensors], failed: Mapping[str, str]) -> None:
+        """A device whose budget would be crossed ends the run, as it does in one process."""
+        refusing = sorted(name for name, why in failed.items() if why == REASONS["budget"])
+        if refusing:
+            self.given.append(order.release)  # an answer may have left that did not come in time
+            raise BudgetError(
+                f"{', '.join(refusing)}: exchange {order.number} would cross the privacy budget there; not trained, "
+                "not charged there, the model is kept"
+            )
+
+
+class RemoteCohort:
+    """Clients behind a network whose sums a trusted server adds up and noises once (unit "client"); see `Crowd`.
+
+    `door` holds the server's noise and ledger. Each client is asked by its own coin; one that fails is missing from the
+    sum as one that was not drawn. A mean longer than its bound is cut to it.
+
+    Formal guarantees:
+        charged_before_it_is_noised: the means reach a server that is trusted, so the release is the noised sum, and the
+            charge is on the disk before that is made. Whether there is room is asked before any device is.
+        below_the_quorum_nothing_is_charged: nothing noised was made of what came, and what came is let go.
+        coins_are_tossed_once: those of an exchange that is repeated, also after a restart, are kept in the file
+            `coins`. New ones would only count where the quorum is met, and favour those who answer: a client would be
+            drawn more often than it is charged for.
+    """
+
+    def __init__(
+        self, network: RemoteNetwork, plan: PrivatePlan, door: Device, settings: RoundSettings, coins: Path
+    ) -> None:
+        self.network, self.plan, self.door, self.settings, self.coins = network, plan, door, settings, coins
+        self.names = sorted(network.clients)
+        self.asking = Asking(network)
+        self.last = Answers({})
+
+    @property
+    def clients(self) -> int:
+        return len(self.names)
+
+    @property
+    def given(self) -> list[Release]:
+        return self.door.given
+
+    @property
+    def heads(self) -> dict[str, Head]:
+        return {} if self.door.known_head is None else {self.door.name: self.door.known_head}
+
+    def keep(self, names: Sequence[str]) -> None:
+        """Nobody is counted under this unit."""
+
+    def ask(self, order: Order) -> Answers:
+        self.last, total = Answers({}), {}
+        if made := self.door.has_to_be_made(order.number, order.release):
+            total = self._summed(order)
+        given = self.door.release(order.number, order.release, lambda: total)
+        if made:
+            self.coins.unlink(missing_ok=True)
+        return Answers({self.door.name: given}, self.last.failed, self.last.seconds)
+
+    def _drawn(self, order: Order) -> list[str]:
+        if self.coins.exists():
+            kept = json.loads(self.coins.read_text(encoding="utf-8"))
+            if kept["exchange"] == order.number:
+                return [str(name) for name in kept["clients"]]
+        drawn = [self.names[place] for place in poisson(len(self.names), order.release.sampling_rate).tolist()]
+        replace_json(self.coins, {"exchange": order.number, "clients": drawn})
+        return drawn
+
+    def _summed(self, order: Order) -> dict[str, Tensor]:
+        """The drawn clients' means, summed; FedcarError where fewer than the quorum of them answer."""
+        drawn = self._drawn(order)
+        total, least = self.asking.zeros(order), quorum(len(drawn), self.settings) if drawn else 0
+        found: dict[str, Tensors] = {}
+        failed: dict[str, str] = {}
+        seconds = 0.0
+        for _ in range(self.settings.attempts):
+            missing = [name for name in drawn if name not in found]
+            given, replies = self.asking("clipped", order, missing, {}, max(0, least - len(found)))
+            found, failed, seconds = {**found, **given}, {**failed, **replies.failed}, seconds + replies.seconds
+            if len(found) >= least:
+                break
+        else:
+            raise too_few(order.number, self.settings, failed)
+        bound = float(order.release.sensitivity or 0.0)
+        for _, tensors in sorted(found.items()):
+            for name, tensor in within(tensors, bound).items():
+                total[name] += tensor
+        self.last = Answers({}, {name: why for name, why in failed.items() if name not in found}, round(seconds, 4))
+        return total
+
+
+def within(tensors: Tensors, bound: float) -> dict[str, Tensor]:
+    """The tensors, together no longer than the bound; zeros for what is not finite."""
+    length = float(torch.cat([tensor.flatten().double() for tensor in tensors.values()]).norm())
+    factor = 1.0 if length <= bound * (1 + ROUNDING) else bound / length
+    if length != length or length == float("inf"):
+        return {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+    return {name: tensor if factor == 1.0 else factor * tensor for name, tensor in tensors.items()}
+
+
+def too_few(number: int, settings: RoundSettings, failed: Mapping[str, str]) -> FedcarError:
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(failed.items())[:5])
+    return FedcarError(
+        f"exchange {number}: too few devices after {settings.attempts} attempts ({reasons}); what was given out so far "
+        f"is kept: bring devices back, or lower the quorum ({settings.quorum:g}), and go on with --resume"
+    )
+
+
+class Exchanges:
+    """RUN/exchanges: of every exchange that is done its record and its sums, so that no device is asked for it again.
+
+    What stands there is noised sums: what a server may know.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def get(self, number: int) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        file = self._file(number)
+        if not file.exists():
+            return None
+        with safe_open(file, framework="pt") as content:
+            record: dict[str, Any] = json.loads(content.metadata()["record"])
+            return record, {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - no mapping
+
+    def put(self, record: Mapping[str, Any], sums: Mapping[str, Tensor]) -> None:
+        self.folder.mkdir(exist_ok=True)
+        with written_whole(self._file(record["round"])) as new:
+            save_file({name: tensor.contiguous() for name, tensor in sums.items()}, new, {"record": json.dumps(record)})
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"{number:06}.safetensors"

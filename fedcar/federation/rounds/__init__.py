@@ -1,0 +1,1 @@
+"""A round: who is asked, what comes back, what the server makes of it."""

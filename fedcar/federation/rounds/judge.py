@@ -1,0 +1,73 @@
+"""The server's view of quality: each round's state on selection questions, its own or the devices', and the best."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from fedcar.federation.rounds.aggregate import FIXED
+from fedcar.federation.rounds.update import Tensors
+from fedcar.retriever.questions import Questions
+from fedcar.retriever.retriever import Retriever
+from fedcar.training.checkpoint import Best
+from fedcar.training.gradient import Trainer
+from fedcar.training.selection import Score, Standard
+from fedcar.training.settings import Settings
+
+UNKNOWN = Score(True, -1.0, 0.0, -1.0)
+
+
+class Judge:
+    """Scores the state after a round on the selection questions and keeps the best; what is not shared is untrained.
+
+    Where the server has no selection questions devices' counts on their held-out ones decide (`heard`).
+    """
+
+    def __init__(self, retriever: Retriever, selection: Questions, settings: Settings) -> None:
+        self.retriever = retriever
+        self.selection = selection
+        self.trainer = Trainer(retriever, selection, settings)
+        self.adapter = retriever.encoder.adapter
+        self.initial = self.trainer.trained_tensors()
+        self.active = torch.zeros_like(retriever.head.active)
+        reached = Standard().score(selection, self.trainer.offsets(selection)) if len(selection) else UNKNOWN
+        self.best = Best(0, reached, self.initial)
+
+    def __call__(self, number: int, tensors: Tensors) -> dict[str, float | None]:
+        """The selection score of the state after round `number`; None where devices count."""
+        if not len(self.selection):
+            return {"selection": None}
+        self.load(tensors)
+        reached = Standard().score(self.selection, self.trainer.scores(self.selection))
+        if reached > self.best.score:
+            self.best = Best(number, reached, self.trainer.trained_tensors())
+        return {"selection": reached.success}
+
+    def heard(self, number: int, tensors: Tensors, counts: Mapping[str, float] | None) -> None:
+        """Of how many held-out questions the state after round `number` got how many right."""
+        if len(self.selection) or not counts:
+            return
+        share = counts["right"] / counts["questions"]
+        if share > self.best.score.success:
+            self.load(tensors)
+            self.best = Best(number, Score(True, share, 0.0, share), self.trainer.trained_tensors())
+
+    def load(self, tensors: Tensors) -> None:
+        self.install()
+        self.trainer.load_tensors({**self.initial, **{name: tensors[name] for name in self.initial if name in tensors}})
+        self.active = tensors.get(FIXED[0], torch.zeros_like(self.active))
+        self.retriever.head.active.copy_(self.active)
+
+    def install(self) -> None:
+        """Put the judge's own adapter into the encoder that all share."""
+        if self.adapter is not None and self.retriever.encoder.adapter is not self.adapter:
+            self.retriever.encoder.insert(self.adapter)
+
+    def finish(self) -> Retriever:
+        """The retriever with the best round's tensors; as before training where no round was better."""
+        if self.best.epoch:
+            self.load({**self.best.tensors, FIXED[0]: self.active})
+        else:
+            self.trainer.reset()
+        return self.retriever

@@ -1,0 +1,122 @@
+"""The round: what clients and server exchange, and the one function that reads top to bottom."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from fedcar.errors import FedcarError
+from fedcar.federation.rounds.aggregate import aggregate, check_updates
+from fedcar.federation.rounds.settings import RoundSettings
+from fedcar.federation.rounds.update import Enrolled, Evaluate, Exchange, ServerState, Update
+
+
+def federated_round(
+    state: ServerState,
+    enrolled: Mapping[str, Enrolled],
+    settings: RoundSettings,
+    exchange: Exchange,
+    evaluate: Evaluate,
+) -> tuple[ServerState, dict[str, Any]]:
+    """One round of federated averaging (McMahan et al. 2017): the state after it, and its record for the history.
+
+    `exchange` sends the state to a cohort and returns what came back before the deadline; it never waits for ever.
+    A round with fewer updates than the quorum is repeated with another cohort, never averaged; after the last attempt
+    it raises FedcarError and the state before the round still stands.
+    """
+    number, failures, bytes_down, waited = state.round + 1, dict(state.failures), 0, 0.0
+    refused: dict[str, str] = {}
+    failed: dict[str, str] = {}
+    for attempt in range(1, settings.attempts + 1):
+        cohort = choose_cohort(enrolled, failures, settings, number, attempt)
+        answers = exchange(state, cohort, attempt)
+        start = time.perf_counter()
+        checked = check_updates(answers.updates, state.tensors, enrolled, settings)
+        bytes_down, waited = bytes_down + answers.bytes_down, waited + answers.seconds
+        refused, failed = {**refused, **checked.refused}, {**failed, **answers.failed}
+        failures = note_failures(failures, cohort, [update.client for update in checked.accepted], number)
+        if len(checked.accepted) >= quorum(len(cohort), settings):
+            break
+    else:
+        raise too_few(number, settings, refused, failed)
+    tensors, optimizer = aggregate(state.tensors, state.optimizer, checked.accepted, enrolled, settings)
+    aggregated = time.perf_counter()
+    scores = evaluate(number, tensors)
+    record = {
+        "round": number,
+        "attempts": attempt,
+        **scores,
+        "loss": mean_metric(checked.accepted, "loss"),
+        **held_out(checked.accepted),
+        "clients": [update.client for update in checked.accepted],
+        "questions": sum(update.questions for update in checked.accepted),
+        "refused": refused,
+        "failed": failed,
+        "bytes_down": bytes_down,
+        "bytes_up": sum(update.bytes for update in answers.updates),
+        "client_seconds": {update.client: round(update.seconds, 4) for update in answers.updates},
+        "server_seconds": round(aggregated - start, 4),
+        "evaluation_seconds": round(time.perf_counter() - aggregated, 4),
+        "clock_seconds": round(waited + aggregated - start, 4),
+    }
+    return replace(state, round=number, tensors=tensors, optimizer=optimizer, failures=failures), record
+
+
+def choose_cohort(
+    enrolled: Mapping[str, Enrolled],
+    failures: Mapping[str, tuple[int, int]],
+    settings: RoundSettings,
+    number: int,
+    attempt: int,
+) -> list[str]:
+    """The clients asked, seeded by seed, round and attempt; failed ones wait their turn unless too few are left."""
+    everyone = sorted(enrolled)
+    size = max(1, round(settings.participation * len(everyone)))
+    ready = [client for client in everyone if failures.get(client, (0, 0))[1] <= number]
+    ready = ready if len(ready) >= quorum(size, settings) else everyone
+    if len(ready) <= size:
+        return ready
+    generator = np.random.default_rng([settings.seed, number, attempt, 0x636F])
+    return sorted(ready[place] for place in generator.choice(len(ready), size, replace=False))
+
+
+def quorum(cohort: int, settings: RoundSettings) -> int:
+    return max(1, math.ceil(settings.quorum * cohort))
+
+
+def note_failures(
+    failures: Mapping[str, tuple[int, int]], cohort: Sequence[str], accepted: Sequence[str], number: int
+) -> dict[str, tuple[int, int]]:
+    """A client that failed is asked again after 1, 2, 4, then every 8 rounds; an accepted update clears its record."""
+    noted = {client: record for client, record in failures.items() if client not in accepted}
+    for client in cohort:
+        if client not in accepted:
+            count = failures.get(client, (0, 0))[0] + 1
+            noted[client] = (count, number + min(2 ** (count - 1), 8))
+    return noted
+
+
+def mean_metric(updates: Sequence[Update], name: str) -> float | None:
+    """The mean of a metric over the clients that report it, weighted by their questions; None where no one does."""
+    reported = [(update.metrics[name], update.questions) for update in updates if name in update.metrics]
+    return sum(value * count for value, count in reported) / sum(count for _, count in reported) if reported else None
+
+
+def held_out(updates: Sequence[Update]) -> dict[str, dict[str, float]]:
+    """What the clients' own held-out questions say of the state before the round; nothing where there are none."""
+    questions = sum(update.metrics.get("held_out", 0) for update in updates)
+    right = sum(update.metrics.get("right", 0) for update in updates)
+    return {"held_out": {"questions": questions, "right": right}} if questions else {}
+
+
+def too_few(number: int, settings: RoundSettings, refused: Mapping[str, str], failed: Mapping[str, str]) -> FedcarError:
+    reasons = "; ".join(f"{client}: {reason}" for client, reason in sorted({**refused, **failed}.items())[:5])
+    return FedcarError(
+        f"round {number}: too few updates after {settings.attempts} attempts ({reasons}); the state is that of round "
+        f"{number - 1}: bring clients back, or lower the quorum ({settings.quorum:g}), and go on with --resume"
+    )

@@ -1,0 +1,162 @@
+"""The run folder: an append-only history and, after every round, a checkpoint that a run goes on from unchanged."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fedcar.common.files import replace_json, write_json
+from fedcar.common.folders import check_folder, write_folder
+from fedcar.errors import FedcarError
+from fedcar.federation.rounds.update import ServerState
+from fedcar.training.checkpoint import Best, difference
+from fedcar.training.selection import Score
+
+KIND = "run checkpoint"
+HISTORY = "history.jsonl"
+CHECKPOINT = "checkpoint"
+CENTRAL = "central.json"
+
+Kept = dict[str, dict[str, Tensor]]  # what each client keeps, by client
+
+
+class RunFolder:
+    """RUN/history.jsonl, one record a round; RUN/checkpoint, sealed and replaced in one step after every round.
+
+    The checkpoint is written first and holds its round's record: a history that was cut off before that record gets it
+    when the run goes on, and half a line at its end, which only a crash can leave, is taken away. Whole records are
+    never changed.
+    """
+
+    def __init__(self, folder: Path, belongs_to: Mapping[str, object] | None = None) -> None:
+        self.folder = folder
+        self.belongs_to = dict(belongs_to or {})
+
+    @property
+    def started(self) -> bool:
+        return any((self.folder / name).exists() for name in (HISTORY, CHECKPOINT, CENTRAL))
+
+    def start(self, resume: bool) -> None:
+        """Make the folder; refuse one that holds a run already, or anything that is no run."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise FedcarError(f"--run {self.folder}: a file stands there; give another folder")
+        if self.started and not resume:
+            raise FedcarError(f"--run {self.folder}: holds a run; go on with --resume, or give another folder")
+        if self.folder.is_dir() and not self.started and any(self.folder.iterdir()) and not self._interrupted_at_once():
+            raise FedcarError(f"--run {self.folder}: exists and is not a run; give another folder")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for left_over in self.folder.glob(f".{CHECKPOINT}.*"):
+                shutil.rmtree(left_over, ignore_errors=True)
+        except OSError as error:
+            raise FedcarError(
+                f"--run {self.folder}: cannot be written ({error.strerror}); give another folder"
+            ) from error
+
+    def _interrupted_at_once(self) -> bool:
+        """Only what a crash before the first record leaves."""
+        return all(entry.name.startswith((f".{CHECKPOINT}.", f".{CENTRAL}")) for entry in self.folder.iterdir())
+
+    def write(self, state: ServerState, kept: Kept, best: Best, record: Mapping[str, Any]) -> None:
+        """All of the run after a round, then the round's record at the end of the history."""
+
+        def fill(folder: Path) -> None:
+            save_file(dict(state.tensors), folder / "state.safetensors")
+            save_file(dict(state.optimizer), folder / "server.safetensors")
+            save_file(best.tensors, folder / "best.safetensors")
+            save_file(_flat(kept), folder / "clients.safetensors")
+            content = {
+                "belongs_to": self.belongs_to,
+                "round": state.round,
+                "failures": {client: list(failure) for client, failure in state.failures.items()},
+                "best": {"round": best.epoch, "score": list(best.score)},
+                "record": dict(record),
+            }
+            write_json(folder / "checkpoint.json", content)
+
+        write_folder(self.folder / CHECKPOINT, KIND, fill)
+        self.append(record)
+
+    def restore(self) -> tuple[ServerState, Kept, Best, list[dict[str, Any]]] | None:
+        """The run where it stood; None where no round was finished. Refuses another collection, encoder or settings."""
+        folder = self.folder / CHECKPOINT
+        if not folder.exists():
+            return None
+        check_folder(folder, KIND)
+        content: dict[str, Any] = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
+        refuse_another(folder, content["belongs_to"], self.belongs_to)
+        records = self.records()
+        if not records or records[-1]["round"] < content["round"]:
+            self.append(content["record"])
+            records.append(content["record"])
+        failures = {client: (count, again) for client, (count, again) in content["failures"].items()}
+        state = ServerState(
+            content["round"],
+            load_file(folder / "state.safetensors"),
+            load_file(folder / "server.safetensors"),
+            failures,
+        )
+        best = content["best"]
+        kept = _nested(load_file(folder / "clients.safetensors"))
+        return state, kept, Best(best["round"], Score(*best["score"]), load_file(folder / "best.safetensors")), records
+
+    def central(self) -> dict[str, Any] | None:
+        """What central training came to, where this run has done it already."""
+        file = self.folder / CENTRAL
+        if not file.exists():
+            return None
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        refuse_another(file, content["belongs_to"], self.belongs_to)
+        return content
+
+    def keep_central(self, content: Mapping[str, Any]) -> None:
+        replace_json(self.folder / CENTRAL, {"belongs_to": self.belongs_to, **content})
+
+    def records(self) -> list[dict[str, Any]]:
+        """The history; half a line at its end is taken away."""
+        file = self.folder / HISTORY
+        if not file.exists():
+            return []
+        content = file.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            with file.open("r+b") as stream:
+                stream.truncate(len(whole))
+        return [json.loads(line) for line in whole.splitlines()]
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add a record at the end of the history."""
+        with (self.folder / HISTORY).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
+def refuse_another(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise FedcarError where a run belongs to another collection, encoder or settings; names both."""
+    for what, value in now.items():
+        if before.get(what) != value:
+            raise FedcarError(
+                f"{folder}: belongs to {difference(what, before.get(what), value)}; "
+                "give what it was started with, or start again with another --run"
+            )
+
+
+def _flat(kept: Kept) -> dict[str, Tensor]:
+    """All clients' tensors in one mapping; the client's name comes last, since it may hold any character."""
+    return {f"{name}@{client}": tensor for client, tensors in kept.items() for name, tensor in tensors.items()}
+
+
+def _nested(tensors: Mapping[str, Tensor]) -> Kept:
+    kept: Kept = {}
+    for key, tensor in tensors.items():
+        name, client = key.split("@", 1)
+        kept.setdefault(client, {})[name] = tensor
+    return kept

@@ -1,0 +1,1 @@
+"""One machine plays all clients: `fedcar federate`."""

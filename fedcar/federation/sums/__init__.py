@@ -1,0 +1,1 @@
+"""Sums that add up over clients: ridge, mixture."""

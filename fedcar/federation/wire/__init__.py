@@ -1,0 +1,1 @@
+"""What crosses a network, and the one module that imports Flower."""

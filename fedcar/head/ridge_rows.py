@@ -1,0 +1,121 @@
+"""The rows that sums give: the closed form over fixed features of a question, and naive Bayes over its words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import sparse
+
+from fedcar.head.feature_map import FeatureMap
+from fedcar.head.naive_bayes import BUCKETS, NaiveBayes, gram_counts
+from fedcar.head.rows import HALF, with_moved_bits
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fedcar.head.closed_form import Ridge
+
+FEATURES_AT_ONCE = 256  # whose weights are made float32 at once
+
+
+def ridge_with(ridge: RidgeRows | None, kept: NDArray[np.int64], new: int) -> RidgeRows | None:
+    """The rows of these documents at their new places; the new ones have neither row nor words."""
+    if ridge is None:
+        return None
+    place = np.full(ridge.words.counts.shape[0], -1)
+    place[kept] = np.arange(len(kept))
+    columns = place[np.concatenate([ridge.documents, ridge.pseudo_documents])]
+    documents, pseudo = place[ridge.documents], place[ridge.pseudo_documents]
+    counts = ridge.words.counts[kept]
+    starts = np.concatenate([counts.indptr, np.full(new, counts.indptr[-1])])
+    shape = (len(kept) + new, counts.shape[1])
+    return replace(
+        ridge,
+        weights=np.ascontiguousarray(ridge.weights[:, columns >= 0]),
+        documents=documents[documents >= 0],
+        pseudo_documents=pseudo[pseudo >= 0],
+        words=NaiveBayes(sparse.csr_array((counts.data, counts.indices, starts), shape=shape)),
+    )
+
+
+@dataclass(frozen=True)
+class RidgeRows:
+    """`weights` (D, a) for the a documents with training questions, their rows `documents` (a,), and their words."""
+
+    feature_map: FeatureMap
+    weights: NDArray[np.float16]
+    documents: NDArray[np.int64]
+    words: NaiveBayes
+    pseudo_documents: NDArray[np.int64]
+
+    @classmethod
+    def of(
+        cls,
+        ridge: Ridge,
+        feature_map: FeatureMap,
+        counts: NDArray[np.int64],
+        words: NaiveBayes,
+        pseudo_counts: NDArray[np.int64],
+    ) -> RidgeRows:
+        """Only the columns of documents with questions or pseudo-queries are kept; the others are 0."""
+        documents, pseudo = np.flatnonzero(counts), np.flatnonzero((pseudo_counts > 0) & (counts == 0))
+        columns = np.concatenate([documents, pseudo])
+        weights = np.ascontiguousarray(ridge.weights[:, columns], dtype=np.float16)  # or safetensors garbles it
+        return cls(feature_map, weights, documents, words, pseudo)
+
+    def among(self, places: NDArray[np.int64], documents: int) -> RidgeRows:
+        """The same where the documents solved for stand at these places (a,), ascending, among N `documents`."""
+        counts, sizes = self.words.counts, np.zeros(documents, dtype=np.int64)
+        sizes[places] = np.diff(counts.indptr)
+        starts = np.concatenate([[0], np.cumsum(sizes)])
+        words = sparse.csr_array((counts.data, counts.indices, starts), shape=(documents, counts.shape[1]))
+        own, pseudo = places[self.documents], places[self.pseudo_documents]
+        return replace(self, documents=own, pseudo_documents=pseudo, words=NaiveBayes(words))
+
+    def scores(self, texts: Sequence[str], states: NDArray[np.void]) -> NDArray[np.float32]:
+        """Questions and their states -> (n, documents, 2).
+
+        The first is near 1 for documents that answered such questions and 0 for those without any; the second is naive
+        Bayes.
+        """
+        words = self.words.scores(gram_counts(texts))
+        rows = np.zeros_like(words)
+        columns = np.concatenate([self.documents, self.pseudo_documents])
+        features = self.feature_map(states) * HALF
+        found = np.zeros((len(features), len(columns)), dtype=np.float32)
+        buffer = np.empty((FEATURES_AT_ONCE, len(columns)), dtype=np.float32)
+        for start in range(0, len(self.weights), FEATURES_AT_ONCE):
+            part = slice(start, min(start + FEATURES_AT_ONCE, len(self.weights)))
+            found += features[:, part] @ with_moved_bits(self.weights[part], buffer[: part.stop - start])
+        rows[:, columns] = found * HALF
+        return np.stack([rows, words], axis=2)
+
+    def tensors(self) -> dict[str, NDArray[np.generic]]:
+        """Everything but the seed, as plain arrays."""
+        fixed, counts = self.feature_map, self.words.counts
+        return {
+            "weights": np.ascontiguousarray(self.weights),  # safetensors writes memory as it lies
+            "documents": self.documents,
+            "pseudo_documents": self.pseudo_documents,
+            "centre": fixed.centre,
+            "layer_centre": fixed.layer_centre,
+            "layer_spread": np.array([fixed.layer_spread], dtype=np.float64),
+            "word_counts": counts.data,
+            "word_grams": counts.indices.astype(np.int32),
+            "word_starts": counts.indptr.astype(np.int64),
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, NDArray[Any]], seed: int, number_of_documents: int) -> RidgeRows:
+        """What `tensors` gave, with the seed of the random features."""
+        spread = float(tensors["layer_spread"][0])
+        drawn = None
+        if "hidden_frequencies" in tensors:
+            drawn = tensors["hidden_frequencies"], tensors["layer_frequencies"]
+        fixed = FeatureMap(tensors["centre"], tensors["layer_centre"], spread, seed, drawn)
+        parts = (tensors["word_counts"], tensors["word_grams"], tensors["word_starts"])
+        words = NaiveBayes(sparse.csr_array(parts, shape=(number_of_documents, BUCKETS)))
+        return cls(fixed, tensors["weights"], tensors["documents"], words, tensors["pseudo_documents"])

@@ -1,0 +1,1 @@
+"""The retriever: evidence and learned rows behind one search."""

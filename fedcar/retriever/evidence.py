@@ -1,0 +1,272 @@
+"""Evidence: what the frozen encoder and the words say about a question and a document, before anything is learned."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from fedcar.collection.collection import Document
+from fedcar.collection.words import bigrams, stems, word_count
+from fedcar.common.files import write_json
+from fedcar.common.folders import RESTORE
+from fedcar.common.progress import Silent
+from fedcar.common.vectors import top_k
+from fedcar.errors import FedcarError
+from fedcar.retriever.late_interaction import LateInteraction, body_sentences, unit
+from fedcar.retriever.lexical import LexicalIndex, SentenceCoverage, numbered, relative
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fedcar.encoder.encoder import Encoder
+    from fedcar.encoder.runtimes.protocol import TokenStates
+
+CANDIDATES = 100
+ALL_ARE_CANDIDATES = 200
+LEXICAL_SHARE = 0.2  # of the score that chooses the candidates: hybrid search
+SHORT, LONG = 10, 30  # median words of a document: labels, and texts with something to find in them
+QUESTIONS_AT_ONCE = 1024
+CELLS_AT_ONCE = 1 << 23
+VOCABULARIES = {"lexical": None, "stems": stems, "bigrams": bigrams}
+
+
+class Evidence:
+    """What the frozen encoder and the words say about a question and a document, before anything is learned.
+
+    Eight features of a question and a document, each near 0 to 1:
+        cosine           of the question's and the document's hidden state
+        lexical          BM25 / its maximum for the question, as in hybrid search
+        sentence         the best cosine of the question and a sentence of the document (mean of its token states)
+        stems            BM25 over word stems / its maximum
+        bigrams          BM25 over pairs of neighbouring stems / its maximum
+        coverage         the share of the question's stems, by idf, in the best sentence (with the title)
+        tokens           each question token's best cosine in the document, averaged by idf (late interaction)
+        sentence_tokens  the same within the best sentence
+    Documents of a median of ten words or fewer are labels: nothing is read token by token and the three features of
+    late interaction are 0 (`deep` is False). All of an empty document is 0. The encoder is always the untrained one.
+
+    Formal guarantees:
+        untrained_evidence_equals_hybrid_for_labels: the default weights then order documents as hybrid search does.
+        added_document_leaves_the_others_vectors: add and remove change no vector of another document.
+    """
+
+    NAMES: ClassVar[tuple[str, ...]] = (
+        "cosine",
+        "lexical",
+        "sentence",
+        "stems",
+        "bigrams",
+        "coverage",
+        "tokens",
+        "sentence_tokens",
+    )
+    DEFAULT_WEIGHTS: ClassVar[tuple[float, ...]] = (6.0, 0.0, 6.0, 2.0, 1.0, 3.0, 8.0, 8.0)
+    LABEL_WEIGHTS: ClassVar[tuple[float, ...]] = (20.0, 20.0 * LEXICAL_SHARE, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        embeddings: NDArray[np.float32],
+        indices: Mapping[str, LexicalIndex],
+        coverage: SentenceCoverage,
+        late: LateInteraction | None,
+    ) -> None:
+        self.encoder = encoder
+        self.embeddings = embeddings
+        self.indices = dict(indices)
+        self.coverage = coverage
+        self.late = late
+
+    @classmethod
+    def build(
+        cls,
+        documents: Sequence[Document],
+        encoder: Encoder,
+        embeddings: NDArray[np.float32],
+        report: Silent | None = None,
+        late: LateInteraction | None = None,
+    ) -> Evidence:
+        """Read the documents; `embeddings` (N, d) are their untrained hidden states, of unit length.
+
+        `late` is what was read of them token by token already, where it was.
+        """
+        texts = [document.full_text for document in documents]
+        indices = {name: LexicalIndex.build(texts, words) for name, words in VOCABULARIES.items()}
+        coverage = SentenceCoverage.build(list(map(_titled_sentences, documents)), indices["stems"])
+        if late is None and reads_tokens(documents, encoder):
+            late = LateInteraction.build(documents, encoder, report)
+        return cls(encoder, embeddings, indices, coverage, late)
+
+    def __len__(self) -> int:
+        """Return the number of documents."""
+        return len(self.embeddings)
+
+    @property
+    def deep(self) -> bool:
+        """Whether the documents were read token by token; chosen when built, whatever is added later."""
+        return self.late is not None
+
+    @classmethod
+    def default_weights(cls, documents: Sequence[Document]) -> NDArray[np.float32]:
+        """Weights (F,) for no training at all: hybrid search for labels, the full mix for texts, between them between.
+
+        By the median number of words of the documents that are not empty: up to 10, from 30.
+        """
+        share = np.clip((median_words(documents) - SHORT) / (LONG - SHORT), 0.0, 1.0)
+        mixed = share * np.array(cls.DEFAULT_WEIGHTS) + (1 - share) * np.array(cls.LABEL_WEIGHTS)
+        weights: NDArray[np.float32] = mixed.astype(np.float32)
+        return weights
+
+    # ---------------------------------------------------------------- questions
+
+    def lexical(self, questions: Sequence[str]) -> NDArray[np.float32]:
+        """BM25 divided by its maximum for the question: (n, N) in [0, 1]."""
+        return self.indices["lexical"].relative_scores(questions)
+
+    def candidates(self, cosines: NDArray[np.float32], lexical: NDArray[np.float32]) -> NDArray[np.int64]:
+        """The documents worth a closer look (n, c), best hybrid score first: 100, or all where there are up to 200."""
+        documents = cosines.shape[1]
+        scores = cosines + np.float32(LEXICAL_SHARE) * lexical
+        return top_k(scores, documents if documents <= ALL_ARE_CANDIDATES else CANDIDATES)
+
+    def features(
+        self,
+        questions: Sequence[str],
+        hidden_states: NDArray[np.float32],
+        candidates: NDArray[np.int64],
+        tokens: Sequence[TokenStates] | None = None,
+    ) -> NDArray[np.float32]:
+        """Questions, their untrained hidden states (n, d) and documents to compare (n, c) -> (n, c, F), float32.
+
+        `tokens` are the questions' untrained token states where they are known already.
+        """
+        result = np.zeros((*candidates.shape, len(self.NAMES)), dtype=np.float32)
+        step = at_once(QUESTIONS_AT_ONCE, len(self))
+        for start in range(0, len(questions), step):
+            part = slice(start, start + step)
+            chosen, texts, found = candidates[part], list(questions[part]), result[part]
+            states = unit(np.asarray(hidden_states[part], dtype=np.float32))
+            for name, index in self.indices.items():
+                found[..., self.NAMES.index(name)] = np.take_along_axis(relative(index.scores(texts)), chosen, axis=1)
+            covered = np.take_along_axis(self.coverage.scores(texts), chosen, axis=1)
+            found[..., self.NAMES.index("coverage")] = covered
+            for row, columns in enumerate(chosen):
+                found[row, :, 0] = self.embeddings[columns] @ states[row]
+            if self.late is not None:
+                if tokens is None:
+                    with self.encoder.untrained():
+                        read: Sequence[TokenStates] = self.encoder.token_states(texts)
+                else:
+                    read = tokens[part]
+                found[..., _LATE] = self.late.features(states, read, chosen)
+        return result
+
+    # ---------------------------------------------------------------- documents come and go
+
+    def add(
+        self,
+        documents: Sequence[Document],
+        encoder: Encoder,
+        embeddings: NDArray[np.float32],
+        report: Silent | None = None,
+    ) -> Evidence:
+        """Put documents with their embeddings (m, d) behind the others, in place; nothing changes where it fails."""
+        texts = [document.full_text for document in documents]
+        indices = {name: index.added(texts) for name, index in self.indices.items()}
+        coverage = self.coverage.added(list(map(_titled_sentences, documents)), indices["stems"])
+        late = self.late.added(documents, encoder, report) if self.late is not None else None
+        joined = np.concatenate([self.embeddings, np.asarray(embeddings, dtype=np.float32)])
+        self.embeddings, self.indices, self.coverage, self.late = joined, indices, coverage, late
+        return self
+
+    def remove(self, rows: Sequence[int]) -> Evidence:
+        """Take documents out, in place; what only they had (vectors, words, counts) is gone."""
+        indices = {name: index.without(rows) for name, index in self.indices.items()}
+        coverage = self.coverage.without(rows, indices["stems"])
+        late = self.late.without(rows) if self.late is not None else None
+        left = np.delete(self.embeddings, list(rows), axis=0)
+        self.embeddings, self.indices, self.coverage, self.late = left, indices, coverage, late
+        return self
+
+    # ---------------------------------------------------------------- on disk
+
+    def tensors(self) -> dict[str, NDArray[Any]]:
+        """All arrays by name, for one safetensors file."""
+        parts: dict[str, Mapping[str, NDArray[Any]]] = {name: index.arrays for name, index in self.indices.items()}
+        parts |= {"coverage": self.coverage.arrays, "late": self.late.arrays if self.late is not None else {}}
+        named = {f"{part}.{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
+        return {name: np.ascontiguousarray(array) for name, array in (named | {"embeddings": self.embeddings}).items()}
+
+    def vocabularies(self) -> dict[str, list[str]]:
+        """The words of each index in the order of their numbers, for one json file."""
+        return {name: list(index.vocabulary) for name, index in self.indices.items()}
+
+    @classmethod
+    def from_tensors(
+        cls,
+        tensors: Mapping[str, NDArray[Any]],
+        vocabularies: Mapping[str, Sequence[str] | Mapping[str, int]],
+        encoder: Encoder,
+    ) -> Evidence:
+        """What `tensors` and `vocabularies` gave; the arrays are taken as they are, memory-mapped ones too."""
+
+        def part(name: str) -> dict[str, NDArray[Any]]:
+            prefix = f"{name}."
+            return {key.removeprefix(prefix): array for key, array in tensors.items() if key.startswith(prefix)}
+
+        indices = {
+            name: LexicalIndex(numbered(vocabularies[name]), part(name), words) for name, words in VOCABULARIES.items()
+        }
+        coverage = SentenceCoverage(indices["stems"], part("coverage"))
+        late = LateInteraction(part("late")) if part("late") else None
+        return cls(encoder, tensors["embeddings"], indices, coverage, late)
+
+    def write(self, folder: Path) -> None:
+        """Write evidence.safetensors and words.json into the folder."""
+        from safetensors.numpy import save_file
+
+        save_file(self.tensors(), folder / "evidence.safetensors")
+        write_json(folder / "words.json", self.vocabularies())
+
+    @classmethod
+    def read(cls, folder: Path, encoder: Encoder) -> Evidence:
+        """What `write` wrote; the arrays are mapped into memory and read from the file when they are first needed."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        file = folder / "evidence.safetensors"
+        try:
+            tensors = {name: tensor.numpy() for name, tensor in load_file(file).items()}
+        except (OSError, SafetensorError) as error:
+            raise FedcarError(f"{file}: not a safetensors file ({error}); {RESTORE}") from error
+        return cls.from_tensors(tensors, json.loads((folder / "words.json").read_text(encoding="utf-8")), encoder)
+
+
+_LATE = [Evidence.NAMES.index(name) for name in ("sentence", "tokens", "sentence_tokens")]
+
+
+def at_once(questions: int, documents: int) -> int:
+    """So many questions, or fewer where there are so many documents that their scores would fill the memory."""
+    return max(1, min(questions, CELLS_AT_ONCE // max(1, documents)))
+
+
+def reads_tokens(documents: Sequence[Document], encoder: Encoder) -> bool:
+    """Whether the documents are texts to be read token by token: no labels, and the tokenizer knows the places."""
+    return median_words(documents) > SHORT and bool(encoder.tokenizer.is_fast)
+
+
+def median_words(documents: Sequence[Document]) -> float:
+    """The median number of words of the documents that are not empty; 0 without any."""
+    counts = [word_count(text) for document in documents if (text := document.full_text)]
+    return float(np.median(counts)) if counts else 0.0
+
+
+def _titled_sentences(document: Document) -> list[str]:
+    """The sentences of a document's text, each with the title in front."""
+    full = document.full_text
+    title = f"{document.title} " if document.title.strip() and document.text.strip() else ""
+    return [title + full[start:end] for start, end in body_sentences(document)]

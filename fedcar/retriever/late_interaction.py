@@ -1,0 +1,336 @@
+"""Late interaction: each token of a question with the tokens and sentences of a document, kept small."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from fedcar.collection.collection import Document
+from fedcar.collection.words import sentences
+from fedcar.common.progress import Silent
+from fedcar.retriever.lexical import inverse_document_frequencies
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fedcar.encoder.encoder import Encoder
+    from fedcar.encoder.runtimes.protocol import TokenStates
+
+Keep = Callable[[Sequence[str], "NDArray[np.void]"], None]
+WIDTH = 96
+BASIS_TOKENS = 30_000
+DOCUMENTS_AT_ONCE = 256
+QUESTION_TOKENS = 64  # of a longer question those of the highest idf are compared
+QUESTION_TOKENS_AT_ONCE = 8192
+LEVELS = 7  # of four bits: -7 to 7
+TURNED_REACH = 2.4  # standard deviations of an entry, which after the turn is about normal: least error at four bits
+FEATURES = ("sentence", "tokens", "sentence_tokens")
+
+
+class LateInteraction:
+    """The token states of N documents in four bits, and their sentence vectors in eight.
+
+    ColBERT (Khattab and Zaharia 2020) over a frozen encoder, with an idf weight for each token of the question. Token
+    states are projected onto the `WIDTH` main directions of the documents' own, turned so that every direction carries
+    about as much; cosines are taken in there. A collection of few tokens tells no directions: its states keep their
+    full width, also when documents are added to it.
+
+    Held as plain arrays:
+        tokens (T, width / 2) uint8, two entries a byte; token_starts (S + 1,) where each sentence's begin
+        sentences (S, d) int8, the mean of a sentence's states; sentence_starts (N + 1,) where each document's begin
+        ids, id_starts (N + 1,) the distinct token ids of each document; basis (d, width), or (d, 0) at full width
+    """
+
+    def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        self.arrays = dict(arrays)
+        found = np.append(np.bincount(self.arrays["ids"]), 0)  # the last for what no document has
+        self._weights = inverse_document_frequencies(found, len(self))
+
+    def __len__(self) -> int:
+        """Return the number of documents."""
+        return len(self.arrays["sentence_starts"]) - 1
+
+    @classmethod
+    def build(
+        cls, documents: Sequence[Document], encoder: Encoder, report: Silent | None = None, keep: Keep | None = None
+    ) -> LateInteraction:
+        """Read all documents with the untrained encoder. The basis comes from a seeded choice of them.
+
+        `keep` is given the texts' states (records of `Encoder.state_type`), which the same passes make, part by part.
+        """
+        order = np.random.default_rng(0).permutation(len(documents)).tolist()
+        read = zip(order, _read([documents[row] for row in order], encoder, report or Silent(), keep), strict=True)
+        waiting: list[tuple[int, _Read]] = []
+        tokens = 0
+        for row, document in read:
+            waiting.append((row, document))
+            tokens += len(document.states)
+            if tokens >= BASIS_TOKENS:
+                break
+        basis = np.zeros((encoder.dimension, 0), dtype=np.float32)
+        if tokens >= BASIS_TOKENS and encoder.dimension > WIDTH:
+            basis = main_directions(np.concatenate([document.states for _, document in waiting]), WIDTH)
+        parts = {row: _packed(document, basis) for row, document in waiting}
+        waiting.clear()
+        parts |= {row: _packed(document, basis) for row, document in read}
+        return cls(_assembled([parts[row] for row in range(len(documents))], basis))
+
+    def added(self, documents: Sequence[Document], encoder: Encoder, report: Silent | None = None) -> LateInteraction:
+        """With these documents behind the others, which stay as they are."""
+        basis = self.arrays["basis"]
+        read = _read(documents, encoder, report or Silent())
+        new = _assembled([_packed(document, basis) for document in read], basis)
+        arrays = {"basis": basis}
+        for name in ("tokens", "sentences", "ids"):
+            arrays[name] = np.concatenate([self.arrays[name], new[name]])
+        for name in ("token_starts", "sentence_starts", "id_starts"):
+            arrays[name] = np.concatenate([self.arrays[name], self.arrays[name][-1] + new[name][1:]])
+        return LateInteraction(arrays)
+
+    def without(self, rows: Sequence[int]) -> LateInteraction:
+        """Without these documents."""
+        kept = np.ones(len(self), dtype=bool)
+        kept[list(rows)] = False
+        ids, id_starts = _kept(kept, self.arrays["id_starts"])
+        sentence, sentence_starts = _kept(kept, self.arrays["sentence_starts"])
+        token, token_starts = _kept(sentence, self.arrays["token_starts"])
+        return LateInteraction(
+            {
+                "basis": self.arrays["basis"],
+                "ids": self.arrays["ids"][ids],
+                "id_starts": id_starts,
+                "sentences": self.arrays["sentences"][sentence],
+                "sentence_starts": sentence_starts,
+                "tokens": self.arrays["tokens"][token],
+                "token_starts": token_starts,
+            }
+        )
+
+    def features(
+        self, hidden_states: NDArray[np.float32], questions: Sequence[TokenStates], candidates: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Questions as hidden states (n, d) and token states, and documents to compare (n, c) -> (n, c, 3).
+
+        sentence: the best cosine of the question and a sentence. tokens: of each token of the question the best cosine
+        in the document, averaged by idf. sentence_tokens: the same within the best sentence. 0 for a document without
+        tokens, the last two also for a question without. Of a long question its 64 tokens of the highest idf count.
+        """
+        result = np.zeros((*candidates.shape, len(FEATURES)), dtype=np.float32)
+        asked = _Asked.of(questions, self)
+        hidden_states = unit(hidden_states)
+        for document, rows, places in _by_document(candidates):
+            sentence_starts = self.arrays["sentence_starts"]
+            first, last = int(sentence_starts[document]), int(sentence_starts[document + 1])
+            if first == last:
+                continue
+            vectors = unit(self.arrays["sentences"][first:last].astype(np.float32))
+            result[rows, places, 0] = (hidden_states[rows] @ vectors.T).max(axis=1)
+            starts = self.arrays["token_starts"][first : last + 1]
+            tokens = unpacked(self.arrays["tokens"][starts[0] : starts[-1]], self.width)
+            starts = (starts[:-1] - starts[0]).astype(np.int64)
+            for part in asked.parts(rows):
+                result[rows[part], places[part], 1:] = asked.compared(rows[part], tokens, starts)
+        return result
+
+    @property
+    def width(self) -> int:
+        """The number of entries of a stored token state."""
+        directions, width = self.arrays["basis"].shape
+        return int(width or directions)
+
+    def projected(self, states: NDArray[Any]) -> NDArray[np.float32]:
+        """States (t, d) as they are compared: unit vectors (t, width)."""
+        return _projected(states, self.arrays["basis"])
+
+    def weights(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The idf of token ids; one that no document has weighs most."""
+        return self._weights[np.minimum(ids, len(self._weights) - 1)]
+
+
+class _Asked(NamedTuple):
+    """The m tokens of n questions: states (m, width), weights (m,) of sum 1 a question, starts and lengths (n,)."""
+
+    states: NDArray[np.float32]
+    weights: NDArray[np.float32]
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, questions: Sequence[TokenStates], late: LateInteraction) -> _Asked:
+        idf = [late.weights(question.ids) for question in questions]
+        chosen = [np.sort(np.argsort(-found, kind="stable")[:QUESTION_TOKENS]) for found in idf]
+        lengths = np.array(list(map(len, chosen)), dtype=np.int64)
+        states = [late.projected(one.states[places]) for one, places in zip(questions, chosen, strict=True)]
+        weights = [(of := found[at]) / max(float(of.sum()), 1e-9) for found, at in zip(idf, chosen, strict=True)]
+        starts = np.cumsum(lengths) - lengths
+        return cls(np.concatenate(states), np.concatenate(weights), starts, lengths)
+
+    def parts(self, rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        """Places in `rows` of questions with tokens, in parts of a bounded number of tokens."""
+        places = np.flatnonzero(self.lengths[rows])
+        if len(places):
+            number = np.cumsum(self.lengths[rows[places]]) // QUESTION_TOKENS_AT_ONCE
+            yield from np.split(places, np.flatnonzero(np.diff(number)) + 1)
+
+    def compared(
+        self, rows: NDArray[np.int64], tokens: NDArray[np.float32], sentence_starts: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """These questions and one document's tokens (t, width) -> `tokens` and `sentence_tokens` (rows, 2)."""
+        lengths = self.lengths[rows]
+        own = np.cumsum(lengths) - lengths
+        index = np.repeat(self.starts[rows] - own, lengths) + np.arange(lengths.sum())
+        cosines = self.states[index] @ tokens.T
+        best = np.maximum.reduceat(cosines, sentence_starts, axis=1)  # (question tokens, sentences)
+        weights = self.weights[index]
+        anywhere = np.add.reduceat(best.max(axis=1) * weights, own)
+        together = np.add.reduceat(best * weights[:, None], own, axis=0).max(axis=1)
+        return np.stack([anywhere, together], axis=1)
+
+
+class _Read(NamedTuple):
+    """A document as the encoder reads it, token by token, in the order of its sentences."""
+
+    states: NDArray[np.float32]
+    sizes: NDArray[np.int64]  # tokens a sentence
+    sentences: NDArray[np.float32]
+    ids: NDArray[np.int64]
+
+
+def _read(documents: Sequence[Document], encoder: Encoder, report: Silent, keep: Keep | None = None) -> Iterator[_Read]:
+    with encoder.untrained(), report.track("reading the documents' tokens", len(documents)) as advance:
+        texts = [document.full_text for document in documents]
+        parts = [texts[start : start + DOCUMENTS_AT_ONCE] for start in range(0, len(texts), DOCUMENTS_AT_ONCE)]
+        if keep is None:
+            read: Iterator[Sequence[TokenStates]] = (encoder.token_states(part, advance) for part in parts)
+        else:
+            read = _read_and_kept(parts, encoder, advance, keep)
+        for document, tokens in zip(documents, chain.from_iterable(read), strict=True):
+            yield _by_sentence(document, tokens)
+
+
+def _read_and_kept(
+    parts: Sequence[Sequence[str]], encoder: Encoder, advance: Callable[[int], None], keep: Keep
+) -> Iterator[Sequence[TokenStates]]:
+    for part, (states, tokens) in zip(parts, encoder.read_parts(parts, advance), strict=True):
+        keep(part, states)
+        yield tokens
+
+
+def _by_sentence(document: Document, tokens: TokenStates) -> _Read:
+    """Tokens of the title belong to the first sentence, but not to its vector."""
+    states = unit(tokens.states.astype(np.float32))
+    starts = np.array([start for start, _ in body_sentences(document)])
+    place = np.searchsorted(starts, tokens.offsets[:, 1] - 1, side="right") - 1
+    sentence = np.maximum(place, 0)
+    order = np.argsort(sentence, kind="stable")
+    present, sizes = np.unique(sentence, return_counts=True)
+    sums = np.zeros((len(present), states.shape[1]), dtype=np.float32)
+    np.add.at(sums, np.searchsorted(present, sentence[place >= 0]), states[place >= 0])
+    sums[~sums.any(axis=1)] = states.sum(axis=0)
+    return _Read(states[order], sizes, unit(sums), np.unique(tokens.ids))
+
+
+def body_sentences(document: Document) -> list[tuple[int, int]]:
+    """Where in the full text the sentences of a document's text stand; of its title where it has no text."""
+    full = document.full_text
+    start = len(full) - len(document.text) if full.endswith(document.text) and document.text.strip() else 0
+    return [(start + first, start + last) for first, last in sentences(full[start:])]
+
+
+class _Packed(NamedTuple):
+    """A document as it is kept."""
+
+    tokens: NDArray[np.uint8]
+    sizes: NDArray[np.int64]
+    sentences: NDArray[np.int8]
+    ids: NDArray[np.int32]
+
+
+def _packed(document: _Read, basis: NDArray[np.float32]) -> _Packed:
+    sentence_scale = 127 / np.maximum(np.abs(document.sentences).max(axis=1, keepdims=True, initial=0), 1e-9)
+    reach = TURNED_REACH / np.sqrt(basis.shape[1]) if basis.shape[1] else np.inf
+    return _Packed(
+        packed(_projected(document.states, basis), reach),
+        document.sizes,
+        np.round(document.sentences * sentence_scale).astype(np.int8),
+        document.ids.astype(np.int32),
+    )
+
+
+def _assembled(parts: Sequence[_Packed], basis: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    d, width = basis.shape
+    return {
+        "basis": basis,
+        "tokens": np.concatenate([np.zeros((0, -(-(width or d) // 2)), np.uint8), *(part.tokens for part in parts)]),
+        "token_starts": _starts(size for part in parts for size in part.sizes),
+        "sentences": np.concatenate([np.zeros((0, d), np.int8), *(part.sentences for part in parts)]),
+        "sentence_starts": _starts(len(part.sizes) for part in parts),
+        "ids": np.concatenate([np.zeros(0, np.int32), *(part.ids for part in parts)]),
+        "id_starts": _starts(len(part.ids) for part in parts),
+    }
+
+
+def _starts(sizes: Iterable[int]) -> NDArray[np.int64]:
+    return np.cumsum([0, *sizes], dtype=np.int64)
+
+
+def _kept(chosen: NDArray[np.bool_], starts: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Which members the chosen groups have, and where those groups then begin."""
+    sizes = np.diff(starts)
+    return np.repeat(chosen, sizes), np.concatenate([[0], np.cumsum(sizes[chosen])])
+
+
+def _by_document(
+    candidates: NDArray[np.int64],
+) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
+    """Each document among the candidates (n, c) with the rows and places where it stands."""
+    order = np.argsort(candidates, axis=None, kind="stable")
+    documents = candidates.reshape(-1)[order]
+    for group in np.split(np.arange(len(order)), np.flatnonzero(np.diff(documents)) + 1):
+        if len(group):
+            rows, places = np.divmod(order[group], candidates.shape[1])
+            yield int(documents[group[0]]), rows, places
+
+
+def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Each row divided by its length; a row of zeros stays."""
+    lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))[:, None]
+    result: NDArray[np.float32] = vectors / np.maximum(lengths, np.float32(1e-12))
+    return result
+
+
+def main_directions(states: NDArray[np.float32], width: int) -> NDArray[np.float32]:
+    """The space that holds most of the states' length, as (d, width) orthonormal directions of no special order."""
+    moment = states.T.astype(np.float64) @ states
+    directions = np.linalg.eigh(moment)[1][:, -width:]
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(width, width)))[0]
+    result: NDArray[np.float32] = (directions @ turn).astype(np.float32)
+    return result
+
+
+def _projected(states: NDArray[Any], basis: NDArray[np.float32]) -> NDArray[np.float32]:
+    states = states.astype(np.float32)
+    return unit(states @ basis if basis.shape[1] else states)
+
+
+def packed(vectors: NDArray[np.float32], reach: float = np.inf) -> NDArray[np.uint8]:
+    """Vectors (n, width) -> (n, width / 2): each entry in four bits, in units of its vector's largest.
+
+    Entries beyond `reach` are cut to it, so that a rare one does not make all others coarse.
+    """
+    largest = np.clip(np.abs(vectors).max(axis=1, keepdims=True, initial=0), 1e-9, reach)
+    entries = (np.clip(np.round(vectors * (LEVELS / largest)), -LEVELS, LEVELS) + LEVELS).astype(np.uint8)
+    half = -(-entries.shape[1] // 2)
+    low, high = entries[:, :half], np.zeros((len(entries), half), np.uint8)
+    high[:, : entries.shape[1] - half] = entries[:, half:]
+    result: NDArray[np.uint8] = low | high << 4
+    return result
+
+
+def unpacked(vectors: NDArray[np.uint8], width: int) -> NDArray[np.float32]:
+    """The unit vectors (n, width) that `packed` has made small."""
+    entries = np.concatenate([vectors & 15, vectors >> 4], axis=1)[:, :width]
+    return unit(entries.astype(np.float32) - LEVELS)

@@ -1,0 +1,1 @@
+"""How a retriever is trained: candidates from cheap to dear, and what selection keeps."""

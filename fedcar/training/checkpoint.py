@@ -1,0 +1,79 @@
+"""Checkpoints: after every epoch all that is needed to go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fedcar.common.files import write_json
+from fedcar.common.folders import check_folder, write_folder
+from fedcar.common.history import History
+from fedcar.errors import FedcarError
+from fedcar.training.selection import Score
+
+if TYPE_CHECKING:
+    from fedcar.training.gradient import Trainer
+
+KIND = "checkpoint"
+
+
+class Best(NamedTuple):
+    """The best epoch so far (0: before training), its score on the selection questions and the trained tensors."""
+
+    epoch: int
+    score: Score
+    tensors: dict[str, Tensor]
+
+
+class Checkpoint:
+    """A folder that is replaced in one step after every epoch."""
+
+    def __init__(self, folder: Path, belongs_to: dict[str, object]) -> None:
+        self.folder = folder
+        self.belongs_to = belongs_to
+
+    def write(self, trainer: Trainer, best: Best, history: History) -> None:
+        def fill(folder: Path) -> None:
+            save_file(trainer.trained_tensors(), folder / "current.safetensors")
+            save_file(best.tensors, folder / "best.safetensors")
+            save_file(trainer.optimizer.tensors(), folder / "optimizer.safetensors")
+            record = {
+                "belongs_to": self.belongs_to,
+                "best": {"epoch": best.epoch, "score": list(best.score)},
+                "history": history.records,
+            }
+            write_json(folder / "checkpoint.json", record)
+
+        write_folder(self.folder, KIND, fill)
+
+    def restore(self, trainer: Trainer, history: History) -> Best | None:
+        """Put the trainer and the history where they were; None where there is no checkpoint yet."""
+        if not self.folder.exists():
+            return None
+        check_folder(self.folder, KIND, "remove it and start again without --resume")
+        record: dict[str, Any] = json.loads((self.folder / "checkpoint.json").read_text(encoding="utf-8"))
+        for what, value in self.belongs_to.items():
+            before = record["belongs_to"].get(what)
+            if before != value:
+                raise FedcarError(
+                    f"{self.folder}: belongs to {difference(what, before, value)}; "
+                    "give what it was started with, or start again without --resume"
+                )
+        trainer.load_tensors(load_file(self.folder / "current.safetensors"))
+        trainer.optimizer.load_tensors(load_file(self.folder / "optimizer.safetensors"))
+        for past in record["history"]:
+            history.add(**past)
+        best = record["best"]
+        return Best(best["epoch"], Score(*best["score"]), load_file(self.folder / "best.safetensors"))
+
+
+def difference(what: str, before: object, now: object) -> str:
+    """In words: another collection or encoder by its fingerprint, other settings by those that differ."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        return "other settings (" + ", ".join(f"{name} {before.get(name)}, now {now.get(name)}" for name in names) + ")"
+    return f"another {what} ({str(before)[:12]}, now {str(now)[:12]})"

@@ -1,0 +1,1 @@
+"""Training under differential privacy: the plan, the sums, the clients and their server."""

@@ -1,0 +1,244 @@
+"""Devices under epsilon: what each is asked to give out, and the one door through which anything leaves."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedcar.privacy.errors import require
+from fedcar.privacy.ledger import Head, Ledger
+from fedcar.privacy.noise import NoiseSource, add_noise
+from fedcar.privacy.release import Release
+from fedcar.training.noised.plan import HELD_OUT, PrivatePlan
+from fedcar.training.noised.sums import COUNT, ROWS, SUMS, Asked, Tensors
+
+
+@dataclass(frozen=True)
+class Order:
+    """What every device is asked to give out in one exchange of a run: a count, class sums, or gradients at `state`.
+
+    `adaptive` is the clip norm of this step where that adapts.
+    """
+
+    number: int
+    release: Release
+    state: Tensors = field(default_factory=dict)
+    adaptive: float | None = None
+
+    @classmethod
+    def of(cls, plan: PrivatePlan, number: int, state: Tensors | None = None, adaptive: float | None = None) -> Order:
+        """Exchange `number` of a plan: 0 the count, 1 the class sums, the steps, what is held out; or ValueError."""
+        release = {0: plan.count, 1: plan.sums, 2 + plan.steps: plan.held_out}.get(number)
+        if plan.step is not None and 2 <= number < 2 + plan.steps:
+            release = replace(plan.step, steps=1)
+        steps = release is not None and release.name == plan.method
+        if release is None or (adaptive is not None) != (steps and plan.target.adaptive_clip):
+            raise ValueError(f"exchange {number} is none of this plan")
+        return cls(number, release, state or {}, adaptive)
+
+    def sums(self, asked: Asked, rows: Tensor | None = None) -> dict[str, Tensor]:
+        """What is summed over the chosen questions: counts, class sums, or gradients clipped to what the release says.
+
+        Where the clip norm adapts, gradients in units of it, and how many were not clipped.
+        """
+        if self.number == 0:
+            return {COUNT: torch.tensor([float(len(asked))])}
+        if self.number == 1:
+            return {ROWS: asked.class_sums(rows)[SUMS]}
+        if self.adaptive is not None:
+            return asked.gradients_and_below(self.state, self.adaptive, rows)
+        return asked.gradients(self.state, float(self.release.sensitivity or 0.0), rows)
+
+
+HeldOut = Callable[[Tensors], Tensor]  # a state -> held-out questions, right by search, right by the state: (3,)
+
+
+class Answers(NamedTuple):
+    """What devices gave out in an exchange, why others did not, and the seconds it took."""
+
+    given: Mapping[str, Tensors]
+    failed: Mapping[str, str] = {}
+    seconds: float = 0.0
+
+
+class Crowd(Protocol):
+    """Who is asked: devices of this process (`InTurn`), or devices behind a network."""
+
+    @property
+    def clients(self) -> int:
+        """How many clients train."""
+        ...
+
+    @property
+    def given(self) -> list[Release]:
+        """What one of them has given out so far; they all spend alike."""
+        ...
+
+    @property
+    def heads(self) -> Mapping[str, Head]:
+        """Where each ledger stood last, for the server to keep."""
+        ...
+
+    def ask(self, order: Order) -> Answers:
+        """BudgetError where one refuses; what the others gave out is lost."""
+        ...
+
+    def keep(self, names: Sequence[str]) -> None:
+        """Ask these alone from now on."""
+        ...
+
+
+@dataclass
+class Device:
+    """One device: its questions, its noise, its ledger; nothing of the questions leaves but through `release`.
+
+    Formal guarantees:
+        charged_before_training: the ledger has the charge on disk before any question is read for it.
+        A release asked for twice is sent again unchanged, and is noised and charged once.
+    """
+
+    name: str
+    asked: Asked | None  # None where sums of others go through this device's door: that of a cohort
+    source: NoiseSource = field(default_factory=NoiseSource)
+    ledger: Ledger | None = None
+    run: str = ""
+    known_head: Head | None = None  # where the server last saw this device's ledger
+    held_out: HeldOut | None = None
+    given: list[Release] = field(default_factory=list)
+
+    def answer(self, order: Order) -> dict[str, Tensor]:
+        """The noised sums over all its questions, or over those drawn for this step: each by its own coin."""
+        asked, release = self.asked, order.release
+        assert asked is not None
+
+        def sums() -> dict[str, Tensor]:
+            if release.name == HELD_OUT:
+                return {HELD_OUT: torch.zeros(3) if self.held_out is None else self.held_out(order.state)}
+            drawn = poisson(len(asked), release.sampling_rate) if release.sampler == "poisson" else None
+            return order.sums(asked, drawn)
+
+        return self.release(order.number, release, sums)
+
+    def has_to_be_made(self, number: int, release: Release) -> bool:
+        """Whether there is no stored answer to send again; BudgetError where there is none and no room for it."""
+        if self.ledger is not None:
+            if self.ledger.stored_update(self.run, number) is not None:
+                return False
+            self.ledger.check_room(number, release, self.known_head)
+        return True
+
+    def release(self, number: int, release: Release, sums: Callable[[], Tensors]) -> dict[str, Tensor]:
+        """Charge, sum, noise, keep: what leaves in exchange `number` of the run."""
+        if self.ledger is not None and (stored := self.ledger.stored_update(self.run, number)) is not None:
+            self.given.append(release)
+            return unpacked(stored)
+        charge = None
+        if self.ledger is not None:
+            charge = self.ledger.charge(self.run, number, release, self.known_head)
+        self.given.append(release)
+        tensors = noised(sums(), release, self.source)
+        if self.ledger is not None and charge is not None:
+            self.ledger.store_update(charge, packed(tensors))
+            self.known_head = self.ledger.head()
+        return tensors
+
+
+@dataclass
+class Cohort:
+    """Clients whose sums a trusted server adds up and noises once: unit "client". Answers as a Device does.
+
+    Each client counts as one question would: the mean of its questions' clipped parts, whose norm is at most the clip
+    norm. Who takes part in a step is drawn by a coin a client. The server's `device` holds noise and ledger, in which
+    every client is charged for every step, drawn or not.
+    """
+
+    members: Sequence[Asked]
+    device: Device
+
+    @property
+    def name(self) -> str:
+        return self.device.name
+
+    @property
+    def given(self) -> list[Release]:
+        return self.device.given
+
+    def answer(self, order: Order) -> dict[str, Tensor]:
+        return self.device.release(order.number, order.release, lambda: self.summed(order))
+
+    def summed(self, order: Order) -> dict[str, Tensor]:
+        """The drawn clients' means, summed; zeros by name where none is drawn."""
+        drawn = [self.members[place] for place in poisson(len(self.members), order.release.sampling_rate).tolist()]
+        total = {name: torch.zeros_like(tensor) for name, tensor in order.sums(self.members[0]).items()}
+        for asked in drawn:
+            for name, tensor in mean(order, asked).items():
+                total[name] += tensor
+        return total
+
+
+def mean(order: Order, asked: Asked) -> dict[str, Tensor]:
+    """The mean of one client's clipped parts: its norm is at most the release's sensitivity."""
+    return {name: tensor / len(asked) for name, tensor in order.sums(asked).items()}
+
+
+@dataclass
+class InTurn:
+    """Devices of this process (or a cohort), asked one after the other."""
+
+    devices: Sequence[Device] | Sequence[Cohort]
+
+    @property
+    def clients(self) -> int:
+        return sum(len(one.members) if isinstance(one, Cohort) else 1 for one in self.devices)
+
+    @property
+    def given(self) -> list[Release]:
+        return self.devices[0].given
+
+    @property
+    def heads(self) -> dict[str, Head]:
+        doors = [one.device if isinstance(one, Cohort) else one for one in self.devices]
+        return {door.name: door.known_head for door in doors if door.known_head is not None}
+
+    def ask(self, order: Order) -> Answers:
+        return Answers({device.name: device.answer(order) for device in self.devices})
+
+    def keep(self, names: Sequence[str]) -> None:
+        """All of them answer always."""
+
+
+def noised(sums: Tensors, release: Release, source: NoiseSource) -> dict[str, Tensor]:
+    """The sums with the release's noise on every coordinate, rounded to its grid, as float32.
+
+    PrivacyError where the noise would come from elsewhere than what was charged says.
+    """
+    require(source.name == release.noise, f"noise of kind {source.name} for what is charged as {release.noise}")
+    found = add_noise(sums, release.standard_deviation, source)
+    return {name: torch.from_numpy(values).float() for name, values in found.values.items()}
+
+
+def poisson(count: int, rate: float) -> Tensor:
+    """The places (m,) of those whose own coin says yes, by the operating system's randomness."""
+    if rate >= 1:
+        return torch.arange(count)
+    coins = np.frombuffer(secrets.token_bytes(8 * count), dtype=np.uint64)
+    return torch.from_numpy(np.flatnonzero(coins < np.uint64(int(rate * 2**64))))
+
+
+def packed(tensors: Tensors) -> bytes:
+    """For the ledger's store of updates: safetensors."""
+    from safetensors.torch import save
+
+    return save(dict(tensors))
+
+
+def unpacked(stored: bytes) -> dict[str, Tensor]:
+    from safetensors.torch import load
+
+    return load(stored)

@@ -1,0 +1,372 @@
+"""Training under epsilon, the server's side: it sees noised sums alone, from one device or from many."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from statistics import median_low
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+from fedcar.common.progress import Silent
+from fedcar.encoder.adapter import Adapter
+from fedcar.errors import FedcarError
+from fedcar.head.head import START_SCALE
+from fedcar.privacy.clip import next_clip_norm
+from fedcar.privacy.errors import BudgetError
+from fedcar.privacy.statement import Statement
+from fedcar.retriever.questions import Questions
+from fedcar.retriever.retriever import Retriever
+from fedcar.retriever.weights import LEARNED, weights_of
+from fedcar.training.noised.clients import Crowd, Order
+from fedcar.training.noised.plan import HELD_OUT, LARGEST_CLIP_NORM, LEAST_CLIP_NORM, LEAST_STRENGTH, PrivatePlan
+from fedcar.training.noised.sums import ADAPTER_SCALE, BELOW, BELOW_SHARE, COUNT, EVIDENCE_SHARE, ROWS
+from fedcar.training.selection import Score, Standard, baseline_weights, best_weights
+
+ROW_LENGTH, ROW_LENGTH_ALONE = 12.0, 20.0  # of a row made of class sums, before steps and without
+PRIOR_QUESTIONS = 30.0  # a document's own embedding counts as so many questions in its class sum
+LONGEST_PATH = 400.0  # the rates of all steps together
+LOGIT_NOISE = 0.8  # standard deviation that the noise of all steps together may give a score
+ADAPTER_RATE = 1.0  # of the rows' rate
+NORM_FACTOR = 30.0  # a client whose noised sum is longer than this many times the median is left out
+LEAST_WEIGHT = 0.1
+CLIP_QUANTILE, CLIP_RATE = 0.5, 0.2  # of an adaptive clip norm: Andrew et al. 2021
+STEPS_PER_LOOK = 10  # at a public dev set, where every look means encoding it anew
+
+Watch = Callable[[Mapping[str, Any]], None]
+
+
+class Store(Protocol):
+    """Where exchanges that are done are kept, so that a run goes on without asking again: record and sums."""
+
+    def get(self, number: int) -> tuple[dict[str, Any], dict[str, Tensor]] | None: ...
+    def put(self, record: Mapping[str, Any], sums: Mapping[str, Tensor]) -> None: ...
+
+
+@dataclass
+class Outcome:
+    """What training under epsilon came to: the retriever kept, what it is called, the record of each exchange.
+
+    `refusal` is what a client said that would have crossed its budget; the retriever is then the one so far.
+    """
+
+    retriever: Retriever
+    name: str
+    records: list[dict[str, Any]] = field(default_factory=list)
+    statement: Statement | None = None
+    refusal: BudgetError | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+class PrivateTraining:
+    """The server: adds up what the devices give out, and turns it into rows and adapter.
+
+    `store` keeps what was added up, where devices are not there to be asked again.
+
+    Formal guarantees:
+        no_private_question_changes_anything_un_noised: what is here comes from documents, from noised sums, or from a
+            dev set that was declared public.
+    """
+
+    def __init__(
+        self,
+        untrained: Retriever,
+        crowd: Crowd,
+        plan: PrivatePlan,
+        *,
+        store: Store | None = None,
+        selection: Questions | None = None,
+        adapter: Adapter | None = None,
+        report: Silent | None = None,
+        watch: Watch | None = None,
+    ) -> None:
+        self.untrained = untrained
+        self.crowd = crowd
+        self.store = store
+        self.plan = plan
+        self.selection = selection
+        self.adapter = adapter
+        self.clip_norm = plan.clip_norm
+        self.report = report or Silent()
+        self.watch = watch or (lambda record: None)
+        self.outcome = Outcome(untrained, "none")
+        self.weights: dict[str, float] = {}
+        self.best = self.before()
+
+    # ---------------------------------------------------------------- the run, top to bottom
+
+    def run(self) -> Outcome:
+        """Count, class sums, steps; each charged before it is made. A refusal ends it with the model so far."""
+        try:
+            self.train()
+        except BudgetError as refusal:
+            self.outcome.refusal = refusal
+            self.report.say(f"stopped: {refusal}")
+        self.finish()
+        return self.outcome
+
+    def train(self) -> None:
+        plan = self.plan
+        units = self.counted()
+        strength = plan.strength(units, self.loudness)
+        if strength < LEAST_STRENGTH and not plan.target.against_advice:
+            self.report.say(advice(strength))
+            return
+        state = {ROWS: self.first_rows(self.exchange(Order.of(plan, 1))[ROWS])}
+        self.keep("ridge" if plan.step is None else "class sums", state)
+        if plan.step is not None:
+            state |= self.first_adapter()
+            rates = self.rates(units)
+            for number in range(1, plan.steps + 1):
+                state = self.stepped(state, number, rates, units)
+                self.keep(plan.method, state, number)
+        if plan.held_out is not None:
+            self.choose_by_held_out(state)
+
+    def choose_by_held_out(self, state: dict[str, Tensor]) -> None:
+        """Search stays where the clients' counts say, by more than their noise, that it gets more of theirs right."""
+        order = Order.of(self.plan, 2 + self.plan.steps, state)
+        questions, search, trained = self.exchange(order)[HELD_OUT].tolist()
+        self.report.say(f"held out, noised: {search:.0f} right by search, {trained:.0f} as trained, of {questions:.0f}")
+        if questions > 0:
+            self.outcome.scores |= {"before": search / questions, self.plan.method: trained / questions}
+        noise = self.loudness * order.release.standard_deviation * 2**0.5  # of the difference
+        if search - trained > noise:
+            self.best = (None, None, "none")
+
+    def stepped(
+        self, state: dict[str, Tensor], number: int, rates: Mapping[str, float], units: float
+    ) -> dict[str, Tensor]:
+        """One noised step over all devices. Divided by the (noised) number expected to take part, not by the actual."""
+        adaptive = self.clip_norm if self.plan.target.adaptive_clip else None
+        order = Order.of(self.plan, number + 1, state, adaptive)
+        expected = units * order.release.sampling_rate
+        sums = self.exchange(order)
+        if adaptive is not None:
+            below = float(sums.pop(BELOW)) / (2 * BELOW_SHARE**0.5 * expected) + 0.5
+            sums = {name: adaptive / (1 - BELOW_SHARE) ** 0.5 * tensor for name, tensor in sums.items()}
+            moved = next_clip_norm(adaptive, below, CLIP_QUANTILE, CLIP_RATE)
+            self.clip_norm = min(max(moved, LEAST_CLIP_NORM), LARGEST_CLIP_NORM)
+            self.outcome.records[-1]["clip_norm"] = adaptive
+        return {name: tensor - rates[name] / expected * sums[name] for name, tensor in state.items()}
+
+    def exchange(self, order: Order) -> dict[str, Tensor]:
+        """What all devices give out in this exchange, checked and added up; of the count each one's answer."""
+        known = self.store.get(order.number) if self.store is not None else None
+        if known is not None:
+            record, sums = known
+            self.crowd.given.append(order.release)
+        else:
+            record, passed = self.asked(order)
+            sums = {name: answer[COUNT] for name, answer in passed.items()} if not order.number else self.added(passed)
+            if self.store is not None:
+                self.store.put(record, sums)
+        self.outcome.records.append(record)
+        self.watch(record)
+        return sums
+
+    def asked(self, order: Order) -> tuple[dict[str, Any], dict[str, Mapping[str, Tensor]]]:
+        """The exchange's record, and the answers that passed."""
+        answers = self.crowd.ask(order)
+        passed, refused = checked(answers.given)
+        if not passed:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(refused.items())[:5])
+            raise FedcarError(f"exchange {order.number}: no client gave out anything that can be used ({reasons})")
+        sent = sum(4 * tensor.numel() for answer in answers.given.values() for tensor in answer.values())
+        record = {"round": order.number, "clients": sorted(passed), "refused": refused, "failed": dict(answers.failed)}
+        record["bytes_up"], record["clock_seconds"] = sent, answers.seconds
+        record["bytes_down"] = sent if order.number > 1 else 0  # a step is taken at a state of the same shape
+        return record, passed
+
+    def added(self, passed: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The weighted sum. A client left out is missing from it and not from the divisor: its part of a step is 0."""
+        names = next(iter(passed.values()))
+        weighted = {name: torch.zeros_like(tensor) for name, tensor in names.items()}
+        for client, answer in passed.items():
+            for name, tensor in answer.items():
+                weighted[name] += self.weights.get(client, 1.0) * tensor
+        return weighted
+
+    def counted(self) -> float:
+        """How many units train: clients are known to the server, questions are counted with noise.
+
+        A client with few questions brings as much noise as one with many, so it counts n / median, at most 1, by the
+        noised counts: what is made of them costs nothing more.
+        """
+        if self.plan.count is None:
+            return float(self.crowd.clients)
+        noised = {name: max(0.0, float(count)) for name, count in self.exchange(Order.of(self.plan, 0)).items()}
+        self.crowd.keep(sorted(noised))
+        self.weights = dict.fromkeys(noised, 1.0)
+        if not any(noised.values()):  # noise alone: nobody is known to have more than anybody else
+            return 1.0
+        usual = max(1.0, median_low(noised.values()))
+        self.weights = {name: min(1.0, found / usual) for name, found in noised.items()}
+        if any(weight < LEAST_WEIGHT for weight in self.weights.values()):
+            few = sum(weight < LEAST_WEIGHT for weight in self.weights.values())
+            self.report.say(f"{few} of {len(noised)} clients have too few questions for this plan and hardly count")
+        return max(1.0, sum(self.weights[name] * found for name, found in noised.items()))
+
+    @property
+    def loudness(self) -> float:
+        """How much louder the noise of all devices together is than that of one."""
+        return math.sqrt(max(1e-9, sum(weight**2 for weight in self.weights.values()))) if self.weights else 1.0
+
+    # ---------------------------------------------------------------- rows, rates, adapter
+
+    def first_rows(self, sums: Tensor) -> Tensor:
+        """Rows along noised class sum + k e_d, e_d the document's own embedding, centred: a prior that costs nothing.
+
+        All of one length: how many questions a document has is not asked.
+        """
+        head = self.untrained.head
+        prior = functional.normalize(head.embeddings - head.centre, dim=1) * head.embeddings.norm(dim=1, keepdim=True)
+        length = ROW_LENGTH_ALONE if self.plan.step is None else ROW_LENGTH
+        return length * functional.normalize(sums + PRIOR_QUESTIONS * prior, dim=1)
+
+    def rates(self, units: float) -> dict[str, float]:
+        """Step sizes from the plan and the noised count: as far as LONGEST_PATH, unless the noise gets too loud.
+
+        After T steps of rate r the noise on a score is r N / n sqrt(T) sigma (x has length 1).
+        """
+        plan, step = self.plan, self.plan.step
+        assert step is not None
+        expected = units * step.sampling_rate
+        deviation = step.noise_multiplier * plan.clip_norm
+        loudness = self.loudness * deviation * step.steps**0.5 * plan.documents / expected
+        rate = min(LONGEST_PATH / step.steps, LOGIT_NOISE / loudness) * plan.documents
+        return {ROWS: rate} | dict.fromkeys(("difference", "left", "right"), ADAPTER_RATE * rate)
+
+    def first_adapter(self) -> dict[str, Tensor]:
+        if self.adapter is None:
+            return {}
+        return {name: tensor.detach().clone() / ADAPTER_SCALE for name, tensor in self.adapter.named_parameters()}
+
+    # ---------------------------------------------------------------- what is kept
+
+    def retriever(self, state: Mapping[str, Tensor]) -> Retriever:
+        return retriever_of(self.untrained, state, self.adapter)
+
+    def keep(self, name: str, state: Mapping[str, Tensor], number: int = 0) -> None:
+        """Take this state as the result; with a public dev set only where it is the best so far."""
+        last = name == self.plan.method and number == self.plan.steps
+        record = self.outcome.records[-1]
+        record["what"] = name if not number else f"{name}, step {number}"
+        look = self.adapter is None or last or number % STEPS_PER_LOOK == 0
+        if self.selection is not None and look:
+            found = self.retriever(state)
+            reached = Standard().score(self.selection, found.scores_of(self.selection))
+            record["selection"] = reached.success
+            self.outcome.scores[record["what"]] = reached.success
+            if self.best[1] is None or reached > self.best[1]:
+                self.best = ({key: tensor.clone() for key, tensor in state.items()}, reached, name)
+        elif self.selection is None:
+            self.best = (dict(state), None, name)
+        if last or number % 10 == 0 or name != self.plan.method:
+            shown = f": {record['selection']:.3f} of the public dev questions right" if "selection" in record else ""
+            self.report.say(f"{record['what']} of {self.plan.steps}{shown}" if number else f"{name}{shown}")
+
+    def before(self) -> tuple[dict[str, Tensor] | None, Score | None, str]:
+        """Search as it is; with a public dev set the best of the baselines and the evidence."""
+        if self.selection is None:
+            return None, None, "none"
+        among = Standard().fitted(self.untrained, (self.untrained.weights, *baseline_weights()))
+        self.untrained_best, reached = best_weights(among, self.selection)
+        self.outcome.scores["before"] = reached.success
+        return None, reached, "none"
+
+    def finish(self) -> None:
+        state, reached, name = self.best
+        if state is None:
+            kept = self.untrained if self.selection is None else self.untrained_best
+            if self.untrained.encoder.adapter is not None:
+                self.untrained.encoder.remove_adapter()
+            if len(self.outcome.records) > 1 and self.outcome.refusal is None:
+                self.report.say("nothing trained under this budget was better on the public dev questions than search")
+        else:
+            kept = self.retriever(state)
+            if len(state) == 1 and kept.encoder.adapter is not None:
+                kept.encoder.remove_adapter()
+        self.outcome.retriever, self.outcome.name = kept, name
+        if reached is not None:
+            self.report.say(f"kept: {name} ({reached.success:.3f} of the public dev questions right)")
+        self.outcome.statement = self.plan.statement(tuple(self.crowd.given), self.crowd.clients, choices(self.plan))
+
+
+def retriever_of(untrained: Retriever, state: Mapping[str, Tensor], adapter: Adapter | None) -> Retriever:
+    """The retriever of a state: every row is active, whether or not its document has questions."""
+    weights = weights_of(untrained.weights[:LEARNED])  # those of a document that is added later: no row, so all of it
+    weights[:LEARNED] *= EVIDENCE_SHARE
+    head = type(untrained.head)(untrained.head.embeddings.numpy(), centre=untrained.head.centre.numpy())
+    with torch.no_grad():
+        head.rows.copy_(state[ROWS] / START_SCALE)
+        head.active.fill_(True)
+        if adapter is not None and len(state) > 1:
+            for name, tensor in adapter.named_parameters():
+                tensor.copy_(ADAPTER_SCALE * state[name])
+            untrained.encoder.insert(adapter)
+    return replace(untrained, head=head, weights=weights)
+
+
+def held_out_counts(
+    untrained: Retriever, questions: Questions, adapter: Adapter | None, state: Mapping[str, Tensor]
+) -> Tensor:
+    """Held-out questions of a client, how many search gets right, and how many the state: (3,)."""
+    if not len(questions):
+        return torch.zeros(3)
+    by_search = Standard().score(questions, untrained.scores_of(questions)).success
+    trained = retriever_of(untrained, state, adapter)
+    by_state = Standard().score(questions, trained.scores_of(questions)).success
+    return len(questions) * torch.tensor([1.0, by_search, by_state])
+
+
+def choices(plan: PrivatePlan) -> dict[str, str]:
+    """For each choice of a run where it came from, as the statement says it."""
+    by_dev = "public dev set" if plan.target.public_dev else "fixed in advance"
+    return {
+        "method and number of steps": "fixed in advance",
+        "the step that is kept": "charged" if plan.held_out is not None else by_dev,
+        "weights of evidence and rows": by_dev,
+        "confidence and answer threshold": by_dev,
+        "clip norm": "charged" if plan.target.adaptive_clip else "fixed in advance",
+        "centring": "fixed in advance",
+        "prior of the rows": "documents alone",
+        "rates, and whether to train at all": "charged" if plan.count is not None else "fixed in advance",
+    }
+
+
+def advice(strength: float) -> str:
+    return (
+        f"advice: at this budget what is learned is expected to be worse than search, which costs none (strength "
+        f"{strength:.1f}; training pays from {LEAST_STRENGTH:.0f} on); search is kept. More questions, fewer documents "
+        "or clients, or a larger epsilon help; --against-advice trains all the same"
+    )
+
+
+def checked(
+    answers: Mapping[str, Mapping[str, Tensor]],
+) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, str]]:
+    """The answers that may be added up, and the others with the reason: not finite, another shape, far too long.
+
+    Noise makes honest answers about equally long; counts may well be 30 times another's.
+    """
+    refused = {
+        name: "not finite"
+        for name, answer in answers.items()
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in answer.values())
+    }
+    lengths = {
+        name: float(torch.cat([tensor.flatten().double() for tensor in answer.values()]).norm())
+        for name, answer in answers.items()
+        if name not in refused
+    }
+    usual = median_low(lengths.values()) if lengths else 0.0
+    counts = all(tensor.numel() <= 3 for answer in answers.values() for tensor in answer.values())
+    for name, value in lengths.items():
+        if len(lengths) > 2 and not counts and value > NORM_FACTOR * max(usual, 1e-12):
+            refused[name] = f"length {value:.3g}, above {NORM_FACTOR:g} times the clients' median {usual:.3g}"
+    return {name: answer for name, answer in answers.items() if name not in refused}, refused

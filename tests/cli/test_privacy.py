@@ -1,0 +1,200 @@
+"""`fedcar privacy`: the plan, the statement in words, the attack on real sums, the audit that finds planted faults."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.command import fedcar
+
+from fedcar.collection.collection import Collection
+from fedcar.encoder.cache import FeatureCache
+from fedcar.encoder.encoder import Encoder
+from fedcar.privacy.noise import NoiseSource
+from fedcar.privacy.release import Release
+from fedcar.training.noised.attack import attack_collection
+from fedcar.training.noised.audit import audit_collection
+from fedcar.training.noised.clients import Device, Order
+from fedcar.training.noised.plan import Target
+from fedcar.training.noised.sums import Asked
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_model: Callable[..., Path]) -> Encoder:
+    return Encoder.load(tiny_model("llama"))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
+    return FeatureCache(tmp_path_factory.mktemp("cache"))
+
+
+def planned(*options: Any) -> Any:
+    return fedcar("privacy", "plan", "--documents", 77, *options, "--json")
+
+
+def test_plan_says_which_method_which_noise_and_what_to_expect() -> None:
+    many = planned("--questions", 9000, "--epsilon", 1).json
+    assert many["train"] and 0.4 < many["expected_share_of_gain"] < 0.8 and 0.999 < many["epsilon"] <= 1
+    few = planned("--questions", 300, "--epsilon", 1).json
+    assert not few["train"] and "search costs no privacy" in few["advice"]
+    shared = planned("--questions", 900, "--clients", 10, "--epsilon", 1).json
+    assert shared["strength"] == pytest.approx(many["strength"] / 10**0.5, rel=1e-3)
+    unequal = planned("--questions", "4000,4000,5", "--epsilon", 3).json
+    assert "client 3 has too few questions" in unequal["advice"]
+    text = fedcar("privacy", "plan", "--documents", 77, "--questions", 9000, "--method", "adapter").out
+    assert "each unit with probability 0.05" in text and "standard deviation" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--questions", "many"), "give a number, or one for each client"),
+        (("--questions", "9,9", "--clients", 3), "--questions lists 2"),
+        (("--questions", 9, "--epsilon", 0), "must be above 0"),
+        (("--questions", 9, "--delta", 0.2), "must be below 1/n"),
+        (("--questions", 9, "--unit", "person"), "not known"),
+    ],
+)
+def test_plan_refuses_in_one_line(options: tuple[Any, ...], message: str) -> None:
+    result = planned(*options)
+    assert result.code == 1 and message in result.err and result.err.count("\n") == 1
+
+
+def test_statement_in_plain_words_and_refused_where_it_was_edited(
+    collection: Collection, encoder: Encoder, tmp_path: Path
+) -> None:
+    collection.write(tmp_path / "collection")
+    options = ("--encoder", encoder.folder, "--cache", tmp_path / "cache", "--method", "head", "--against-advice")
+    assert fedcar("train", tmp_path / "collection", "-o", tmp_path / "out", "--epsilon", 2, *options).code == 0
+    words = fedcar("privacy", "statement", tmp_path / "out")
+    assert words.code == 0 and "Every single question is protected with epsilon 2" in words.out
+    assert "What this does not cover:" in words.out
+    file = tmp_path / "copy.json"
+    content = json.loads((tmp_path / "out" / "privacy.json").read_text())
+    file.write_text(json.dumps({**content, "epsilon": 0.5}))
+    edited = fedcar("privacy", "statement", file)
+    assert edited.code == 1 and "it was edited" in edited.err
+    assert fedcar("train", tmp_path / "collection", "-o", tmp_path / "plain", *options[:-1]).code == 0
+    nothing = fedcar("privacy", "statement", tmp_path / "plain")
+    assert nothing.code == 1 and "nothing is promised" in nothing.err
+
+
+def test_attack_reads_the_words_without_noise_and_not_with_it(
+    collection: Collection, encoder: Encoder, cache: FeatureCache
+) -> None:
+    found = attack_collection(collection, Target(1.0), encoder=encoder, features=cache, questions=3)
+    assert encoder.adapter is None
+    words = found["words"]
+    assert words["without_noise"]["auc"] > 0.9
+    assert abs(words["with_noise"]["auc"] - 0.5) < 0.35 and words["with_noise"]["recall"] == 0
+    sums = found["class_sums"]
+    assert sums["without_noise"]["auc"] > 0.9 and sums["with_noise"]["recall"] == 0
+    assert sums["one_row"]["true"] and "only the statement" in found["note"]
+
+
+def test_attack_prints_true_and_recovered_words(collection: Collection, encoder: Encoder, tmp_path: Path) -> None:
+    collection.write(tmp_path / "collection")
+    options = ("--encoder", encoder.folder, "--cache", tmp_path / "cache", "--questions", 3)
+    result = fedcar("privacy", "attack", tmp_path / "collection", *options)
+    assert result.code == 0, result.err
+    assert "true: " in result.out and "recovered without noise: " in result.out and "AUC" in result.out
+
+
+# -------------------------------------------------------------------- the audit
+
+
+def flagged(collection: Collection, encoder: Encoder, cache: FeatureCache, **options: Any) -> set[str]:
+    checks = audit_collection(collection, Target(3.0), encoder=encoder, features=cache, questions=15, **options)
+    return {check.name for check in checks if check.flagged}
+
+
+@pytest.mark.parametrize("method", ["ridge", "head", pytest.param("adapter", marks=pytest.mark.slow)])
+def test_a_correct_run_is_not_flagged(
+    collection: Collection, encoder: Encoder, cache: FeatureCache, method: str
+) -> None:
+    assert flagged(collection, encoder, cache, method=method) == set()
+
+
+def test_halved_noise_is_flagged(
+    collection: Collection, encoder: Encoder, cache: FeatureCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Release.standard_deviation.fget  # type: ignore[attr-defined]
+    plain = Device.release
+
+    def halved(self: Device, number: int, release: Release, sums: Any) -> Any:
+        monkeypatch.setattr(Release, "standard_deviation", property(lambda one: whole(one) / 2))
+        try:
+            return plain(self, number, release, sums)
+        finally:
+            monkeypatch.setattr(Release, "standard_deviation", property(whole))
+
+    monkeypatch.setattr(Device, "release", halved)
+    assert "noise is as large as stated" in flagged(collection, encoder, cache)
+
+
+def test_missing_noise_is_flagged(
+    collection: Collection, encoder: Encoder, cache: FeatureCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = NoiseSource.normal
+
+    def hardly_any(self: NoiseSource, shape: tuple[int, ...]) -> Any:
+        return 1e-6 * plain(self, shape)
+
+    monkeypatch.setattr("fedcar.training.noised.clients.NoiseSource.normal", hardly_any)
+    assert "noise is as large as stated" in flagged(collection, encoder, cache)
+
+
+def test_missing_clipping_is_flagged(
+    collection: Collection, encoder: Encoder, cache: FeatureCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Asked.gradients
+    monkeypatch.setattr(Asked, "gradients", lambda self, state, clip_norm, rows=None: plain(self, state, 1e6, rows))
+    assert "head: clipping holds on neighbours" in flagged(collection, encoder, cache)
+
+
+def test_a_repeated_seed_is_flagged(
+    collection: Collection, encoder: Encoder, cache: FeatureCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(NoiseSource, "normal", lambda self, shape: np.random.default_rng(7).standard_normal(shape))
+    assert "noise is fresh" in flagged(collection, encoder, cache)
+
+
+def test_noise_that_nobody_charged_is_flagged(
+    collection: Collection, encoder: Encoder, cache: FeatureCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Device.answer
+
+    def twice(self: Device, order: Order) -> Any:
+        self.source.normal((1,))
+        return plain(self, order)
+
+    monkeypatch.setattr(Device, "answer", twice)
+    assert "steps charged = steps noised" in flagged(collection, encoder, cache)
+
+
+def test_division_by_the_batch_size_is_flagged(
+    collection: Collection, encoder: Encoder, cache: FeatureCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Asked.gradients
+
+    def mean(self: Asked, state: Any, clip_norm: float, rows: Any = None) -> dict[str, torch.Tensor]:
+        count = len(self) if rows is None else max(1, len(rows))
+        return {name: tensor / count for name, tensor in plain(self, state, clip_norm, rows).items()}
+
+    monkeypatch.setattr(Asked, "gradients", mean)
+    assert "head: sums add up" in flagged(collection, encoder, cache)
+
+
+def test_audit_on_the_command_line(collection: Collection, encoder: Encoder, tmp_path: Path) -> None:
+    collection.write(tmp_path / "collection")
+    options = ("--encoder", encoder.folder, "--cache", tmp_path / "cache", "--questions", 15, "--method", "ridge")
+    result = fedcar("privacy", "audit", tmp_path / "collection", *options, "--json")
+    assert result.code == 0, result.err
+    assert result.json["flagged"] == [] and len(result.json["checks"]) >= 6
+    assert "proves no epsilon" in fedcar("privacy", "audit", tmp_path / "collection", *options).out

@@ -1,0 +1,209 @@
+"""The runtimes: near float32 each, kept apart on disk, and the fastest that agrees is the one that auto takes."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.command import fedcar
+
+from fedcar.encoder.adapter import Adapter
+from fedcar.encoder.cache import FeatureCache
+from fedcar.encoder.encoder import Encoder
+from fedcar.encoder.runtimes import choice
+from fedcar.encoder.runtimes.protocol import States, ahead
+from fedcar.errors import FedcarError
+
+TEXTS = ["the fan is broken", "who charges the battery over night?", "water", "Prime the pump. " * 4, ""]
+LEAST = {"torch-bf16": 0.99, "openvino": 0.99999, "openvino-bf16": 0.99, "onnx": 0.99999, "onnx-int8": 0.9}
+
+
+@pytest.fixture(autouse=True)
+def own_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(choice, "setting", choice.Setting())
+
+
+@pytest.fixture
+def encoder(tiny_model: Callable[..., Path]) -> Encoder:
+    return Encoder.load(tiny_model("llama"), "mean")
+
+
+def cosines(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    found, wanted = found.astype(np.float64), wanted.astype(np.float64)
+    return (found * wanted).sum(-1) / np.linalg.norm(found, axis=-1) / np.linalg.norm(wanted, axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("family", "names"),
+    [
+        ("bert", tuple(LEAST)),
+        pytest.param("llama", ("openvino",), marks=pytest.mark.slow),  # which OpenVINO reads through ONNX
+    ],
+)
+def test_every_runtime_is_near_float32(family: str, names: tuple[str, ...], tiny_model: Callable[..., Path]) -> None:
+    encoder = Encoder.load(tiny_model(family), "mean")
+    states, tokens = encoder.encode_states(TEXTS), encoder.token_states(TEXTS)
+    for name in names:
+        least = LEAST[name]
+        if not choice.is_installed(name):
+            continue
+        choice.use(name)
+        other = Encoder.load(tiny_model(family), "mean")
+        found = other.encode_states(TEXTS)
+        assert other.runtime_name(TEXTS) == name
+        assert cosines(found["pooled"], states["pooled"]).min() > least, name
+        assert cosines(found["layers"], states["layers"]).min() > least, name
+        for ours, wanted in zip(other.token_states(TEXTS), tokens, strict=True):
+            assert ours.ids.tolist() == wanted.ids.tolist()
+            assert not len(wanted.ids) or cosines(ours.states, wanted.states).mean() > least, name
+
+
+class Made:
+    """A runtime that gives these vectors after so many seconds."""
+
+    def __init__(self, encoder: Encoder, seconds: float, wrong: bool) -> None:
+        self.encoder, self.seconds, self.wrong, self.runs = encoder, seconds, wrong, 0
+
+    def run(self, token_ids: np.ndarray, mask: np.ndarray) -> States:
+        self.runs += 1
+        time.sleep(self.seconds)
+        found = self.encoder.run(token_ids, mask)
+        return found._replace(pooled=-found.pooled) if self.wrong else found
+
+
+def test_auto_takes_the_fastest_that_agrees_and_remembers_it(
+    encoder: Encoder, tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = {
+        "torch": Made(encoder, 0.03, False),
+        "openvino": Made(encoder, 0.01, False),
+        "onnx": Made(encoder, 0.0, True),
+    }
+    monkeypatch.setattr(choice, "candidates", lambda encoder: list(made))
+    monkeypatch.setattr(choice, "built", lambda encoder, name: made[name])
+    monkeypatch.setattr(choice, "is_installed", lambda name: True)
+    choice.use("auto")
+    assert choice.chosen(encoder, TEXTS) == "torch" and not made["openvino"].runs, "few texts are not worth it"
+    monkeypatch.setattr(choice, "WORTH", 0.0)
+    assert choice.chosen(encoder, TEXTS) == "openvino"
+    runs = made["openvino"].runs
+    assert runs > 1 and made["onnx"].runs == 1, "what does not agree is not timed"
+    assert choice.chosen(Encoder.load(tiny_model("llama"), "mean"), TEXTS) == "openvino"
+    assert made["openvino"].runs == runs, "remembered, not measured again"
+    other = Encoder.load(tiny_model("bert"), "mean")
+    other_run = choice.chosen(other, TEXTS)
+    assert made["openvino"].runs > runs and other_run == "openvino", "another encoder is measured by itself"
+    choice.use("auto", agreement=-1.0)
+    assert choice.chosen(encoder, TEXTS) == "onnx", "asked for less, it takes the fastest"
+    memory = json.loads((tmp_path / "cache" / "fedcar" / "runtime.json").read_text())
+    assert sorted(memory.values()) == ["onnx", "openvino", "openvino"]
+
+
+def test_a_runtime_that_cannot_express_the_model_is_no_candidate(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def built(encoder: Encoder, name: str) -> Encoder:
+        if name != "torch":
+            raise FedcarError("cannot be written as ONNX")
+        return encoder
+
+    monkeypatch.setattr(choice, "candidates", lambda encoder: ["torch", "onnx"])
+    monkeypatch.setattr(choice, "built", built)
+    assert choice.fastest(encoder, TEXTS) == "torch"
+
+
+def test_states_of_runtimes_are_kept_apart(encoder: Encoder, tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path / "states")
+    exact = cache.hidden_states(encoder, TEXTS)
+    choice.use("torch-bf16")
+    other = cache.hidden_states(Encoder.load(tiny_model("llama"), "mean"), TEXTS)
+    assert np.abs(exact - other).max() > 0 and len(list(cache.folder.iterdir())) == 2
+    choice.use("torch")
+    np.testing.assert_array_equal(cache.hidden_states(Encoder.load(tiny_model("llama"), "mean"), TEXTS), exact)
+
+
+def test_one_pass_gives_what_two_give(encoder: Encoder, tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    passes = []
+    run = encoder.run
+    encoder.run = lambda *batch: passes.append(1) or run(*batch)  # type: ignore[method-assign, func-returns-value]
+    [(states, tokens)] = encoder.read_parts([TEXTS])
+    assert len(passes) == 1 and cosines(states["pooled"], encoder.encode_states(TEXTS)["pooled"]).min() > 0.99999
+    for ours, wanted in zip(tokens, encoder.token_states(TEXTS), strict=True):
+        np.testing.assert_array_equal(ours.states, wanted.states)
+    cache = FeatureCache(tmp_path / "states")
+    cache.keep(encoder, TEXTS[:2], states[:2])
+    cache.keep(encoder, TEXTS[:1], states[1:2])  # what is there stays
+    np.testing.assert_array_equal(cache.states(encoder, TEXTS[:2]), states[:2])
+    last = Encoder.load(tiny_model("llama"), "last")
+    [(states, _)] = last.read_parts([TEXTS])
+    np.testing.assert_array_equal(states, last.encode_states(TEXTS))
+
+
+def test_the_next_part_is_tokenised_while_the_model_runs_on_the_one_before(encoder: Encoder) -> None:
+    """Neither order nor states change by it, another call of the tokenizer in between waits, an error comes out."""
+    begun, run, tokenize = threading.Event(), encoder.run, encoder.tokenize
+
+    def model(*batch: Any) -> Any:
+        assert begun.wait(10), "nobody reads the next part"
+        return run(*batch)
+
+    def counted(texts: Sequence[str]) -> list[list[int]]:
+        calls.append(texts)
+        if len(calls) > 1:
+            begun.set()
+        return tokenize(texts)
+
+    calls: list[Sequence[str]] = []
+    encoder.run, encoder.tokenize = model, counted  # type: ignore[method-assign]
+    found = []
+    for states in encoder.encode_parts([TEXTS[:2], TEXTS[2:]]):
+        assert len(encoder.token_states(TEXTS)) == len(TEXTS)
+        found.append(states)
+    encoder.run, encoder.tokenize = run, tokenize  # type: ignore[method-assign]
+    assert calls == [TEXTS[:2], TEXTS[2:]]
+    np.testing.assert_array_equal(found[0], encoder.encode_states(TEXTS[:2]))
+    np.testing.assert_array_equal(found[1], encoder.encode_states(TEXTS[2:]))
+    with pytest.raises(ZeroDivisionError):
+        list(ahead(lambda part: 1 // part, [1, 0]))
+    assert list(ahead(str, [])) == []
+
+
+def test_with_an_adapter_torch_encodes(encoder: Encoder) -> None:
+    choice.use("torch-bf16")
+    assert encoder.runtime_name(TEXTS) == "torch-bf16" and encoder.runtime(TEXTS) is not encoder
+    adapter = Adapter("full", encoder.embedding_width)
+    adapter.difference.data.normal_(std=0.2)
+    encoder.insert(adapter)
+    assert encoder.runtime_name(TEXTS) == "torch" and encoder.runtime(TEXTS) is encoder
+    adapted = encoder.encode(TEXTS)
+    with encoder.untrained():
+        assert encoder.runtime_name(TEXTS) == "torch-bf16"
+        assert np.abs(encoder.encode(TEXTS) - adapted).max() > 0.01
+    encoder.fold()  # the runtime of the unfolded encoder is not taken for it
+    assert cosines(encoder.encode(TEXTS), adapted).min() > 0.99
+
+
+def test_a_runtime_that_is_not_known_is_refused_with_one_line(toy_collection: Path, tmp_path: Path) -> None:
+    result = fedcar("train", toy_collection, "-o", tmp_path / "out", "--runtime", "fast")
+    assert result.code == 1 and result.err.startswith('error: --runtime "fast": not known; give auto or one of torch,')
+    assert result.err.count("\n") == 1
+
+
+def test_a_retriever_is_trained_and_evaluated_by_another_runtime(
+    toy_collection: Path, tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    words = ("--cache", tmp_path / "states", "--runtime", "torch-bf16")
+    result = fedcar(
+        "train", toy_collection, "-o", tmp_path / "out", "--encoder", tiny_model("bert"), "--method", "head", *words
+    )
+    assert result.code == 0, result.err
+    assert {folder.name.rsplit("-", 1)[-1] for folder in (tmp_path / "states").iterdir()} == {"bf16"}
+    result = fedcar("evaluate", tmp_path / "out", toy_collection, "--json", *words)
+    assert result.json["systems"]["retriever"]["all"]["queries"] > 0

@@ -1,0 +1,115 @@
+"""A server that lies asks a device for what no honest one would: the device's own budget holds all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.command import learnable
+
+from fedcar.collection.collection import Collection
+from fedcar.encoder.cache import FeatureCache
+from fedcar.encoder.encoder import Encoder
+from fedcar.federation.device.device import Device
+from fedcar.federation.ledgers import Books
+from fedcar.federation.wire.payload import Payload
+from fedcar.federation.wire.setup import PrivateSettings, Setup
+from fedcar.privacy.clip import Part, clip
+from fedcar.privacy.errors import PrivacyError
+from fedcar.privacy.ledger import Budget, Ledger
+from fedcar.privacy.noise import NoiseSource
+from fedcar.training.noised.clients import noised
+from fedcar.training.noised.plan import LEAST_CLIP_NORM, Target, make_plan
+from fedcar.version import __version__
+
+BUDGET = Budget(8.0, 1e-5)
+
+
+@pytest.fixture
+def join(
+    toy_collection: Path, tiny_model: Callable[..., Path], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Device]:
+    collection = learnable(Collection.read(toy_collection))
+    cache = FeatureCache(tmp_path_factory.getbasetemp() / "lies")
+
+    def joined(budget: Budget | None = BUDGET) -> Device:
+        books = Books(tmp_path / "ledgers", None, budget)
+        return Device(collection, tmp_path, Encoder.load(tiny_model("llama")), cache, books=books)
+
+    return joined
+
+
+def charges(folder: Path) -> int:
+    return len(Ledger(folder / "ledgers" / "ledger.jsonl").releases())
+
+
+def ask(
+    device: Device, target: Target, number: int = 1, *, method: str = "head", adapter: str = "full", **values: Any
+) -> Payload:
+    tensors = values.pop("tensors", {})
+    settings = PrivateSettings(target, method, 3, None, adapter, 0).values
+    setup = Setup("run", __version__, device.model.fingerprint, device.documents, settings, {}).json
+    return device.answer(
+        Payload("noised", {"setup": setup, "number": number, "adaptive": 0.0, "head": "", **values}, tensors)
+    )
+
+
+def test_the_noise_is_never_of_a_servers_seed(join: Callable[..., Device], tmp_path: Path) -> None:
+    """Neither asked for outright nor by a setup that fails half-way and leaves parts of another behind."""
+    device, seeded = join(), Target(8.0, noise_seed=7)
+    assert ask(device, seeded).values["reason"] == "request"
+    assert ask(device, seeded, 999).values["reason"] == "request"
+    assert ask(device, Target(8.0), 0, method="adapter", adapter="bogus").kind == "refused"
+    assert ask(device, seeded).values["reason"] == "request"
+    assert charges(tmp_path) == 0
+    assert ask(device, Target(8.0)).kind == "noised" and charges(tmp_path) == 1
+    assert device.private.source.name == "operating-system"
+
+
+def test_noise_is_what_was_charged() -> None:
+    release = make_plan(Target(8.0), "ridge", 6).sums
+    with pytest.raises(PrivacyError, match="noise of kind seeded-test for what is charged as operating-system"):
+        noised({"rows": torch.zeros(6, 16)}, release, NoiseSource(3))
+
+
+def test_no_answer_tells_how_many_questions_there_are(join: Callable[..., Device], tmp_path: Path) -> None:
+    """A delta above 1 / n is as good as one below for all a server hears; a device checks its own when it joins."""
+    device = join()
+    found = [ask(device, Target(8.0, 1 / count), 999).values for count in (2, 10, 1000, 10**6)]
+    assert all(one == found[0] for one in found) and charges(tmp_path) == 0
+
+
+@pytest.mark.parametrize("clip_norm", [1e-37, LEAST_CLIP_NORM / 2, 1e9, float("nan"), float("inf"), -1.0])
+def test_a_clip_norm_far_from_the_usual_is_refused(
+    join: Callable[..., Device], tmp_path: Path, clip_norm: float
+) -> None:
+    device = join()
+    state = {"state/rows": torch.zeros_like(device.untrained.head.rows)}
+    target = Target(8.0, adaptive_clip=True)
+    assert ask(device, target, 2, adaptive=clip_norm, tensors=state).values["reason"] == "request"
+    assert charges(tmp_path) == 0
+    assert ask(device, target, 2, adaptive=LEAST_CLIP_NORM, tensors=state).kind == "noised"
+
+
+def test_a_gradient_whose_square_is_nothing_in_float32_is_clipped() -> None:
+    gradient = torch.full((1, 4), 1e-25)
+    part = Part(gradient.square().sum(1), lambda factors, keep: {"rows": factors @ gradient})
+    assert float(clip([part], 1e-37).sums["rows"].double().norm()) <= 1e-37
+
+
+def test_a_budget_stays_where_it_is_not_given_again(join: Callable[..., Device], tmp_path: Path) -> None:
+    assert ask(join(), Target(8.0)).kind == "noised"
+    again = join(None)
+    assert again.books.budget == BUDGET
+    setup = Setup("run", __version__, again.model.fingerprint, again.documents, {}, {}).json
+    assert again.answer(Payload("enrol", {"setup": setup})).values["reason"] == "un-noised"
+    assert ask(again, Target(1e6), 0).values["reason"] == "budget"
+    assert charges(tmp_path) == 1
+
+
+@pytest.mark.parametrize("head", ["9" * 5000 + ":" + "0" * 64, "1:short", "x:" + "0" * 64])
+def test_rubbish_for_a_ledgers_head_is_refused(join: Callable[..., Device], tmp_path: Path, head: str) -> None:
+    assert ask(join(), Target(8.0), head=head).values["reason"] == "request" and charges(tmp_path) == 0

@@ -1,0 +1,305 @@
+"""Under epsilon over a network: each device keeps noise and ledger to itself, and ends where one process ends."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.wire import check_fields, marked, over_wire
+
+from fedcar.collection.collection import Collection
+from fedcar.encoder.cache import FeatureCache
+from fedcar.encoder.encoder import Encoder
+from fedcar.errors import FedcarError
+from fedcar.federation.device.device import Device
+from fedcar.federation.ledgers import Books
+from fedcar.federation.remote.noised import Exchanges, within
+from fedcar.federation.rounds.settings import RoundSettings
+from fedcar.federation.simulate.federate import Federation
+from fedcar.federation.simulate.noised import federate_under_epsilon
+from fedcar.federation.wire.payload import Payload
+from fedcar.federation.wire.setup import Setup
+from fedcar.privacy.errors import PrivacyError
+from fedcar.privacy.ledger import Budget, Ledger
+from fedcar.training.noised.plan import HELD_OUT, Target
+
+
+def train(
+    collection: Collection, encoder: Path, cache: Path, run: Path, over: Any = None, *, rounds: int = 3,
+    quorum: float = 0.5, target: Target | None = None, **options: Any,
+) -> Federation:  # fmt: skip
+    return federate_under_epsilon(
+        collection, target or Target(8.0, against_advice=True), run=run, clients=2, encoder=Encoder.load(encoder),
+        cache=cache, over=over, rounds=RoundSettings(rounds=rounds, quorum=quorum), **options,
+    )  # fmt: skip
+
+
+def rows(found: Federation) -> torch.Tensor:
+    return found.retriever.head.rows.detach()
+
+
+@pytest.mark.parametrize(
+    ("target", "method"),
+    [
+        ({}, "head"),
+        ({}, "ridge"),
+        ({}, "adapter"),
+        ({"adaptive_clip": True}, "head"),
+        ({"unit": "client"}, "head"),
+        ({"held_out": True}, "head"),
+        ({"held_out": True}, "ridge"),
+    ],
+    ids=str,
+)
+def test_over_a_network_equals_in_process(
+    collection: Collection, encoder: Path, cache: Path, tmp_path: Path, target: dict[str, Any], method: str
+) -> None:
+    """With noise that a seed repeats; the adapter's steps are drawn by coins, so there the statement alone."""
+    chosen = replace(Target(8.0, against_advice=True, noise_seed=3), **target)
+    here = train(collection, encoder, cache, tmp_path / "here", target=chosen, method=method)
+    with over_wire(tmp_path / "devices", encoder, cache) as over:
+        there = train(collection, encoder, cache, tmp_path / "there", over, target=chosen, method=method)
+    assert here.privacy == there.privacy and len(here.rounds) == len(there.rounds)
+    if method != "adapter":
+        assert torch.equal(rows(here), rows(there))
+        assert here.retriever.training["selection"] == there.retriever.training["selection"]
+    releases = [
+        [Ledger(file).releases() for file in sorted((tmp_path / run / "clients").glob("*/ledger.jsonl"))]
+        for run in ("here", "there")
+    ]
+    assert releases[0] == releases[1] and len(releases[0]) == (1 if chosen.unit == "client" else 2)
+
+
+# -------------------------------------------------------------------- what leaves a device
+
+
+@pytest.mark.parametrize("method", ["head", "adapter"])
+def test_nothing_un_noised_leaves(
+    collection: Collection, encoder: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Greetings without any content, then noised sums and the ledger's head: no count, no loss, no word."""
+    sums: list[torch.Tensor] = []
+    plain = Device.answer
+
+    def watched(self: Device, request: Payload) -> Payload:
+        if request.kind == "noised":
+            side, order = self.private, self.private._order(Setup.parse(request.values["setup"]), request)
+            last = order.release.name == HELD_OUT
+            sums.extend([side._counts(order.state)] if last else order.sums(side.asked).values())
+        return plain(self, request)
+
+    monkeypatch.setattr(Device, "answer", watched)
+    with over_wire(tmp_path / "devices", encoder, cache) as over:
+        target = Target(8.0, against_advice=True, held_out=True)
+        train(marked(collection), encoder, cache, tmp_path / "run", over, target=target, method=method)
+    replies = [reply for _, _, reply in over.wire.seen]
+    exchanges = 6  # count, class sums, three steps, what is held out
+    assert [reply.kind for reply in replies] == ["greet"] * 2 + ["noised"] * 2 * exchanges
+    given = [tensor for reply in replies for tensor in reply.tensors.values()]
+    assert len(given) == len(sums) >= 2 * exchanges
+    for noised, exact in zip(given, sums, strict=True):
+        assert noised.shape == exact.shape and not torch.isclose(noised, exact, rtol=0.0, atol=1e-9).any()
+    names = {"given/count", "given/rows", "given/held out"} | ({"given/difference"} if method == "adapter" else set())
+    check_fields(replies, collection, {"greet": set(), "noised": names})
+
+
+def test_a_device_with_a_budget_of_its_own_gives_out_nothing_un_noised(
+    collection: Collection, encoder: Path, cache: Path, tmp_path: Path
+) -> None:
+    budget = Budget(8.0, 1e-5)
+
+    def device(budget: Budget) -> Device:
+        books = Books(tmp_path / "ledgers", None, budget)
+        return Device(collection, tmp_path, Encoder.load(encoder), FeatureCache(cache), books=books)
+
+    with over_wire(tmp_path / "devices", encoder, cache) as over:
+        train(collection, encoder, cache, tmp_path / "run", over)
+        own = device(budget)
+        asked = {request.kind: request for node, request, _ in over.wire.seen if node == 1}
+        for kind in ("enrol", "spread", "clipped"):
+            values = {**asked["noised"].values} if kind == "clipped" else {"setup": asked["greet"].values["setup"]}
+            assert own.answer(Payload(kind, values)).values == {"reason": "un-noised", "found": ""}
+        noised = Payload("noised", {**asked["noised"].values, "head": ""}, asked["noised"].tensors)
+        assert own.answer(noised).kind == "noised"
+    assert len(Ledger(tmp_path / "ledgers" / "ledger.jsonl").releases()) == 1
+    with pytest.raises(PrivacyError, match="its budget is epsilon 8, delta 1e-05 and does not change"):
+        device(Budget(9.0, 1e-5))
+
+
+def test_no_server_can_have_less_noise_added_than_is_charged(
+    collection: Collection, encoder: Path, cache: Path, tmp_path: Path
+) -> None:
+    """Noise and sensitivity are no part of a request: they follow from the plan, which the device makes itself."""
+    with over_wire(tmp_path / "devices", encoder, cache) as over:
+        train(collection, encoder, cache, tmp_path / "run", over)
+        device = over.wire.devices[1]
+    requests = [request for node, request, _ in over.wire.seen if node == 1]
+    assert all(set(one.values) <= {"setup", "number", "adaptive", "head"} for one in requests)
+    last, file = requests[-1], tmp_path / "run" / "clients" / "client-1" / "ledger.jsonl"
+    before = Ledger(file).spent()
+    wider = {name: torch.zeros(len(tensor) + 1, *tensor.shape[1:]) for name, tensor in last.tensors.items()}
+    for wrong in (
+        Payload("noised", {**last.values, "number": 5}, last.tensors),
+        Payload("noised", {**last.values, "number": -1}, last.tensors),
+        Payload("noised", {**last.values, "adaptive": 0.5}, last.tensors),
+        Payload("noised", {**last.values, "head": "x"}, last.tensors),
+        Payload("noised", last.values, wider),
+        Payload("noised", last.values, {}),
+    ):
+        assert device.answer(wrong).values["reason"] == "request"
+    assert device.answer(Payload("clipped", last.values, last.tensors)).values["reason"] == "un-noised"
+    assert Ledger(file).spent() == before
+    assert device.answer(last).tensors["given/rows"].equal(over.wire.seen[-2][2].tensors["given/rows"]), "sent again"
+    assert Ledger(file).spent() == before
+
+
+def test_a_mean_that_is_too_long_is_cut_by_the_server() -> None:
+    found = within({"rows": torch.tensor([3.0, 4.0])}, 1.0)
+    assert torch.allclose(found["rows"], torch.tensor([0.6, 0.8]))
+    honest = {"rows": torch.tensor([0.6, 0.8])}
+    assert within(honest, 1.0)["rows"] is honest["rows"]
+    assert within({"rows": torch.tensor([float("nan"), 1.0])}, 1.0)["rows"].equal(torch.zeros(2))
+
+
+# -------------------------------------------------------------------- budgets, crashes, bad devices
+
+
+def test_ledgers_are_the_devices_own_and_refuse_the_next_run(
+    collection: Collection, encoder: Path, cache: Path, tmp_path: Path
+) -> None:
+    with over_wire(tmp_path / "devices", encoder, cache) as over:
+        first = train(collection, encoder, cache, tmp_path / "one", over, ledgers=tmp_path / "ledgers")
+    with over_wire(tmp_path / "devices", encoder, cache) as over:
+        second = train(collection, encoder, cache, tmp_path / "two", over, ledgers=tmp_path / "ledgers")
+    assert first.refusal is None and len(first.rounds) == 5
+    assert second.refusal is not None and getattr(second.refusal, "exit_code", 0) == 3 and second.rounds == []
+    assert "client-1, client-2: exchange 0 would cross the privacy budget" in str(second.refusal)
+    files = sorted((tmp_path / "ledgers").glob("*/ledger.jsonl"))
+    assert [len(Ledger(file).releases()) for file in files] == [5, 5]
+    assert all(7.99 < Ledger(file).spent() <= 8 for file in files)
+
+
+def test_a_killed_server_gets_the_stored_answers_and_nothing_is_charged_twice(
+    collection: Collection, encoder: Path, cache: Path, tmp_path: Path
+) -> None:
+    """It dies with the answers of an exchange in its hands; devices are new processes over the same ledgers."""
+    with over_wire(tmp_path / "devices", encoder, cache) as over:
+
+        def dying(*arguments: Any) -> Any:
+            network = over(*arguments)
+            ask = network.ask
+
+            def last_of_all(payloads: Any, *more: Any) -> Any:
+                found = ask(payloads, *more)
+                if any(request.values.get("number") == 3 for request in payloads.values()):
+                    raise KeyboardInterrupt
+                return found
+
+            network.ask = last_of_all
+            return network
+
+        with pytest.raises(KeyboardInterrupt):
+            train(collection, encoder, cache, tmp_path / "run", dying)
+    files = sorted((tmp_path / "run" / "clients").glob("*/ledger.jsonl"))
+    assert [len(Ledger(file).releases()) for file in files] == [4, 4]
+    stored = {file: file.read_bytes() for file in (tmp_path / "run" / "clients").rglob("*.bin")}
+    with over_wire(tmp_path / "devices", encoder, cache) as over:
+        whole = train(collection, encoder, cache, tmp_path / "run", over, resume=True)
+    assert whole.refusal is None and [record["round"] for record in whole.rounds] == list(range(5))
+    assert [len(Ledger(file).releases()) for file in files] == [5, 5]
+    assert all(Ledger(file).spent() <= 8 for file in files)
+    assert len(stored) == 8 and all(file.read_bytes() == content for file, content in stored.items())
+
+
+def test_a_device_killed_after_its_charge_is_charged_again_and_refuses_the_last_exchange(
+    collection: Collection, encoder: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, killed = Ledger.store_update, []
+
+    def lost(self: Ledger, receipt: Any, update: bytes) -> None:
+        if receipt.round == 2 and not killed:
+            killed.append(self.path)
+            raise RuntimeError("killed")
+        plain(self, receipt, update)
+
+    monkeypatch.setattr(Ledger, "store_update", lost)
+    with over_wire(tmp_path / "devices", encoder, cache) as over:
+        found = train(collection, encoder, cache, tmp_path / "run", over, quorum=1.0)
+    assert getattr(found.refusal, "exit_code", 0) == 3 and "not charged there" in str(found.refusal)
+    assert [record["round"] for record in found.rounds] == [0, 1, 2, 3]
+    charged = [entry.values["round"] for entry in Ledger(killed[0]).open() if entry.kind == "charge"]
+    assert charged == [0, 1, 2, 2, 3], "both charges of exchange 2 count"
+    assert found.privacy is not None and found.privacy["epsilon"] <= 8
+
+
+def test_below_the_quorum_nothing_is_charged_and_coins_are_tossed_once(
+    collection: Collection, encoder: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unit client: nothing noised was made, so the plan still has room for its last step; who was drawn stays drawn."""
+    target, ledger = Target(8.0, unit="client", against_advice=True), tmp_path / "run" / "clients" / "server"
+    options: dict[str, Any] = {"target": target, "quorum": 1.0}
+    coins = [torch.tensor(found) for found in ([0, 1], [0], [1], [0], [1])]  # the second is that of exchange 2
+    monkeypatch.setattr("fedcar.federation.remote.noised.poisson", lambda count, rate: coins.pop(0))
+
+    def away(request: Payload, reply: Payload) -> Payload | str:
+        return "sent rubbish: no answer" if request.values.get("number") == 2 else reply
+
+    with over_wire(tmp_path / "devices", encoder, cache, spoil={"client-1": away}) as over:
+        with pytest.raises(FedcarError, match="exchange 2: too few devices"):
+            train(collection, encoder, cache, tmp_path / "run", over, **options)
+    assert len(Ledger(ledger / "ledger.jsonl").releases()) == 1, "exchange 2 gave nothing out"
+    with over_wire(tmp_path / "devices", encoder, cache) as over:
+        found = train(collection, encoder, cache, tmp_path / "run", over, resume=True, **options)
+    asked = [(node, one.values["number"]) for node, one, _ in over.wire.seen if one.kind == "clipped"]
+    assert asked == [(1, 2), (2, 3), (1, 4)], "client-1 again, not who a new coin says"
+    assert found.refusal is None and len(Ledger(ledger / "ledger.jsonl").releases()) == 4
+    assert not (tmp_path / "run" / "coins.json").exists()
+
+
+def test_a_cohort_whose_budget_has_no_room_is_not_asked(
+    collection: Collection, encoder: Path, cache: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"target": Target(8.0, unit="client", against_advice=True), "ledgers": tmp_path / "kept"}
+    found = []
+    for run in ("one", "two"):
+        with over_wire(tmp_path / "devices", encoder, cache) as over:
+            found.append(train(collection, encoder, cache, tmp_path / run, over, **options))
+    assert found[0].refusal is None and found[1].refusal is not None and found[1].rounds == []
+    assert {request.kind for _, request, _ in over.wire.seen} == {"greet"}
+
+
+def test_exchanges_that_are_kept_are_not_asked_for_again(tmp_path: Path) -> None:
+    store, record = Exchanges(tmp_path / "exchanges"), {"round": 2, "clients": ["a"], "failed": {"b": "away"}}
+    assert store.get(2) is None
+    store.put(record, {"rows": torch.eye(3)})
+    found = store.get(2)
+    assert found is not None and found[0] == record and found[1]["rows"].equal(torch.eye(3))
+
+
+def test_a_bad_device_costs_a_line_in_the_history_not_the_run(
+    collection: Collection, encoder: Path, cache: Path, tmp_path: Path
+) -> None:
+    def short(request: Payload, reply: Payload) -> Payload:
+        if request.kind != "noised" or int(request.values["number"]) < 1:
+            return reply
+        return replace(reply, tensors={name: tensor[:1] for name, tensor in reply.tensors.items()})
+
+    with over_wire(tmp_path / "devices", encoder, cache, spoil={"client-2": short}) as over:
+        found = train(collection, encoder, cache, tmp_path / "run", over)
+    assert [record["clients"] for record in found.rounds] == [["client-1", "client-2"], *[["client-1"]] * 4]
+    assert found.rounds[1]["failed"] == {"client-2": "sent rubbish: tensors of another form"}
+    history = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
+    assert history[1]["failed"] == found.rounds[1]["failed"]
+
+
+def test_too_few_devices_is_one_line(collection: Collection, encoder: Path, cache: Path, tmp_path: Path) -> None:
+    def off(request: Payload, reply: Payload) -> Payload | str:
+        return "sent rubbish: no answer" if request.kind == "noised" else reply
+
+    with over_wire(tmp_path / "d", encoder, cache, spoil={"client-1": off, "client-2": off}) as over:
+        with pytest.raises(FedcarError, match=r"exchange 0: too few devices after 3 attempts \(client-1: sent rubbish"):
+            train(collection, encoder, cache, tmp_path / "run", over)

@@ -1,0 +1,112 @@
+"""Under epsilon as real processes: the same ledgers and statement as in process, kill -9, exit code 3."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.command import environment, fedcar
+
+pytest.importorskip("flwr")
+
+from support.deployments import finished, kill, kill_server_and_serve_again, newest, rounds, start, until  # noqa: E402
+
+from fedcar.federation.deploy.processes import fedcar_command  # noqa: E402
+from fedcar.federation.simulate.over_flower import Deployment  # noqa: E402
+from fedcar.privacy.ledger import Ledger  # noqa: E402
+
+pytest_plugins = ("support.deployments",)
+pytestmark = pytest.mark.slow
+OPTIONS = ("--epsilon", 8, "--against-advice", "--rounds", 4, "--json")
+
+
+def ledgers(folder: Path) -> list[Ledger]:
+    return [Ledger(file) for file in sorted(folder.rglob("ledger.jsonl"))]
+
+
+def charged(folder: Path) -> list[list[int]]:
+    return [[one.values["round"] for one in book.open() if one.kind == "charge"] for book in ledgers(folder)]
+
+
+def check_charged(folder: Path, exchanges: list[int]) -> None:
+    """Nothing is under-counted: every exchange that was answered is charged, and no budget is crossed."""
+    found = charged(folder)
+    assert len(found) == 2 and all(set(exchanges) <= set(one) for one in found), found
+    assert all(book.spent() <= 8 for book in ledgers(folder))
+
+
+@pytest.mark.parametrize("unit", ["example", "client"])
+def test_engine_flower_equals_engine_local_under_epsilon(
+    collections: Path, encoder: Path, tmp_path: Path, unit: str
+) -> None:
+    results: dict[str, Any] = {}
+    for engine in ("local", "flower"):
+        words = ["federate", collections / "whole", "-o", tmp_path / engine, "--clients", 2, "--unit", unit]
+        words += ["--engine", engine, "--encoder", encoder, "--cache", tmp_path / "cache"]
+        process = subprocess.run(
+            fedcar_command(*words, *OPTIONS), text=True, env=environment(), capture_output=True, timeout=300,
+            check=False,
+        )  # fmt: skip
+        assert process.returncode == 0, process.stderr
+        results[engine] = json.loads(process.stdout)
+    assert results["local"]["privacy"] == results["flower"]["privacy"]
+    assert len(results["local"]["rounds"]) == len(results["flower"]["rounds"]) == (6 if unit == "example" else 5)
+    here, there = (ledgers(tmp_path / f"{engine}.run" / "clients") for engine in ("local", "flower"))
+    assert [book.path.parent.name for book in here] == [book.path.parent.name for book in there]
+    assert [book.releases() for book in here] == [book.releases() for book in there]
+
+
+def test_run_under_epsilon_survives_kill_9_of_server_run_and_device(
+    deployment: Deployment, collections: Path, encoder: Path
+) -> None:
+    place, devices = deployment.place.folder, deployment.folder / "devices"
+    process = start(place, "run", "--quorum", 1, *OPTIONS)
+    until(lambda: (place / "runs").exists() and any((place / "runs").iterdir()))
+    folder = newest(place)
+    until(lambda: rounds(folder) >= 2)
+    kill(process)
+    kill_server_and_serve_again(deployment, collections, encoder)
+    process = start(place, "resume", folder.name, "--json")
+    until(lambda: rounds(folder) >= 4)
+    device = deployment.devices["hospital-a"]
+    assert device.process is not None
+    kill(device.process)
+    device.start()
+    out, err = process.communicate(timeout=300)
+    result = json.loads(out)
+    answered = [record["round"] for record in result["rounds"]]
+    assert (process.returncode, len(answered)) in ((0, 6), (3, 5)), err  # 3: the device died between charge and answer
+    check_charged(devices, answered)
+    assert result["privacy"]["epsilon"] <= 8 and (folder / "retriever" / "retriever.json").exists()
+    assert not (folder / "enrolment.safetensors").exists(), "nobody was asked how many questions there are"
+    again = finished(start(place, "run", *OPTIONS))
+    assert again["refused"] is None and len(charged(devices)) == 4, "one ledger a run"
+    found = fedcar("status", "--data-dir", place, "--json").json
+    assert found["runs"][-1]["finished"] and found["runs"][-1]["rounds"] == found["runs"][-1]["of"] == 6
+
+
+def test_a_device_with_a_budget_refuses_what_would_cross_it(
+    deployment: Deployment, collections: Path, encoder: Path
+) -> None:
+    """Exit code 3 on the server, one line in the device's log; un-noised runs find nobody."""
+    place = deployment.place.folder
+    device = deployment.devices["hospital-b"]
+    device.stop()
+    device.command += ["--epsilon", "9"]
+    device.start()
+    deployment.wait_for_devices()
+    first = finished(start(place, "run", *OPTIONS))
+    assert first["refused"] is None and first["privacy"]["epsilon"] <= 8
+    second = start(place, "run", *OPTIONS)
+    _, err = second.communicate(timeout=200)
+    assert second.returncode == 3, err
+    assert "hospital-b: exchange" in err.splitlines()[-1] and "would cross the privacy budget" in err.splitlines()[-1]
+    assert (newest(place) / "retriever" / "retriever.json").exists()
+    own = deployment.folder / "devices" / "hospital-b" / "state" / "ledgers" / "ledger.jsonl"
+    assert Ledger(own).spent() <= 9
+    third = start(place, "run", "--no-privacy", "--rounds", 1, "--quorum", 1)
+    _, err = third.communicate(timeout=200)
+    assert third.returncode == 1 and "hospital-b: gives out nothing un-noised" in err.splitlines()[-1]

@@ -1,0 +1,43 @@
+"""Retrievers with something learned of each kind, without training."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from fedcar.collection.collection import Document
+from fedcar.encoder.cache import FeatureCache
+from fedcar.encoder.encoder import Encoder
+from fedcar.encoder.reference import reference_states
+from fedcar.head.feature_map import FeatureMap
+from fedcar.head.naive_bayes import NaiveBayes, gram_counts
+from fedcar.head.ridge_rows import RidgeRows
+from fedcar.retriever.retriever import Retriever
+from fedcar.retriever.weights import LEARNED, weights_of
+
+
+def made(kind: str, documents: tuple[Document, ...], encoder: Encoder, cache: FeatureCache) -> Retriever:
+    """A retriever with something learned of each kind: random numbers, so that a wrong place shows."""
+    head = "cosine" if kind == "cosine" else "linear"
+    retriever = Retriever.untrained(documents, encoder, cache, head=head)
+    generator = torch.Generator().manual_seed(1)
+    touched = [0, 2, 3]
+    if kind in ("head", "cosine"):
+        retriever.head.active[touched] = True
+        retriever.head.rows.data = torch.randn(retriever.head.rows.shape, generator=generator) * 0.02
+    if kind == "query_map":
+        mapped = type(retriever.head)(retriever.head.embeddings.numpy(), query_map=True)
+        mapped.map.data = torch.randn(mapped.map.shape, generator=generator)
+        retriever = replace(retriever, head=mapped)
+    if kind == "ridge":
+        fixed = FeatureMap.of_reference(reference_states(encoder, cache))
+        weights = torch.randn((fixed.dimension, len(touched)), generator=generator).numpy().astype(np.float16) / 8
+        targets = np.zeros((len(touched), len(documents)), dtype=np.float32)
+        targets[np.arange(len(touched)), touched] = 1
+        words = NaiveBayes.of(gram_counts([f"blower word{place}" for place in touched]), targets)
+        retriever = replace(retriever, ridge=RidgeRows(fixed, weights, np.array([0, 3]), words, np.array([2])))
+    if kind not in ("labels", "untrained"):
+        retriever = replace(retriever, weights=weights_of(retriever.weights[:LEARNED], 1.0, 0.5))
+    return retriever
