@@ -23,10 +23,10 @@ from fedcar.encoder.encoder import Encoder
 from fedcar.encoder.model_files import DEFAULT_ENCODER
 from fedcar.retriever.prepare import prepare
 from fedcar.retriever.retriever import Retriever
-from fedcar.training.noised.clients import Device, InTurn
+from fedcar.training.noised.clients import InTurn, NoisedClient
 from fedcar.training.noised.plan import Target, make_plan
 from fedcar.training.noised.server import PrivateTraining
-from fedcar.training.noised.sums import Asked
+from fedcar.training.noised.sums import ClippedSums
 from fedcar.training.selection import Standard, baseline_weights, best_weights
 
 
@@ -57,13 +57,13 @@ def main() -> None:
     print(json.dumps({"collection": collection.name, "n": len(train), "documents": len(untrained.documents), **free}))
     for clients in map(int, chosen.clients.split(",")):
         parts = partition(train, "iid", clients, 0)
-        shares = {name: Asked(untrained, training.take(rows)) for name, rows in parts.items()}
+        shares = {name: ClippedSums(untrained, training.take(rows)) for name, rows in parts.items()}
         for method in chosen.methods.split(","):
             for epsilon in map(float, chosen.epsilon.split(",")):
                 plan = make_plan(Target(epsilon), method, len(untrained.documents))
                 found, start = [], time.perf_counter()
                 for _ in range(chosen.draws):
-                    devices = [Device(name, share) for name, share in shares.items()]
+                    devices = [NoisedClient(name, share) for name, share in shares.items()]
                     outcome = PrivateTraining(untrained, InTurn(devices), plan).run()
                     found.append(standard.score(test, outcome.retriever.scores_of(test)).success)
                 row = {"clients": clients, "method": method, "epsilon": epsilon, "mean": statistics.mean(found)}

@@ -27,9 +27,9 @@ from fedcar.retriever.evidence import Evidence
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.weights import LEARNED, weights_of
-from fedcar.training.noised.clients import Device, Order
+from fedcar.training.noised.clients import NoisedClient, Request
 from fedcar.training.noised.plan import Target, make_plan
-from fedcar.training.noised.sums import ROWS, Asked, row_scores, usual_vectors
+from fedcar.training.noised.sums import ROWS, ClippedSums, row_scores, usual_vectors
 
 Step = Callable[[], None]
 
@@ -69,7 +69,7 @@ def report(what: str, steps: dict[str, Step], runs: int) -> None:
     print(json.dumps({"step": what, "plain_ms": plain, "runs": runs, **ratios}), flush=True)
 
 
-def questions_of(encoder: Encoder, n: int, documents: int, words: int, adapter: Adapter | None = None) -> Asked:
+def questions_of(encoder: Encoder, n: int, documents: int, words: int, adapter: Adapter | None = None) -> ClippedSums:
     generator = np.random.default_rng(0)
     names = tuple(Document(f"d{number}", f"d{number}", "") for number in range(documents))
     embeddings = functional.normalize(torch.randn(documents, encoder.dimension), dim=1).numpy()
@@ -86,14 +86,14 @@ def questions_of(encoder: Encoder, n: int, documents: int, words: int, adapter: 
     relevance = (candidates == about[:, None]).astype(np.float32)
     evidence = generator.normal(size=(n, documents, LEARNED)).astype(np.float32)
     relevant = tuple({f"d{document}": 1} for document in about)
-    return Asked(retriever, Questions(texts, states, candidates, evidence, relevance, relevant), adapter)
+    return ClippedSums(retriever, Questions(texts, states, candidates, evidence, relevance, relevant), adapter)
 
 
-def head_steps(asked: Asked) -> dict[str, Step]:
+def head_steps(asked: ClippedSums) -> dict[str, Step]:
     rows = torch.zeros(asked.documents, asked.x.shape[1], requires_grad=True)
     release = make_plan(Target(1.0), "head", asked.documents).step
     assert release is not None
-    device = Device("one", asked)
+    device = NoisedClient("one", asked)
 
     def plain() -> None:
         rows.grad = None
@@ -103,7 +103,7 @@ def head_steps(asked: Asked) -> dict[str, Step]:
             rows.sub_(rows.grad * 1e-6)
 
     def private() -> None:
-        sums = device.answer(Order(2, release, {ROWS: rows.detach()}))
+        sums = device.answer(Request(2, release, {ROWS: rows.detach()}))
         with torch.no_grad():
             rows.sub_(sums[ROWS] * 1e-9)
 
@@ -114,13 +114,13 @@ def head_steps(asked: Asked) -> dict[str, Step]:
     return {"plain": plain, "fedcar": private, **opacus_steps(linear, forward, asked)}
 
 
-def adapter_steps(asked: Asked) -> dict[str, Step]:
+def adapter_steps(asked: ClippedSums) -> dict[str, Step]:
     adapter, encoder = asked.adapter, asked.encoder
     assert adapter is not None
     rows = torch.zeros(asked.documents, asked.x.shape[1], requires_grad=True)
     release = make_plan(Target(1.0), "adapter", asked.documents, sampling_rate=1.0).step
     assert release is not None
-    device = Device("one", asked)
+    device = NoisedClient("one", asked)
     state = {ROWS: rows.detach(), "difference": torch.zeros_like(adapter.difference)}
 
     def plain() -> None:
@@ -131,7 +131,7 @@ def adapter_steps(asked: Asked) -> dict[str, Step]:
         candidate_losses(logits, asked.relevance).mean().backward()
 
     def private() -> None:
-        device.answer(Order(2, release, state))
+        device.answer(Request(2, release, state))
 
     class Whole(torch.nn.Module):
         """The same frozen model with the adapter as a Linear, which is what Opacus knows."""
@@ -160,7 +160,7 @@ def adapter_steps(asked: Asked) -> dict[str, Step]:
 
 
 def opacus_steps(
-    module: torch.nn.Module, forward: Callable[[torch.nn.Module], torch.Tensor], asked: Asked
+    module: torch.nn.Module, forward: Callable[[torch.nn.Module], torch.Tensor], asked: ClippedSums
 ) -> dict[str, Step]:
     """Opacus' hooks and ghost clipping on a module of Linear layers; nothing where it is not installed."""
     try:

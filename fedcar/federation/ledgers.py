@@ -7,14 +7,14 @@ from pathlib import Path
 from urllib.parse import quote
 
 from fedcar.privacy.errors import PrivacyError
-from fedcar.privacy.ledger import Budget, Head, Ledger
+from fedcar.privacy.ledger import Budget, Ledger, LedgerHead
 from fedcar.privacy.release import check_target
 from fedcar.training.noised.plan import Target
 
 LEDGER = "ledger.jsonl"
 
 
-class Books:
+class Ledgers:
     """Where a device's ledgers lie: one a run with that run's budget, or one over all runs (`kept`).
 
     With a `budget` of its own the device gives out nothing that is not noised and charged. A ledger that was once kept
@@ -44,7 +44,7 @@ class Books:
     def _kept_ledger(self) -> Ledger:
         return Ledger((self.kept or self.folder) / LEDGER)
 
-    def ledger(self, run: str, head: Head | None, target: Target) -> Ledger:
+    def ledger(self, run: str, head: LedgerHead | None, target: Target) -> Ledger:
         """That of a run, checked against what the server last saw of it."""
         if self.kept is not None or self.budget is not None:
             ledger = opened_ledger(self._kept_ledger().path, head, target)
@@ -53,7 +53,7 @@ class Books:
         return opened_ledger(self.folder / hashlib.sha256(run.encode()).hexdigest()[:24] / LEDGER, head, target)
 
 
-def opened_ledger(path: Path, head: Head | None, target: Target) -> Ledger:
+def opened_ledger(path: Path, head: LedgerHead | None, target: Target) -> Ledger:
     """A client's ledger, made with the run's budget where there is none and the server knows of none."""
     ledger = Ledger(path)
     if not path.exists() and head is None:

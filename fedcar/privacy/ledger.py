@@ -53,7 +53,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Head:
+class LedgerHead:
     """Where a ledger stands: hand it to the server with every update, and have it back with every round."""
 
     number: int
@@ -91,7 +91,7 @@ class Ledger:
                 raise LedgerError(f"{self.path}: there is, or was, a ledger already; its budget does not change")
             self._append([], "open", {"epsilon": _to_json(budget.epsilon), "delta": budget.delta})
 
-    def open(self, known_head: Head | None = None) -> list[Entry]:
+    def open(self, known_head: LedgerHead | None = None) -> list[Entry]:
         """Verify everything and return all entries; known_head is what the server last saw of this ledger."""
         with self._locked():
             return self._opened(known_head)
@@ -100,10 +100,10 @@ class Ledger:
         """As it was set when the ledger was created."""
         return _budget(self.open())
 
-    def head(self) -> Head:
+    def head(self) -> LedgerHead:
         """Return the last entry's number and hash, for the server to keep."""
         last = self.open()[-1]
-        return Head(last.number, last.hash)
+        return LedgerHead(last.number, last.hash)
 
     def releases(self) -> list[Release]:
         """Everything charged so far, in order."""
@@ -114,7 +114,7 @@ class Ledger:
         entries = self.open()
         return epsilon_of(_releases(entries), _budget(entries).delta)
 
-    def charge(self, run: str, round_number: int, release: Release, known_head: Head | None = None) -> Receipt:
+    def charge(self, run: str, round_number: int, release: Release, known_head: LedgerHead | None = None) -> Receipt:
         """Put the release on disk, then return: train only with the receipt in hand.
 
         A round that is charged a second time counts a second time: train again only where `stored_update` is None.
@@ -127,7 +127,7 @@ class Ledger:
             entry = self._append(entries, "charge", values)
             return Receipt(entry.number, run, round_number, total)
 
-    def check_room(self, round_number: int, release: Release, known_head: Head | None = None) -> None:
+    def check_room(self, round_number: int, release: Release, known_head: LedgerHead | None = None) -> None:
         """Raise BudgetError where `charge` would; nothing is written."""
         with self._locked():
             self._total_with(self._opened(known_head), round_number, release)
@@ -189,7 +189,7 @@ class Ledger:
         except OSError as error:
             raise LedgerError(f"{self.path}: {error.strerror or error}; nothing was trained") from None
 
-    def _opened(self, known_head: Head | None) -> list[Entry]:
+    def _opened(self, known_head: LedgerHead | None) -> list[Entry]:
         if not self.path.exists():
             raise LedgerError(f"{self.path}: no ledger; it was removed, or never created")
         entries = self._verified(known_head)
@@ -197,7 +197,7 @@ class Ledger:
             raise LedgerError(f"{self.path}: holds no entry; it was truncated, or its creation was interrupted")
         return entries
 
-    def _verified(self, known_head: Head | None) -> list[Entry]:
+    def _verified(self, known_head: LedgerHead | None) -> list[Entry]:
         """Every entry, after the chain, the head beside it, the server's head and the clock have been checked."""
         whole, separator, torn = self.path.read_bytes().rpartition(b"\n")
         lines = whole.split(b"\n") if separator else []
@@ -233,10 +233,10 @@ class Ledger:
             entries = [*entries, self._append(entries, "recovered", values)]
         return entries
 
-    def _own_head(self) -> Head:
+    def _own_head(self) -> LedgerHead:
         try:
             values = json.loads(self._head_path().read_bytes())
-            return Head(int(values["number"]), str(values["hash"]))
+            return LedgerHead(int(values["number"]), str(values["hash"]))
         except (ValueError, KeyError, TypeError):
             raise LedgerError(f"{self._head_path()}: is not a ledger's head; it was edited") from None
 

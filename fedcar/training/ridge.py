@@ -38,7 +38,7 @@ Fit = Callable[[float, "NDArray[np.float32]", "NDArray[np.bool_]"], "NDArray[np.
 
 
 @dataclass(frozen=True)
-class Asked:
+class RidgeQuestions:
     """Training questions as the sums see them: features (n, D), grams (n, BUCKETS) and targets (n, documents), sparse.
 
     Features are made when they are asked for, as all of them together may not fit in memory. `alone` (n,) tells which
@@ -52,7 +52,7 @@ class Asked:
     alone: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, questions: Questions, fixed: FeatureMap, document_rows: Mapping[str, int]) -> Asked:
+    def of(cls, questions: Questions, fixed: FeatureMap, document_rows: Mapping[str, int]) -> RidgeQuestions:
         targets = questions.targets(document_rows)
         return cls(questions, fixed, gram_counts(questions.texts), targets, alone(targets))
 
@@ -60,28 +60,28 @@ class Asked:
     def features(self) -> NDArray[np.float32]:
         return self.fixed(self.questions.states)
 
-    def take(self, rows: NDArray[np.int64]) -> Asked:
+    def take(self, rows: NDArray[np.int64]) -> RidgeQuestions:
         """The chosen questions, in that order."""
         parts = (self.fixed, self.grams[rows], self.targets[rows], self.alone[rows])
-        return Asked(self.questions.take(rows), *parts)
+        return RidgeQuestions(self.questions.take(rows), *parts)
 
-    def sums(self) -> Sums:
+    def sums(self) -> RidgeSums:
         """The sums of all, from the features of some at a time."""
         starts = range(0, len(self.questions), FEATURES_AT_ONCE)
         parts = [slice(start, start + FEATURES_AT_ONCE) for start in starts]
         found = (Statistics.of(self.fixed(self.questions.states[part]), self.targets[part]) for part in parts)
-        return Sums(reduce(add, found), NaiveBayes.of(self.grams, self.targets))
+        return RidgeSums(reduce(add, found), NaiveBayes.of(self.grams, self.targets))
 
 
 @dataclass(frozen=True)
-class Sums:
+class RidgeSums:
     """What is learned from questions, and adds up over clients: statistics of the closed form, counts of words."""
 
     statistics: Statistics
     words: NaiveBayes
 
-    def __add__(self, other: Sums) -> Sums:
-        return Sums(self.statistics + other.statistics, self.words + other.words)
+    def __add__(self, other: RidgeSums) -> RidgeSums:
+        return RidgeSums(self.statistics + other.statistics, self.words + other.words)
 
 
 class Summed(NamedTuple):
@@ -90,8 +90,8 @@ class Summed(NamedTuple):
     `places` (a,) are those of the documents that are solved for, `columns` (N,) where each document is found there.
     """
 
-    asked: Asked
-    sums: Sums
+    asked: RidgeQuestions
+    sums: RidgeSums
     fixed: FeatureMap
     document_rows: Mapping[str, int]
     places: NDArray[np.int64]
@@ -105,7 +105,7 @@ class Summed(NamedTuple):
         fixed = FeatureMap.of_reference(reference_states(retriever.encoder, cache), seed)
         places, columns = columns_of(retriever, training, pseudo)
         document_rows = {retriever.documents[place].id: column for column, place in enumerate(places)}
-        asked = Asked.of(training, fixed, document_rows)
+        asked = RidgeQuestions.of(training, fixed, document_rows)
         return cls(asked, asked.sums(), fixed, document_rows, places, columns)
 
 
@@ -202,7 +202,7 @@ def weightings(
 class Taught:
     """The sums of all questions, and those of pseudo-queries beside them."""
 
-    asked: Sums
+    asked: RidgeSums
     pseudo: PseudoSums
 
     @cached_property
@@ -234,7 +234,7 @@ class Taught:
         return replace(retriever, ridge=rows, weights=weights_of(retriever.weights[:LEARNED], *PRIOR))
 
 
-def best_solution(solutions: Iterator[Ridge], sample: Asked) -> tuple[Ridge, LeftOut]:
+def best_solution(solutions: Iterator[Ridge], sample: RidgeQuestions) -> tuple[Ridge, LeftOut]:
     """Of solutions of rising strength the one with the most right when left out; none is tried after it has fallen.
 
     On all collections tried it rises to one strength and falls from there. With it the questions ready to be left out.
@@ -252,7 +252,7 @@ def best_solution(solutions: Iterator[Ridge], sample: Asked) -> tuple[Ridge, Lef
     return best
 
 
-def right_without(ridge: Ridge, sample: Asked) -> float:
+def right_without(ridge: Ridge, sample: RidgeQuestions) -> float:
     """Of how many questions a right document comes first when each is left out: the sum of those documents' targets."""
     return right_of(ridge.left_out(sample.features, sample.targets.toarray()))
 
@@ -283,7 +283,7 @@ class HeldOut:
         cls,
         ridge: Ridge,
         taught: Taught,
-        sample: Asked,
+        sample: RidgeQuestions,
         folds: Folds,
         empty: NDArray[np.bool_],
         columns: NDArray[np.int64] | None = None,
@@ -335,7 +335,7 @@ class HeldOut:
 
 def features_without(
     left_out: LeftOut,
-    sample: Asked,
+    sample: RidgeQuestions,
     columns: NDArray[np.int64],
     groups: NDArray[np.int64],
     by_words: NDArray[np.float32],

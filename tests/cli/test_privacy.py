@@ -19,9 +19,9 @@ from fedcar.privacy.noise import NoiseSource
 from fedcar.privacy.release import Release
 from fedcar.training.noised.attack import attack_collection
 from fedcar.training.noised.audit import audit_collection
-from fedcar.training.noised.clients import Device, Order
+from fedcar.training.noised.clients import NoisedClient, Request
 from fedcar.training.noised.plan import Target
-from fedcar.training.noised.sums import Asked
+from fedcar.training.noised.sums import ClippedSums
 
 
 @pytest.fixture(scope="module")
@@ -125,16 +125,16 @@ def test_halved_noise_is_flagged(
     collection: Collection, encoder: Encoder, cache: FeatureCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = Release.standard_deviation.fget  # type: ignore[attr-defined]
-    plain = Device.release
+    plain = NoisedClient.release
 
-    def halved(self: Device, number: int, release: Release, sums: Any) -> Any:
+    def halved(self: NoisedClient, number: int, release: Release, sums: Any) -> Any:
         monkeypatch.setattr(Release, "standard_deviation", property(lambda one: whole(one) / 2))
         try:
             return plain(self, number, release, sums)
         finally:
             monkeypatch.setattr(Release, "standard_deviation", property(whole))
 
-    monkeypatch.setattr(Device, "release", halved)
+    monkeypatch.setattr(NoisedClient, "release", halved)
     assert "noise is as large as stated" in flagged(collection, encoder, cache)
 
 
@@ -153,8 +153,10 @@ def test_missing_noise_is_flagged(
 def test_missing_clipping_is_flagged(
     collection: Collection, encoder: Encoder, cache: FeatureCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = Asked.gradients
-    monkeypatch.setattr(Asked, "gradients", lambda self, state, clip_norm, rows=None: plain(self, state, 1e6, rows))
+    plain = ClippedSums.gradients
+    monkeypatch.setattr(
+        ClippedSums, "gradients", lambda self, state, clip_norm, rows=None: plain(self, state, 1e6, rows)
+    )
     assert "head: clipping holds on neighbours" in flagged(collection, encoder, cache)
 
 
@@ -168,26 +170,26 @@ def test_a_repeated_seed_is_flagged(
 def test_noise_that_nobody_charged_is_flagged(
     collection: Collection, encoder: Encoder, cache: FeatureCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = Device.answer
+    plain = NoisedClient.answer
 
-    def twice(self: Device, order: Order) -> Any:
+    def twice(self: NoisedClient, order: Request) -> Any:
         self.source.normal((1,))
         return plain(self, order)
 
-    monkeypatch.setattr(Device, "answer", twice)
+    monkeypatch.setattr(NoisedClient, "answer", twice)
     assert "steps charged = steps noised" in flagged(collection, encoder, cache)
 
 
 def test_division_by_the_batch_size_is_flagged(
     collection: Collection, encoder: Encoder, cache: FeatureCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = Asked.gradients
+    plain = ClippedSums.gradients
 
-    def mean(self: Asked, state: Any, clip_norm: float, rows: Any = None) -> dict[str, torch.Tensor]:
+    def mean(self: ClippedSums, state: Any, clip_norm: float, rows: Any = None) -> dict[str, torch.Tensor]:
         count = len(self) if rows is None else max(1, len(rows))
         return {name: tensor / count for name, tensor in plain(self, state, clip_norm, rows).items()}
 
-    monkeypatch.setattr(Asked, "gradients", mean)
+    monkeypatch.setattr(ClippedSums, "gradients", mean)
     assert "head: sums add up" in flagged(collection, encoder, cache)
 
 

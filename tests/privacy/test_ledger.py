@@ -12,7 +12,7 @@ import pytest
 
 from fedcar.privacy.accountant import epsilon_of, noise_multiplier
 from fedcar.privacy.errors import BudgetError, LedgerError, PrivacyError
-from fedcar.privacy.ledger import Budget, Head, Ledger
+from fedcar.privacy.ledger import Budget, Ledger, LedgerHead
 from fedcar.privacy.release import Release
 
 
@@ -42,7 +42,7 @@ def test_charged_before_training(ledger):
     assert [entry["kind"] for entry in on_disk] == ["open", "charge"] and receipt.number == 1
     assert receipt.epsilon == ledger.spent() == epsilon_of([release()], 1e-5)
     assert ledger.releases() == [release()] and ledger.budget() == Budget(3.0, 1e-5)
-    assert ledger.head() == Head(1, on_disk[1]["hash"])
+    assert ledger.head() == LedgerHead(1, on_disk[1]["hash"])
 
 
 def test_refused_before_the_budget_is_crossed(ledger):

@@ -18,8 +18,8 @@ from fedcar.federation.job.job import run_rounds
 from fedcar.federation.rounds.client import Client
 from fedcar.federation.rounds.clock import VirtualClock
 from fedcar.federation.rounds.in_process import LocalNetwork
-from fedcar.federation.rounds.judge import Judge
 from fedcar.federation.rounds.run_folder import RunFolder
+from fedcar.federation.rounds.server_selection import ServerSelection
 from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.federation.rounds.update import Enrolled, Update
 from fedcar.head.head import Head
@@ -64,7 +64,7 @@ class World:
         weights = weights_of(np.eye(LEARNED, dtype=np.float32)[0] * 20)
         return Retriever(self.encoder, self.documents, self.evidence, Head(self.embeddings), weights)
 
-    def clients(self, parts: list[Any], settings: Settings) -> tuple[dict[str, Client], Judge]:
+    def clients(self, parts: list[Any], settings: Settings) -> tuple[dict[str, Client], ServerSelection]:
         retriever = self.retriever()
         members = {
             f"client-{number:02}": Client(
@@ -72,7 +72,7 @@ class World:
             )
             for number, rows in enumerate(parts, 1)
         }
-        return members, Judge(retriever, self.selection, settings)
+        return members, ServerSelection(retriever, self.selection, settings)
 
     def run(
         self,
@@ -83,7 +83,7 @@ class World:
         resume: bool = False,
         clock: VirtualClock | None = None,
         **options: Any,
-    ) -> tuple[Judge, list[dict[str, Any]], RunFolder]:
+    ) -> tuple[ServerSelection, list[dict[str, Any]], RunFolder]:
         """All rounds; `spoil` replaces what a client sends by a function of its honest update."""
         rounds = replace(RoundSettings(rounds=4), questions=len(self.training), **options)
         settings = local(rounds)

@@ -13,7 +13,7 @@ from fedcar.collection.collection import Collection
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
 from fedcar.federation.device.device import Device, documents_fingerprint
-from fedcar.federation.ledgers import Books, file_name
+from fedcar.federation.ledgers import Ledgers, file_name
 from fedcar.federation.remote import network as remote
 from fedcar.federation.remote.network import RemoteNetwork
 from fedcar.federation.wire import exchange
@@ -105,7 +105,7 @@ def over_wire(folder: Path, encoder: Path, cache: Path, **options: Any) -> Itera
                 folder / name,
                 Encoder.load(encoder),
                 FeatureCache(cache),
-                books=Books(folder / name, ledgers and ledgers / file_name(name), seeded=True),
+                books=Ledgers(folder / name, ledgers and ledgers / file_name(name), seeded=True),
             )  # fmt: skip
             for number, (name, share) in enumerate(sorted(shares.items()), 1)
         }

@@ -139,7 +139,7 @@ def _take_part(
     from fedcar.encoder.cache import FeatureCache
     from fedcar.encoder.encoder import Encoder
     from fedcar.federation.device.device import Device, documents_fingerprint
-    from fedcar.federation.ledgers import Books
+    from fedcar.federation.ledgers import Ledgers
     from fedcar.federation.wire import flower
     from fedcar.privacy.release import check_target
 
@@ -159,7 +159,7 @@ def _take_part(
             f"{model.name}: another encoder than the server's ({model.fingerprint[:12]}, there "
             f"{file.encoder_fingerprint[:12]}); give the same model with --encoder"
         )
-    books = Books(folder / "ledgers", ledger, budget)
+    books = Ledgers(folder / "ledgers", ledger, budget)
     device = Device(loaded, folder, model, FeatureCache(cache), report, books)
     if books.budget is None:
         report.say(

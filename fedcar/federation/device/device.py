@@ -28,12 +28,12 @@ from fedcar.encoder.encoder import Encoder
 from fedcar.errors import FedcarError
 from fedcar.federation.device.noised import PrivateSide
 from fedcar.federation.device.ridge import RidgeSide, right_by
-from fedcar.federation.ledgers import Books
+from fedcar.federation.ledgers import Ledgers
 from fedcar.federation.rounds.aggregate import FIXED
 from fedcar.federation.rounds.client import Client, first_moments
 from fedcar.federation.rounds.compress import decode
 from fedcar.federation.rounds.settings import RoundSettings
-from fedcar.federation.sums.mixture import Evidence, loss_sums, spread_sums
+from fedcar.federation.sums.mixture import MixtureTerms, loss_sums, spread_sums
 from fedcar.federation.wire.payload import REQUESTS, STATE, UPDATE, Payload, named, refusal, with_prefix
 from fedcar.federation.wire.setup import Setup
 from fedcar.privacy.errors import BudgetError, LedgerError
@@ -69,7 +69,7 @@ class Device:
         model: Encoder,
         cache: FeatureCache,
         report: Silent | None = None,
-        books: Books | None = None,
+        books: Ledgers | None = None,
     ) -> None:
         report = report or Silent()
         training, held_out = collection.judged("train"), unknown(collection)
@@ -80,11 +80,11 @@ class Device:
         self.untrained = Retriever.untrained(collection.documents, model, cache, report)
         self.training = prepare(self.untrained, training, cache, report, "training questions")
         self.held_out = prepare(self.untrained, held_out, cache, report, "held-out questions")
-        self.books = books or Books(folder / "ledgers")
+        self.books = books or Ledgers(folder / "ledgers")
         every = partial(prepare_privately, self.untrained, collection.judged("dev"), cache)
         self.private = PrivateSide(self.untrained, self.training, every, self.books, report)
         self.ridge = RidgeSide(self.untrained, self.training, self.held_out, cache)
-        self.evidence: Evidence | None = None
+        self.evidence: MixtureTerms | None = None
         self.evidence_key = ""
         self.client: Client | None = None
         self.key = ""
@@ -195,7 +195,7 @@ class Device:
 
     # ---------------------------------------------------------------- the client, and what it keeps on the disk
 
-    def _evidence(self, setup: Setup, request: Payload) -> Evidence | None:
+    def _evidence(self, setup: Setup, request: Payload) -> MixtureTerms | None:
         """What the mixture is learned on: as search sees the questions, or as ridge of this strength without them."""
         strength, share = float(request.values["strength"]), float(request.values["share"])
         key = f"{setup.json} {strength} {share}" if strength else ""
@@ -203,7 +203,7 @@ class Device:
             if strength:
                 self.evidence = self.ridge.evidence(setup, strength, share)
             else:
-                self.evidence = Evidence.of(self.untrained.features(self.training), self.training.relevance)
+                self.evidence = MixtureTerms.of(self.untrained.features(self.training), self.training.relevance)
             self.evidence_key = key
         return self.evidence
 

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from fedcar.common.progress import Silent
-from fedcar.federation.ledgers import Books
+from fedcar.federation.ledgers import Ledgers
 from fedcar.federation.wire.payload import GIVEN, STATE, Payload, named, with_prefix
 from fedcar.federation.wire.setup import PrivateSettings, head_of, state_forms
 from fedcar.privacy.noise import NoiseSource
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
-from fedcar.training.noised.clients import Device, Order, mean
+from fedcar.training.noised.clients import NoisedClient, Request, mean
 from fedcar.training.noised.plan import LARGEST_CLIP_NORM, LEAST_CLIP_NORM
 from fedcar.training.noised.server import held_out_counts
-from fedcar.training.noised.sums import Asked, Tensors
+from fedcar.training.noised.sums import ClippedSums, Tensors
 
 if TYPE_CHECKING:
     from fedcar.federation.wire.setup import Setup
@@ -37,7 +37,7 @@ class PrivateSide:
         untrained: Retriever,
         training: Questions,
         held_out: Callable[[], Questions],
-        books: Books,
+        books: Ledgers,
         report: Silent,
     ) -> None:
         """`held_out` makes its dev questions ready, those that stand in train too: no choice is made by train."""
@@ -52,7 +52,7 @@ class PrivateSide:
         if request.values["head"]:
             head = head_of(request.values["head"])
         ledger = self.books.ledger(setup.run, head, self.settings.target)
-        door = Device("", self.asked, self.source, ledger, setup.run, head, held_out=self._counts)
+        door = NoisedClient("", self.asked, self.source, ledger, setup.run, head, held_out=self._counts)
         given = door.answer(order)
         found = ledger.head()
         return Payload("noised", {"head": f"{found.number}:{found.hash}"}, with_prefix(given, GIVEN))
@@ -65,14 +65,14 @@ class PrivateSide:
     def _counts(self, state: Tensors) -> Tensor:
         return held_out_counts(self.untrained, self.held_out(), self.asked.adapter, state)
 
-    def _order(self, setup: Setup, request: Payload) -> Order:
+    def _order(self, setup: Setup, request: Payload) -> Request:
         """What is asked for, by the plan made here; ValueError where that has no such exchange."""
         if setup.json != self.key:
             self._prepare(setup)
         adaptive = float(request.values["adaptive"]) if request.values["adaptive"] else None
         if adaptive is not None and not LEAST_CLIP_NORM <= adaptive <= LARGEST_CLIP_NORM:
             raise ValueError(f"a clip norm of {adaptive}")
-        order = Order.of(self.plan, int(request.values["number"]), named(request.tensors, STATE), adaptive)
+        order = Request.of(self.plan, int(request.values["number"]), named(request.tensors, STATE), adaptive)
         expected = state_forms(self.untrained, self.asked.adapter) if order.number > 1 else {}
         if {name: (tensor.dtype, tensor.shape) for name, tensor in order.state.items()} != expected:
             raise ValueError("a state of another form")
@@ -92,7 +92,7 @@ class PrivateSide:
             raise ValueError("noise that can be repeated is for tests")
         plan, source = settings.plan(len(self.untrained.documents)), NoiseSource(settings.target.noise_seed)
         module = settings.module(self.untrained.encoder.embedding_width)
-        asked = Asked(self.untrained, self.training, module)
+        asked = ClippedSums(self.untrained, self.training, module)
         self.settings, self.plan, self.source, self.asked, self.key = settings, plan, source, asked, setup.json
         self.report.say(f"{setup.run}: {self._in_words()}")
 

@@ -10,7 +10,7 @@ import torch
 
 from fedcar.encoder.cache import FeatureCache
 from fedcar.federation.sums.forms import PSEUDO, sums_from, tensors_of, words_from
-from fedcar.federation.sums.mixture import Evidence
+from fedcar.federation.sums.mixture import MixtureTerms
 from fedcar.federation.sums.ridge import RidgeMember, feature_map
 from fedcar.federation.wire.payload import Payload, refusal
 from fedcar.head.closed_form import solve
@@ -60,7 +60,7 @@ class RidgeSide:
         self.taught, self.strength = taught, 0.0
         return Payload("taught", {}, {"right": torch.tensor(right, dtype=torch.float64)})
 
-    def evidence(self, setup: Setup, strength: float, share: float) -> Evidence | None:
+    def evidence(self, setup: Setup, strength: float, share: float) -> MixtureTerms | None:
         """Its sampled questions as if they had not been trained on; None where the sums have to be heard again."""
         held = self._held(setup, strength)
         return None if held is None else held.evidence(share)

@@ -23,12 +23,12 @@ from fedcar.federation.rounds.aggregate import FIXED
 from fedcar.federation.rounds.client import Client, first_moments
 from fedcar.federation.rounds.clock import VirtualClock
 from fedcar.federation.rounds.in_process import LocalNetwork
-from fedcar.federation.rounds.judge import Judge
 from fedcar.federation.rounds.round import federated_round
 from fedcar.federation.rounds.run_folder import RunFolder
+from fedcar.federation.rounds.server_selection import ServerSelection
 from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.federation.rounds.update import Enrolled, ServerState
-from fedcar.federation.sums.mixture import Evidence, federated_mixture
+from fedcar.federation.sums.mixture import MixtureTerms, federated_mixture
 from fedcar.federation.sums.ridge import LocalRidge, RidgeClients, feature_map, federated_ridge
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
@@ -95,7 +95,7 @@ def with_federated_mixture(
     if network is not None:
         weights, number = network.mixture()
         return replace(untrained, weights=weights_of(weights[:LEARNED])), number
-    evidence = {name: Evidence.of(untrained.features(share), share.relevance) for name, share in shares.items()}
+    evidence = {name: MixtureTerms.of(untrained.features(share), share.relevance) for name, share in shares.items()}
     weights, number = federated_mixture(evidence, untrained.weights)
     return replace(untrained, weights=weights_of(weights[:LEARNED])), number
 
@@ -122,14 +122,14 @@ def train_rounds(
     else:
         members = {name: Client(name, retriever, share, settings) for name, share in shares.items()}
         network = LocalNetwork(members, rounds, clock)
-    judge = Judge(retriever, selection, settings)
+    judge = ServerSelection(retriever, selection, settings)
     records = run_rounds(network, judge, rounds, folder, resume, watch, shown)
     return judge.finish(), records, judge.best.score
 
 
 def run_rounds(
     network: LocalNetwork | RemoteNetwork,
-    judge: Judge,
+    judge: ServerSelection,
     settings: RoundSettings,
     folder: RunFolder,
     resume: bool,

@@ -19,11 +19,11 @@ from fedcar.federation.remote.network import RemoteNetwork
 from fedcar.federation.remote.noised import RemoteCohort, RemoteDevices
 from fedcar.federation.rounds.run_folder import RunFolder, refuse_another
 from fedcar.federation.rounds.settings import RoundSettings
-from fedcar.privacy.ledger import Head
+from fedcar.privacy.ledger import LedgerHead
 from fedcar.privacy.noise import NoiseSource
-from fedcar.training.noised.clients import Crowd, Device
+from fedcar.training.noised.clients import Clients, NoisedClient
 from fedcar.training.noised.plan import PrivatePlan, Target
-from fedcar.training.noised.sums import Asked
+from fedcar.training.noised.sums import ClippedSums
 
 PRIVATE = "private.json"  # beside the history: the run's name, what it belongs to, where each ledger stood last
 COINS = "coins.json"  # unit "client" over a network: who was drawn for the exchange that is not done yet
@@ -44,7 +44,7 @@ def over_a_network(
     return RemoteDevices(network, plan, place.heads, rounds)
 
 
-def noting(place: PrivateRun, crowd: Crowd, watch: Watch) -> Watch:
+def noting(place: PrivateRun, crowd: Clients, watch: Watch) -> Watch:
     """After every exchange: the ledgers' heads and the record on disk, then whoever watches."""
 
     def noted(record: Mapping[str, Any]) -> None:
@@ -54,13 +54,15 @@ def noting(place: PrivateRun, crowd: Crowd, watch: Watch) -> Watch:
     return noted
 
 
-def device(name: str, asked: Asked | None, plan: PrivatePlan, place: PrivateRun, ledgers: Path, number: int) -> Device:
+def device(
+    name: str, asked: ClippedSums | None, plan: PrivatePlan, place: PrivateRun, ledgers: Path, number: int
+) -> NoisedClient:
     """A client with its ledger; refuses one that the server knows to be longer."""
     head = place.heads.get(name)
     ledger = opened_ledger(ledgers / file_name(name) / LEDGER, head, plan.target)
     seed = plan.target.noise_seed
     source = NoiseSource(None if seed is None else seed + number)
-    return Device(name, asked, source, ledger, place.name, head)
+    return NoisedClient(name, asked, source, ledger, place.name, head)
 
 
 class PrivateRun:
@@ -71,7 +73,7 @@ class PrivateRun:
         self.folder = folder
         self.clients = folder / "clients"
         self.history = RunFolder(folder)
-        self.heads: dict[str, Head] = {}
+        self.heads: dict[str, LedgerHead] = {}
         self.belongs_to = dict(belongs_to)
         self.name = secrets.token_hex(8)
         file = folder / PRIVATE
@@ -81,13 +83,13 @@ class PrivateRun:
             content = json.loads(file.read_text(encoding="utf-8"))
             refuse_another(folder, content["belongs_to"], self.belongs_to)
             self.name = content["run"]
-            self.heads = {name: Head(number, digest) for name, (number, digest) in content["heads"].items()}
+            self.heads = {name: LedgerHead(number, digest) for name, (number, digest) in content["heads"].items()}
         elif new:
             self.history.start(False)
         self.noted = {record["round"] for record in self.history.records()}
         self.write()
 
-    def note(self, record: Mapping[str, Any], heads: Mapping[str, Head]) -> None:
+    def note(self, record: Mapping[str, Any], heads: Mapping[str, LedgerHead]) -> None:
         """An exchange is done: the ledgers' heads, then the record, unless it stands there from before a resume."""
         self.heads |= heads
         self.write()

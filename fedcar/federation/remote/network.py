@@ -19,7 +19,7 @@ from fedcar.federation.rounds.compress import encode, wire_bytes
 from fedcar.federation.rounds.round import quorum
 from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.federation.rounds.update import Answers, Enrolled, ServerState, Update
-from fedcar.federation.sums.mixture import Sums, mixture_of_sums
+from fedcar.federation.sums.mixture import PooledSums, mixture_of_sums
 from fedcar.federation.wire.exchange import MOST, Carrier, Exchange, Replies
 from fedcar.federation.wire.payload import REASONS, STATE, UPDATE, Payload, Value, named, with_prefix
 from fedcar.federation.wire.setup import Setup
@@ -219,10 +219,10 @@ class RemoteNetwork:
             return prior, 0
         shapes = {"gradient": (width,), "hessian": (width, width)}
 
-        def sums(at: Tensor) -> list[Sums]:
+        def sums(at: Tensor) -> list[PooledSums]:
             found = self._all(speaking, lambda: Payload("sums", values, {"weights": at}), shapes, again)
             return [
-                Sums(float(one.values["loss"]), one.tensors["gradient"], one.tensors["hessian"])
+                PooledSums(float(one.values["loss"]), one.tensors["gradient"], one.tensors["hessian"])
                 for one in (found[name] for name in speaking)
             ]
 

@@ -23,9 +23,9 @@ from fedcar.federation.wire.exchange import MOST, Replies
 from fedcar.federation.wire.payload import GIVEN, REASONS, STATE, Payload, Value, named, with_prefix
 from fedcar.federation.wire.setup import PrivateSettings, head_of, state_forms
 from fedcar.privacy.errors import BudgetError
-from fedcar.privacy.ledger import Head
+from fedcar.privacy.ledger import LedgerHead
 from fedcar.privacy.release import Release
-from fedcar.training.noised.clients import Answers, Device, Order, poisson
+from fedcar.training.noised.clients import Answers, NoisedClient, Request, poisson
 from fedcar.training.noised.plan import HELD_OUT, PrivatePlan
 from fedcar.training.noised.sums import BELOW, COUNT, ROWS, Tensors
 
@@ -44,7 +44,7 @@ class Asking:
         self.shapes = {name: shape for name, (_, shape) in forms.items()}
 
     def __call__(
-        self, kind: str, order: Order, names: Iterable[str], heads: Mapping[str, Head], needed: int
+        self, kind: str, order: Request, names: Iterable[str], heads: Mapping[str, LedgerHead], needed: int
     ) -> tuple[dict[str, Tensors], Replies]:
         """The sound answers by name; the replies' `failed` says why the others have none."""
         requests = {name: self._request(kind, order, name, heads.get(name)) for name in names}
@@ -60,7 +60,7 @@ class Asking:
                 replies.failed[name] = "sent rubbish: tensors of another form"
         return given, replies
 
-    def _request(self, kind: str, order: Order, name: str, head: Head | None) -> Payload:
+    def _request(self, kind: str, order: Request, name: str, head: LedgerHead | None) -> Payload:
         setup = self.network.setup
         if self.seed is not None:  # every device its own noise, as it is in one process
             target = {**setup.settings["target"], "noise_seed": self.seed + self.places[name]}
@@ -69,7 +69,7 @@ class Asking:
         values: dict[str, Value] = {"setup": setup.json, "number": order.number, "head": known}
         return Payload(kind, {**values, "adaptive": order.adaptive or 0.0}, with_prefix(order.state, STATE))
 
-    def _expected(self, order: Order) -> dict[str, tuple[torch.dtype, torch.Size]]:
+    def _expected(self, order: Request) -> dict[str, tuple[torch.dtype, torch.Size]]:
         shapes = {0: {COUNT: torch.Size([1])}, 1: {ROWS: self.shapes[ROWS]}}.get(order.number, self.shapes)
         if order.release.name == HELD_OUT:
             shapes = {HELD_OUT: torch.Size([3])}
@@ -77,7 +77,7 @@ class Asking:
             shapes = {**shapes, BELOW: torch.Size([1])}
         return {name: (torch.float32, shape) for name, shape in shapes.items()}
 
-    def zeros(self, order: Order) -> dict[str, Tensor]:
+    def zeros(self, order: Request) -> dict[str, Tensor]:
         return {name: torch.zeros(shape) for name, (_, shape) in self._expected(order).items()}
 
 
@@ -89,7 +89,7 @@ class RemoteDevices:
     """
 
     def __init__(
-        self, network: RemoteNetwork, plan: PrivatePlan, heads: Mapping[str, Head], settings: RoundSettings
+        self, network: RemoteNetwork, plan: PrivatePlan, heads: Mapping[str, LedgerHead], settings: RoundSettings
     ) -> None:
         self.network, self.plan, self.settings = network, plan, replace(settings, participation=1.0)
         self.heads = dict(heads)
@@ -105,7 +105,7 @@ class RemoteDevices:
     def keep(self, names: Sequence[str]) -> None:
         self.names = list(names)
 
-    def ask(self, order: Order) -> Answers:
+    def ask(self, order: Request) -> Answers:
         """FedcarError where fewer than the quorum answer, however often they are asked."""
         found: dict[str, Tensors] = {}
         failed: dict[str, str] = {}
@@ -131,7 +131,7 @@ class RemoteDevices:
             with suppress(ValueError):  # a device that cannot say where its ledger stands is not held to it
                 self.heads[name] = head_of(payload.values["head"])
 
-    def _refused(self, order: Order, found: Mapping[str, Tensors], failed: Mapping[str, str]) -> None:
+    def _refused(self, order: Request, found: Mapping[str, Tensors], failed: Mapping[str, str]) -> None:
         """A device whose budget would be crossed ends the run, as it does in one process."""
         refusing = sorted(name for name, why in failed.items() if why == REASONS["budget"])
         if refusing:
@@ -158,7 +158,7 @@ class RemoteCohort:
     """
 
     def __init__(
-        self, network: RemoteNetwork, plan: PrivatePlan, door: Device, settings: RoundSettings, coins: Path
+        self, network: RemoteNetwork, plan: PrivatePlan, door: NoisedClient, settings: RoundSettings, coins: Path
     ) -> None:
         self.network, self.plan, self.door, self.settings, self.coins = network, plan, door, settings, coins
         self.names = sorted(network.clients)
@@ -174,13 +174,13 @@ class RemoteCohort:
         return self.door.given
 
     @property
-    def heads(self) -> dict[str, Head]:
+    def heads(self) -> dict[str, LedgerHead]:
         return {} if self.door.known_head is None else {self.door.name: self.door.known_head}
 
     def keep(self, names: Sequence[str]) -> None:
         """Nobody is counted under this unit."""
 
-    def ask(self, order: Order) -> Answers:
+    def ask(self, order: Request) -> Answers:
         self.last, total = Answers({}), {}
         if made := self.door.has_to_be_made(order.number, order.release):
             total = self._summed(order)
@@ -189,7 +189,7 @@ class RemoteCohort:
             self.coins.unlink(missing_ok=True)
         return Answers({self.door.name: given}, self.last.failed, self.last.seconds)
 
-    def _drawn(self, order: Order) -> list[str]:
+    def _drawn(self, order: Request) -> list[str]:
         if self.coins.exists():
             kept = json.loads(self.coins.read_text(encoding="utf-8"))
             if kept["exchange"] == order.number:
@@ -198,7 +198,7 @@ class RemoteCohort:
         replace_json(self.coins, {"exchange": order.number, "clients": drawn})
         return drawn
 
-    def _summed(self, order: Order) -> dict[str, Tensor]:
+    def _summed(self, order: Request) -> dict[str, Tensor]:
         """The drawn clients' means, summed; FedcarError where fewer than the quorum of them answer."""
         drawn = self._drawn(order)
         total, least = self.asking.zeros(order), quorum(len(drawn), self.settings) if drawn else 0

@@ -16,7 +16,7 @@ from fedcar.federation.wire.exchange import MOST
 from fedcar.federation.wire.payload import REASONS, Payload, Value
 from fedcar.head.closed_form import Ridge, solve
 from fedcar.retriever.retriever import Retriever
-from fedcar.training.ridge import STRENGTHS, Sums, Taught
+from fedcar.training.ridge import STRENGTHS, RidgeSums, Taught
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,13 +36,13 @@ class RemoteRidge:
         network.setup = replace(network.setup, settings={"seed": seed})
         self.failed: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
-        self.parts: dict[str, Sums] = {}
+        self.parts: dict[str, RidgeSums] = {}
         self.names: list[str] = []
         self.told: Callable[[], Payload] = lambda: Payload("greet")
         self.strength = 0.0
         self.held_out: dict[bytes, float] = {}
 
-    def sums(self) -> dict[str, Sums]:
+    def sums(self) -> dict[str, RidgeSums]:
         """Asked for once, and kept for the second candidate."""
         if not self.parts:
             missing = sorted(self.network.clients)
@@ -59,7 +59,10 @@ class RemoteRidge:
         return dict(sorted(self.parts.items()))
 
     def choose(self, taught: Taught) -> Ridge:
-        tensors = {**tensors_of(Sums(taught.statistics, taught.asked.words)), **words_of(taught.pseudo.words, PSEUDO)}
+        tensors = {
+            **tensors_of(RidgeSums(taught.statistics, taught.asked.words)),
+            **words_of(taught.pseudo.words, PSEUDO),
+        }
         tensors["pseudo_counts"] = torch.from_numpy(taught.pseudo.counts)
         self.told = lambda: Payload("taught", {**self._setup(), "questions": taught.statistics.questions}, tensors)
         replies = self._all(self.told)
@@ -114,7 +117,7 @@ class RemoteRidge:
         if names:
             self._ask({name: self.told() for name in names})
 
-    def _sound(self, name: str, payload: Payload) -> Sums | None:
+    def _sound(self, name: str, payload: Payload) -> RidgeSums | None:
         known = self.network.clients[name].enrol()
         try:
             questions = int(payload.values["questions"])

@@ -38,10 +38,10 @@ from fedcar.privacy.statement import plain_words, to_json
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
 from fedcar.training.noised.central import calibrated, prepare_privately, prepared, public_questions, record_of
-from fedcar.training.noised.clients import Cohort, Crowd, HeldOut, InTurn
+from fedcar.training.noised.clients import Clients, Cohort, HeldOut, InTurn
 from fedcar.training.noised.plan import PrivatePlan, Target
 from fedcar.training.noised.server import Outcome, PrivateTraining, held_out_counts
-from fedcar.training.noised.sums import Asked
+from fedcar.training.noised.sums import ClippedSums
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -98,10 +98,10 @@ def federate_under_epsilon(
     books = Path(ledgers or place.clients)
     if over is None:
         training = prepare_privately(untrained, train_split, features)
-        asked = {name: Asked(untrained, training.take(rows), module) for name, rows in sorted(parts.items())}
+        asked = {name: ClippedSums(untrained, training.take(rows), module) for name, rows in sorted(parts.items())}
         dev = prepare_privately(untrained, held_out, features)
         counts = {name: partial(held_out_counts, untrained, dev.take(rows), module) for name, rows in of_dev.items()}
-        crowd: Crowd = in_this_process(asked, plan, place, books, counts)
+        crowd: Clients = in_this_process(asked, plan, place, books, counts)
     else:
         own = {name: share_of(collection, train_split, rows) for name, rows in parts.items()}
         for name in own.keys() & of_dev.keys():
@@ -138,7 +138,7 @@ def with_held_out(share: Collection, held_out: Collection) -> Collection:
 
 
 def in_this_process(
-    asked: Mapping[str, Asked], plan: PrivatePlan, place: PrivateRun, books: Path, held_out: Mapping[str, HeldOut]
+    asked: Mapping[str, ClippedSums], plan: PrivatePlan, place: PrivateRun, books: Path, held_out: Mapping[str, HeldOut]
 ) -> InTurn:
     """Clients of this process, each with its ledger; for unit "client" one for all, which the server keeps."""
     if plan.target.unit == "client":

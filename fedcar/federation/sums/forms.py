@@ -13,14 +13,14 @@ from fedcar.federation.sums.additive import statistics_of, sums_of
 from fedcar.head.closed_form import Statistics
 from fedcar.head.feature_map import LAYER_WEIGHT
 from fedcar.head.naive_bayes import BUCKETS, NaiveBayes
-from fedcar.training.ridge import Sums
+from fedcar.training.ridge import RidgeSums
 
 LENGTH = 2 + LAYER_WEIGHT**2  # of a question's features, squared: three parts of length 1, 1 and LAYER_WEIGHT
 ROUNDING = 1e-3
 STATISTICS, WORDS, PSEUDO = ("gram", "columns", "cross", "counts"), ("data", "grams", "starts"), "pseudo_"
 
 
-def tensors_of(sums: Sums) -> dict[str, Tensor]:
+def tensors_of(sums: RidgeSums) -> dict[str, Tensor]:
     """Sums as they travel: of the gram the upper triangle, of the cross terms the columns that are not 0."""
     whole = sums_of(sums.statistics)
     columns = torch.from_numpy(np.flatnonzero(sums.statistics.cross.any(axis=0)))
@@ -40,7 +40,7 @@ def words_of(words: NaiveBayes, prefix: str = "") -> dict[str, Tensor]:
     return {prefix + name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def sums_from(tensors: Mapping[str, Tensor], questions: int, documents: int, dimension: int) -> Sums:
+def sums_from(tensors: Mapping[str, Tensor], questions: int, documents: int, dimension: int) -> RidgeSums:
     """What `tensors_of` was given; ValueError, with the reason, for what is no sum of that many questions' features."""
     gram, columns, cross, counts = (tensors[name] for name in STATISTICS)
     if [tensor.dtype for tensor in (gram, columns, cross, counts)] != [torch.float32, torch.int64] * 2:
@@ -55,7 +55,7 @@ def sums_from(tensors: Mapping[str, Tensor], questions: int, documents: int, dim
     whole = torch.zeros(dimension, documents)
     whole[:, columns] = cross
     parts = {"gram": gram, "cross": whole, "counts": counts, "questions": torch.tensor(questions)}
-    return Sums(statistics_of(parts), words_from(tensors, documents))
+    return RidgeSums(statistics_of(parts), words_from(tensors, documents))
 
 
 def words_from(tensors: Mapping[str, Tensor], documents: int, prefix: str = "") -> NaiveBayes:

@@ -23,7 +23,7 @@ HALVINGS = 20
 
 
 @dataclass(frozen=True)
-class Evidence:
+class MixtureTerms:
     """A client's questions that say something; they stay with it.
 
     features (n, c, F), relevance (n, c) and importance (n,), how much each question counts.
@@ -39,32 +39,32 @@ class Evidence:
         features: NDArray[np.float32],
         relevance: NDArray[np.float32],
         importance: NDArray[np.float32] | None = None,
-    ) -> Evidence:
+    ) -> MixtureTerms:
         kept = (relevance > 0).any(1) & ~(relevance > 0).all(1)
         counts = np.ones(len(features), dtype=np.float32) if importance is None else importance
         return cls(*(torch.from_numpy(values[kept]).double() for values in (features, relevance, counts)))
 
 
 @dataclass(frozen=True)
-class Sums:
+class PooledSums:
     """What a client sends in a round: loss, gradient (F,) and Hessian (F, F) summed over its questions."""
 
     loss: float
     gradient: Tensor
     hessian: Tensor
 
-    def __add__(self, other: Sums) -> Sums:
-        return Sums(self.loss + other.loss, self.gradient + other.gradient, self.hessian + other.hessian)
+    def __add__(self, other: PooledSums) -> PooledSums:
+        return PooledSums(self.loss + other.loss, self.gradient + other.gradient, self.hessian + other.hessian)
 
 
-def spread_sums(evidence: Evidence) -> Tensor:
+def spread_sums(evidence: MixtureTerms) -> Tensor:
     """(F + 1,): squared distances of the features from their question's mean, summed, and how many there are."""
     centred = evidence.features - evidence.features.mean(1, keepdim=True)
     count = torch.tensor([float(centred.shape[0] * centred.shape[1])], dtype=torch.float64)
     return torch.cat([centred.square().sum((0, 1)), count])
 
 
-def loss_sums(evidence: Evidence, weights: Tensor) -> Sums:
+def loss_sums(evidence: MixtureTerms, weights: Tensor) -> PooledSums:
     """Loss, gradient and Hessian of a client's questions at the weights (F,)."""
 
     def loss(at: Tensor) -> Tensor:
@@ -74,11 +74,11 @@ def loss_sums(evidence: Evidence, weights: Tensor) -> Sums:
     value = loss(at)
     (gradient,) = torch.autograd.grad(value, at)
     hessian: Tensor = torch.autograd.functional.hessian(loss, weights)  # type: ignore[no-untyped-call]
-    return Sums(float(value.detach()), gradient, hessian)
+    return PooledSums(float(value.detach()), gradient, hessian)
 
 
 def federated_mixture(
-    clients: Mapping[str, Evidence], prior: NDArray[np.float32], free: NDArray[np.bool_] | None = None
+    clients: Mapping[str, MixtureTerms], prior: NDArray[np.float32], free: NDArray[np.bool_] | None = None
 ) -> tuple[NDArray[np.float32], int]:
     """The weights of `fedcar.training.mixture.fit_mixture` on all clients' questions together, and the rounds it took.
 
@@ -100,14 +100,14 @@ def federated_mixture(
     return mixture_of_sums(spread, questions, sums, prior, counted=counted, free=free)
 
 
-def _all_sums(clients: list[Evidence], weights: Tensor) -> list[Sums]:
+def _all_sums(clients: list[MixtureTerms], weights: Tensor) -> list[PooledSums]:
     return [loss_sums(evidence, weights) for evidence in clients]
 
 
 def mixture_of_sums(
     spread_sums: Tensor,
     questions: int,
-    ask: Callable[[Tensor], list[Sums]],
+    ask: Callable[[Tensor], list[PooledSums]],
     prior: NDArray[np.float32],
     *,
     counted: float | None = None,
@@ -126,11 +126,11 @@ def mixture_of_sums(
     start = torch.from_numpy(prior).double()
     pull = torch.where(speaks, spread, 0.0).square() * (STRENGTH + STRENGTH_OF_ONE_QUESTION / questions)
 
-    def objective(weights: Tensor) -> Sums:
+    def objective(weights: Tensor) -> PooledSums:
         summed = ask(weights)
         everything = sum(summed[1:], summed[0])
         distance = weights - start
-        return Sums(
+        return PooledSums(
             everything.loss / counted + float(pull @ distance.square()),
             everything.gradient / counted + 2 * pull * distance,
             everything.hessian / counted + 2 * pull.diag(),
@@ -141,7 +141,7 @@ def mixture_of_sums(
     return learned, rounds + 1
 
 
-def newton(objective: Callable[[Tensor], Sums], start: Tensor, free: Tensor) -> tuple[Tensor, int]:
+def newton(objective: Callable[[Tensor], PooledSums], start: Tensor, free: Tensor) -> tuple[Tensor, int]:
     """Damped Newton steps on the free coordinates until nothing is gained; each evaluation is a round."""
     places = free.nonzero().squeeze(1)
     weights, here, rounds = start.clone(), objective(start), 1

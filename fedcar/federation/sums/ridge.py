@@ -16,14 +16,23 @@ from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.reference import reference_states
 from fedcar.errors import FedcarError
 from fedcar.federation.sums.additive import statistics_of, sums_of, total
-from fedcar.federation.sums.mixture import Evidence, federated_mixture
+from fedcar.federation.sums.mixture import MixtureTerms, federated_mixture
 from fedcar.head.closed_form import Ridge, Statistics
 from fedcar.head.feature_map import FeatureMap
 from fedcar.head.naive_bayes import NaiveBayes
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
 from fedcar.training.folds import SAMPLE, Folds
-from fedcar.training.ridge import MOST_ROWS, Asked, HeldOut, PseudoSums, Sums, Taught, right_without, weightings
+from fedcar.training.ridge import (
+    MOST_ROWS,
+    HeldOut,
+    PseudoSums,
+    RidgeQuestions,
+    RidgeSums,
+    Taught,
+    right_without,
+    weightings,
+)
 from fedcar.training.selection import Fitted, Standard
 
 if TYPE_CHECKING:
@@ -39,7 +48,7 @@ class RidgeClients(Protocol):
     seconds: dict[str, float]
     failed: dict[str, str]
 
-    def sums(self) -> Mapping[str, Sums]:
+    def sums(self) -> Mapping[str, RidgeSums]:
         """Each client's statistics and words."""
         ...
 
@@ -122,15 +131,15 @@ class RidgeMember:
     `solutions` are solved once for all clients of a process.
     """
 
-    asked: Asked
+    asked: RidgeQuestions
     seed: int
     empty: NDArray[np.bool_]
-    sample: Asked = field(init=False)
+    sample: RidgeQuestions = field(init=False)
     held: HeldOut = field(init=False)
 
     @classmethod
     def of(cls, retriever: Retriever, share: Questions, fixed: FeatureMap, seed: int) -> RidgeMember:
-        return cls(Asked.of(share, fixed, rows_of(retriever)), seed, retriever.empty)
+        return cls(RidgeQuestions.of(share, fixed, rows_of(retriever)), seed, retriever.empty)
 
     def hear(self, taught: Taught) -> None:
         """Everybody's sums: which of its questions are looked at follows from them."""
@@ -140,8 +149,8 @@ class RidgeMember:
         """What this solution would say of its questions if they had not been trained on."""
         self.held = HeldOut.of(ridge, taught, self.sample, taught.folds(self.seed), self.empty)
 
-    def evidence(self, share: float) -> Evidence:
-        return Evidence.of(*self.held.stacked(share))
+    def evidence(self, share: float) -> MixtureTerms:
+        return MixtureTerms.of(*self.held.stacked(share))
 
     def unseen_right(self, weights: NDArray[np.float32]) -> tuple[float, int]:
         """How many of its sampled questions are right on document folds, and of how many."""
@@ -156,14 +165,14 @@ class LocalRidge:
         self.failed: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
         self.members: dict[str, RidgeMember] = {}
-        self.parts: dict[str, Sums] = {}
+        self.parts: dict[str, RidgeSums] = {}
         for name, share in sorted(shares.items()):
             start = time.perf_counter()
             self.members[name] = RidgeMember.of(retriever, share, fixed, seed)
             self.parts[name] = self.members[name].asked.sums()
             self.seconds[name] = round(time.perf_counter() - start, 4)
 
-    def sums(self) -> dict[str, Sums]:
+    def sums(self) -> dict[str, RidgeSums]:
         return self.parts
 
     def choose(self, taught: Taught) -> Ridge:
@@ -199,20 +208,22 @@ def feature_map(retriever: Retriever, cache: FeatureCache, seed: int) -> Feature
     return FeatureMap.of_reference(reference_states(retriever.encoder, cache), seed)
 
 
-def summed(parts: Mapping[str, Sums]) -> Sums:
+def summed(parts: Mapping[str, RidgeSums]) -> RidgeSums:
     """The sums of all clients, in float64 and in the order of their names."""
     statistics = statistics_of(total({name: sums_of(part.statistics) for name, part in parts.items()}))
-    return Sums(statistics, reduce(add, (part.words for _, part in sorted(parts.items()))))
+    return RidgeSums(statistics, reduce(add, (part.words for _, part in sorted(parts.items()))))
 
 
-def joined(sums: Sums, pseudo: PseudoSums) -> Taught:
+def joined(sums: RidgeSums, pseudo: PseudoSums) -> Taught:
     """What clients hear: questions and pseudo-queries in one gram, exactly symmetric, since half of it travels."""
     statistics = pseudo.joined(sums.statistics)
     whole = statistics_of(sums_of(statistics))
-    return Taught(Sums(replace(whole, questions=statistics.questions), sums.words), replace(pseudo, statistics=None))
+    return Taught(
+        RidgeSums(replace(whole, questions=statistics.questions), sums.words), replace(pseudo, statistics=None)
+    )
 
 
-def bytes_of_sums(part: Sums) -> int:
+def bytes_of_sums(part: RidgeSums) -> int:
     """What a client sends: half of the symmetric gram, the columns of its own documents, its words."""
     return bytes_of_statistics(part.statistics) + bytes_of_words(part.words)
 
@@ -232,7 +243,7 @@ def bytes_of_words(words: NaiveBayes) -> int:
     return int(words.counts.nnz * 8 + 8 * (words.counts.shape[0] + 1))
 
 
-def part_of_sample(asked: Asked, folds: Folds, questions: int, seed: int) -> Asked:
+def part_of_sample(asked: RidgeQuestions, folds: Folds, questions: int, seed: int) -> RidgeQuestions:
     """A client's share of the sample on which strength and weights are learned."""
     size = max(1, round(SAMPLE * len(asked.questions) / questions))
     return asked.take(folds.sample(asked.targets, np.random.default_rng(seed), size))

@@ -45,7 +45,7 @@ class Replies:
 
 
 @dataclass
-class Device:
+class Addressee:
     """Where the exchange with one device stands; `message` is None while it is away."""
 
     node: int
@@ -76,13 +76,13 @@ class Exchange:
         self.carrier, self.nodes, self.deadline = carrier, nodes, deadline
         self.needed, self.enough, self.most = needed, enough or 1 << 62, most
         self.replies = Replies()
-        self.devices: dict[str, Device] = {}
+        self.devices: dict[str, Addressee] = {}
         self.start = self.looked = time.monotonic()
 
     def run(self, payloads: Mapping[str, Payload]) -> Replies:
         self.online = dict(self.carrier.there())
         for name, payload in payloads.items():
-            self.devices[name] = Device(self.nodes[name], payload, conversation(payload, REPLIES, self.most))
+            self.devices[name] = Addressee(self.nodes[name], payload, conversation(payload, REPLIES, self.most))
             self._begin(name)
         while self.devices and not self._over():
             asked = {device.message: name for name, device in self.devices.items() if device.message is not None}

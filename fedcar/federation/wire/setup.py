@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fedcar.encoder.adapter import Adapter
-from fedcar.privacy.ledger import Head
+from fedcar.privacy.ledger import LedgerHead
 from fedcar.retriever.retriever import Retriever
 from fedcar.training.noised.plan import PrivatePlan, Target, make_plan
 from fedcar.training.noised.sums import ROWS
@@ -65,12 +65,12 @@ class PrivateSettings:
         return Adapter(self.adapter, embedding_width, self.seed) if self.method == "adapter" else None
 
 
-def head_of(text: object) -> Head:
+def head_of(text: object) -> LedgerHead:
     """Where a ledger stands, as it is written on the wire; ValueError for what is none."""
     number, _, digest = str(text).partition(":")
     if not (number.isdecimal() and len(number) <= 12 and len(digest) == 64):
         raise ValueError("no head of a ledger")
-    return Head(int(number), digest)
+    return LedgerHead(int(number), digest)
 
 
 def state_forms(untrained: Retriever, module: Adapter | None) -> dict[str, tuple[torch.dtype, torch.Size]]:

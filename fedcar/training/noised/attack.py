@@ -20,10 +20,10 @@ from fedcar.privacy.attack import Attack, class_sum_questions, nearest_texts, qu
 from fedcar.retriever.prepare import prepare
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
-from fedcar.training.noised.clients import Device, InTurn, Order
+from fedcar.training.noised.clients import InTurn, NoisedClient, Request
 from fedcar.training.noised.plan import Target, make_plan
 from fedcar.training.noised.server import PrivateTraining
-from fedcar.training.noised.sums import ADAPTER_SCALE, ROWS, SUMS, Asked
+from fedcar.training.noised.sums import ADAPTER_SCALE, ROWS, SUMS, ClippedSums
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,9 +54,9 @@ def attack_collection(
     chosen, others = few_words(collection, encoder, questions, seed)
     asked_of = prepare(untrained, chosen, features, report, "questions")
     adapter = Adapter("full", encoder.embedding_width)
-    asked = Asked(untrained, asked_of, adapter)
+    asked = ClippedSums(untrained, asked_of, adapter)
     plan = make_plan(replace(target, public_dev=False), "adapter", len(collection.documents))
-    device = Device("victim", asked)
+    device = NoisedClient("victim", asked)
     server = PrivateTraining(untrained, InTurn([device]), plan, adapter=adapter)
     state = {ROWS: server.first_rows(torch.zeros(server.untrained.head.rows.shape))} | server.first_adapter()
     report.say(f"{len(asked)} questions of {collection.name}, one batch: without noise, then {plan.steps} noised steps")
@@ -64,7 +64,7 @@ def attack_collection(
     assert plan.step is not None
     noised = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
     for number in range(plan.steps):
-        for name, tensor in device.answer(Order.of(plan, 2 + number, state)).items():
+        for name, tensor in device.answer(Request.of(plan, 2 + number, state)).items():
             noised[name] += tensor
     deviation = plan.step.standard_deviation * plan.steps**0.5
     encoder.remove_adapter()
@@ -98,7 +98,7 @@ def few_words(collection: Collection, encoder: Encoder, questions: int, seed: in
 
 
 def words(
-    encoder: Encoder, asked: Asked, plain: dict[str, Tensor], noised: dict[str, Tensor], deviation: float
+    encoder: Encoder, asked: ClippedSums, plain: dict[str, Tensor], noised: dict[str, Tensor], deviation: float
 ) -> dict[str, Any]:
     """The row-space test on the adapter's update: all words, and those that only one question has."""
     table = encoder.embedding.weight.detach().float().cpu().numpy()
@@ -121,7 +121,7 @@ def words(
 
 
 def labels(
-    untrained: Retriever, asked: Asked, plain: dict[str, Tensor], noised: dict[str, Tensor], deviation: float
+    untrained: Retriever, asked: ClippedSums, plain: dict[str, Tensor], noised: dict[str, Tensor], deviation: float
 ) -> dict[str, Any]:
     """The direction of each row's update: which documents had questions."""
     truth = set(torch.nonzero(asked.targets.any(0)).flatten().tolist())
@@ -148,12 +148,12 @@ def class_sums(
     """Class sums over few questions against candidates, half of which are in them; and what one row is closest to."""
     size = min(QUESTIONS_OF_CLASS_SUMS, len(chosen), len(others))
     few, rest = (subset(one, [row < size for row in range(len(one))]) for one in (chosen, others))
-    asked, strangers = (Asked(untrained, found(untrained, one, features, report)) for one in (few, rest))
+    asked, strangers = (ClippedSums(untrained, found(untrained, one, features, report)) for one in (few, rest))
     release = make_plan(target, "ridge", len(collection.documents)).sums
     candidates = torch.cat([asked.x, strangers.x]).numpy()
     truth = set(range(len(asked)))
     plain = asked.class_sums()[SUMS].numpy()
-    noised = Device("victim", asked).answer(Order(1, release))[ROWS].numpy()
+    noised = NoisedClient("victim", asked).answer(Request(1, release))[ROWS].numpy()
     row = int(asked.targets.sum(0).masked_fill(asked.targets.sum(0) == 0, 1e9).argmin())
     texts = [*few.texts, *rest.texts]
     nearest = {

@@ -23,10 +23,10 @@ from fedcar.privacy.audit import Check
 from fedcar.privacy.ledger import Budget, Ledger
 from fedcar.retriever.prepare import prepare
 from fedcar.retriever.retriever import Retriever
-from fedcar.training.noised.clients import Device, InTurn
+from fedcar.training.noised.clients import InTurn, NoisedClient
 from fedcar.training.noised.plan import PrivatePlan, Target, make_plan
 from fedcar.training.noised.server import PrivateTraining
-from fedcar.training.noised.sums import ROWS, SUMS, Asked, Tensors
+from fedcar.training.noised.sums import ROWS, SUMS, ClippedSums, Tensors
 
 NEIGHBOURS = 24  # examples that are left out one by one
 EMPTY_DRAWS = 30
@@ -57,16 +57,16 @@ def audit_collection(
     some = prepare(untrained, subset(train, [row in order for row in range(len(train))]), features, report, "questions")
     plan = make_plan(replace(target, against_advice=True), method, len(collection.documents))
     adapter = Adapter("full", encoder.embedding_width, seed) if plan.method == "adapter" else None
-    asked = Asked(untrained, some, adapter)
+    asked = ClippedSums(untrained, some, adapter)
     checks = [*replayed(untrained, asked, plan, adapter), *of_the_noise(asked, plan), *of_a_run(untrained, asked, plan)]
     if adapter is not None:
         encoder.remove_adapter()
     return [*checks, with_canaries(asked, plan)]
 
 
-def replayed(untrained: Retriever, asked: Asked, plan: PrivatePlan, adapter: Adapter | None) -> list[Check]:
+def replayed(untrained: Retriever, asked: ClippedSums, plan: PrivatePlan, adapter: Adapter | None) -> list[Check]:
     """Class sums and gradients without noise: neighbours, halves, and the empty batch."""
-    server = PrivateTraining(untrained, InTurn([Device("audited", asked)]), plan, adapter=adapter)
+    server = PrivateTraining(untrained, InTurn([NoisedClient("audited", asked)]), plan, adapter=adapter)
     state = {ROWS: server.first_rows(asked.class_sums()[SUMS])} | server.first_adapter()
     sums: list[tuple[str, Callable[[Tensor], dict[str, Tensor]], float]] = [("class sums", asked.class_sums, 1.0)]
     if plan.step is not None:
@@ -84,12 +84,12 @@ def replayed(untrained: Retriever, asked: Asked, plan: PrivatePlan, adapter: Ada
     return checks
 
 
-def of_the_noise(asked: Asked, plan: PrivatePlan) -> list[Check]:
+def of_the_noise(asked: ClippedSums, plan: PrivatePlan) -> list[Check]:
     """What two devices give out on empty batches: as large as stated, and never the same twice."""
     release = plan.step or plan.sums
     release = replace(release, steps=1)
     empty = {ROWS: torch.zeros(asked.documents, asked.x.shape[1])}
-    devices = [Device("one", asked), Device("other", asked)]
+    devices = [NoisedClient("one", asked), NoisedClient("other", asked)]
     draws = np.stack(
         [
             devices[number % 2].release(number, release, lambda: empty)[ROWS].flatten().double().numpy()
@@ -99,12 +99,12 @@ def of_the_noise(asked: Asked, plan: PrivatePlan) -> list[Check]:
     return [audit.noise_is_as_large_as_stated(draws, release.standard_deviation), audit.noise_is_fresh(draws)]
 
 
-def of_a_run(untrained: Retriever, asked: Asked, plan: PrivatePlan) -> list[Check]:
+def of_a_run(untrained: Retriever, asked: ClippedSums, plan: PrivatePlan) -> list[Check]:
     """A whole training with a ledger of its own: every draw of noise was charged, and the budget holds."""
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger(Path(folder) / "ledger.jsonl")
         ledger.create(Budget(plan.target.epsilon, plan.target.delta))
-        device = Device("audited", asked, ledger=ledger, run="audit")
+        device = NoisedClient("audited", asked, ledger=ledger, run="audit")
         PrivateTraining(untrained, InTurn([device]), plan, adapter=asked.adapter).run()
         charged, spent = len(ledger.releases()), ledger.spent()
     kept = Check(
@@ -113,7 +113,7 @@ def of_a_run(untrained: Retriever, asked: Asked, plan: PrivatePlan) -> list[Chec
     return [audit.steps_charged_equal_steps_noised(charged, device.source.draws), kept]
 
 
-def with_canaries(asked: Asked, plan: PrivatePlan) -> Check:
+def with_canaries(asked: ClippedSums, plan: PrivatePlan) -> Check:
     """All releases of the plan with planted directions in half of the sums, drawn by coins: can they be told?"""
     release = plan.step or plan.sums
     steps, single = release.steps, replace(release, steps=1, sampler="full-batch", sampling_rate=1.0)
@@ -121,7 +121,7 @@ def with_canaries(asked: Asked, plan: PrivatePlan) -> Check:
     canaries = audit.canary_gradients(CANARIES, shape[0] * shape[1], float(release.sensitivity or 1.0))
     included = audit.draw_inclusion(CANARIES)
     planted: Tensors = {ROWS: torch.from_numpy(canaries[included].sum(0).reshape(shape))}
-    device = Device("audited", asked)
+    device = NoisedClient("audited", asked)
     total = np.zeros(shape)
     for number in range(steps):
         total += device.release(number, single, lambda: planted)[ROWS].double().numpy()

@@ -18,10 +18,10 @@ from fedcar.retriever.calibration import Calibration
 from fedcar.retriever.prepare import prepare
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
-from fedcar.training.noised.clients import Device, InTurn
+from fedcar.training.noised.clients import InTurn, NoisedClient
 from fedcar.training.noised.plan import PrivatePlan, Target, make_plan
 from fedcar.training.noised.server import Outcome, PrivateTraining
-from fedcar.training.noised.sums import Asked
+from fedcar.training.noised.sums import ClippedSums
 
 
 def train_under_epsilon(
@@ -49,7 +49,7 @@ def train_under_epsilon(
     training = prepare_privately(untrained, collection.judged("train"), features)
     selection = public_questions(collection, target, untrained, features, report)
     source = NoiseSource(target.noise_seed)
-    device = Device("this device", Asked(untrained, training, module), source)
+    device = NoisedClient("this device", ClippedSums(untrained, training, module), source)
     crowd = InTurn([device])
     outcome = PrivateTraining(untrained, crowd, plan, selection=selection, adapter=module, report=report).run()
     retriever = calibrated(outcome.retriever, collection, selection, features, report)

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from fedcar.privacy.errors import require
-from fedcar.privacy.ledger import Head, Ledger
+from fedcar.privacy.ledger import Ledger, LedgerHead
 from fedcar.privacy.noise import NoiseSource, add_noise
 from fedcar.privacy.release import Release
 from fedcar.training.noised.plan import HELD_OUT, PrivatePlan
-from fedcar.training.noised.sums import COUNT, ROWS, SUMS, Asked, Tensors
+from fedcar.training.noised.sums import COUNT, ROWS, SUMS, ClippedSums, Tensors
 
 
 @dataclass(frozen=True)
-class Order:
+class Request:
     """What every device is asked to give out in one exchange of a run: a count, class sums, or gradients at `state`.
 
     `adaptive` is the clip norm of this step where that adapts.
@@ -32,7 +32,7 @@ class Order:
     adaptive: float | None = None
 
     @classmethod
-    def of(cls, plan: PrivatePlan, number: int, state: Tensors | None = None, adaptive: float | None = None) -> Order:
+    def of(cls, plan: PrivatePlan, number: int, state: Tensors | None = None, adaptive: float | None = None) -> Request:
         """Exchange `number` of a plan: 0 the count, 1 the class sums, the steps, what is held out; or ValueError."""
         release = {0: plan.count, 1: plan.sums, 2 + plan.steps: plan.held_out}.get(number)
         if plan.step is not None and 2 <= number < 2 + plan.steps:
@@ -42,7 +42,7 @@ class Order:
             raise ValueError(f"exchange {number} is none of this plan")
         return cls(number, release, state or {}, adaptive)
 
-    def sums(self, asked: Asked, rows: Tensor | None = None) -> dict[str, Tensor]:
+    def sums(self, asked: ClippedSums, rows: Tensor | None = None) -> dict[str, Tensor]:
         """What is summed over the chosen questions: counts, class sums, or gradients clipped to what the release says.
 
         Where the clip norm adapts, gradients in units of it, and how many were not clipped.
@@ -67,7 +67,7 @@ class Answers(NamedTuple):
     seconds: float = 0.0
 
 
-class Crowd(Protocol):
+class Clients(Protocol):
     """Who is asked: devices of this process (`InTurn`), or devices behind a network."""
 
     @property
@@ -81,11 +81,11 @@ class Crowd(Protocol):
         ...
 
     @property
-    def heads(self) -> Mapping[str, Head]:
+    def heads(self) -> Mapping[str, LedgerHead]:
         """Where each ledger stood last, for the server to keep."""
         ...
 
-    def ask(self, order: Order) -> Answers:
+    def ask(self, order: Request) -> Answers:
         """BudgetError where one refuses; what the others gave out is lost."""
         ...
 
@@ -95,7 +95,7 @@ class Crowd(Protocol):
 
 
 @dataclass
-class Device:
+class NoisedClient:
     """One device: its questions, its noise, its ledger; nothing of the questions leaves but through `release`.
 
     Formal guarantees:
@@ -104,15 +104,15 @@ class Device:
     """
 
     name: str
-    asked: Asked | None  # None where sums of others go through this device's door: that of a cohort
+    asked: ClippedSums | None  # None where sums of others go through this device's door: that of a cohort
     source: NoiseSource = field(default_factory=NoiseSource)
     ledger: Ledger | None = None
     run: str = ""
-    known_head: Head | None = None  # where the server last saw this device's ledger
+    known_head: LedgerHead | None = None  # where the server last saw this device's ledger
     held_out: HeldOut | None = None
     given: list[Release] = field(default_factory=list)
 
-    def answer(self, order: Order) -> dict[str, Tensor]:
+    def answer(self, order: Request) -> dict[str, Tensor]:
         """The noised sums over all its questions, or over those drawn for this step: each by its own coin."""
         asked, release = self.asked, order.release
         assert asked is not None
@@ -158,8 +158,8 @@ class Cohort:
     every client is charged for every step, drawn or not.
     """
 
-    members: Sequence[Asked]
-    device: Device
+    members: Sequence[ClippedSums]
+    device: NoisedClient
 
     @property
     def name(self) -> str:
@@ -169,10 +169,10 @@ class Cohort:
     def given(self) -> list[Release]:
         return self.device.given
 
-    def answer(self, order: Order) -> dict[str, Tensor]:
+    def answer(self, order: Request) -> dict[str, Tensor]:
         return self.device.release(order.number, order.release, lambda: self.summed(order))
 
-    def summed(self, order: Order) -> dict[str, Tensor]:
+    def summed(self, order: Request) -> dict[str, Tensor]:
         """The drawn clients' means, summed; zeros by name where none is drawn."""
         drawn = [self.members[place] for place in poisson(len(self.members), order.release.sampling_rate).tolist()]
         total = {name: torch.zeros_like(tensor) for name, tensor in order.sums(self.members[0]).items()}
@@ -182,7 +182,7 @@ class Cohort:
         return total
 
 
-def mean(order: Order, asked: Asked) -> dict[str, Tensor]:
+def mean(order: Request, asked: ClippedSums) -> dict[str, Tensor]:
     """The mean of one client's clipped parts: its norm is at most the release's sensitivity."""
     return {name: tensor / len(asked) for name, tensor in order.sums(asked).items()}
 
@@ -191,7 +191,7 @@ def mean(order: Order, asked: Asked) -> dict[str, Tensor]:
 class InTurn:
     """Devices of this process (or a cohort), asked one after the other."""
 
-    devices: Sequence[Device] | Sequence[Cohort]
+    devices: Sequence[NoisedClient] | Sequence[Cohort]
 
     @property
     def clients(self) -> int:
@@ -202,11 +202,11 @@ class InTurn:
         return self.devices[0].given
 
     @property
-    def heads(self) -> dict[str, Head]:
+    def heads(self) -> dict[str, LedgerHead]:
         doors = [one.device if isinstance(one, Cohort) else one for one in self.devices]
         return {door.name: door.known_head for door in doors if door.known_head is not None}
 
-    def ask(self, order: Order) -> Answers:
+    def ask(self, order: Request) -> Answers:
         return Answers({device.name: device.answer(order) for device in self.devices})
 
     def keep(self, names: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ from fedcar.privacy.statement import Statement
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.weights import LEARNED, weights_of
-from fedcar.training.noised.clients import Crowd, Order
+from fedcar.training.noised.clients import Clients, Request
 from fedcar.training.noised.plan import HELD_OUT, LARGEST_CLIP_NORM, LEAST_CLIP_NORM, LEAST_STRENGTH, PrivatePlan
 from fedcar.training.noised.sums import ADAPTER_SCALE, BELOW, BELOW_SHARE, COUNT, EVIDENCE_SHARE, ROWS
 from fedcar.training.selection import Score, Standard, baseline_weights, best_weights
@@ -75,7 +75,7 @@ class PrivateTraining:
     def __init__(
         self,
         untrained: Retriever,
-        crowd: Crowd,
+        crowd: Clients,
         plan: PrivatePlan,
         *,
         store: Store | None = None,
@@ -116,7 +116,7 @@ class PrivateTraining:
         if strength < LEAST_STRENGTH and not plan.target.against_advice:
             self.report.say(advice(strength))
             return
-        state = {ROWS: self.first_rows(self.exchange(Order.of(plan, 1))[ROWS])}
+        state = {ROWS: self.first_rows(self.exchange(Request.of(plan, 1))[ROWS])}
         self.keep("ridge" if plan.step is None else "class sums", state)
         if plan.step is not None:
             state |= self.first_adapter()
@@ -129,7 +129,7 @@ class PrivateTraining:
 
     def choose_by_held_out(self, state: dict[str, Tensor]) -> None:
         """Search stays where the clients' counts say, by more than their noise, that it gets more of theirs right."""
-        order = Order.of(self.plan, 2 + self.plan.steps, state)
+        order = Request.of(self.plan, 2 + self.plan.steps, state)
         questions, search, trained = self.exchange(order)[HELD_OUT].tolist()
         self.report.say(f"held out, noised: {search:.0f} right by search, {trained:.0f} as trained, of {questions:.0f}")
         if questions > 0:
@@ -143,7 +143,7 @@ class PrivateTraining:
     ) -> dict[str, Tensor]:
         """One noised step over all devices. Divided by the (noised) number expected to take part, not by the actual."""
         adaptive = self.clip_norm if self.plan.target.adaptive_clip else None
-        order = Order.of(self.plan, number + 1, state, adaptive)
+        order = Request.of(self.plan, number + 1, state, adaptive)
         expected = units * order.release.sampling_rate
         sums = self.exchange(order)
         if adaptive is not None:
@@ -154,7 +154,7 @@ class PrivateTraining:
             self.outcome.records[-1]["clip_norm"] = adaptive
         return {name: tensor - rates[name] / expected * sums[name] for name, tensor in state.items()}
 
-    def exchange(self, order: Order) -> dict[str, Tensor]:
+    def exchange(self, order: Request) -> dict[str, Tensor]:
         """What all devices give out in this exchange, checked and added up; of the count each one's answer."""
         known = self.store.get(order.number) if self.store is not None else None
         if known is not None:
@@ -169,7 +169,7 @@ class PrivateTraining:
         self.watch(record)
         return sums
 
-    def asked(self, order: Order) -> tuple[dict[str, Any], dict[str, Mapping[str, Tensor]]]:
+    def asked(self, order: Request) -> tuple[dict[str, Any], dict[str, Mapping[str, Tensor]]]:
         """The exchange's record, and the answers that passed."""
         answers = self.crowd.ask(order)
         passed, refused = checked(answers.given)
@@ -199,7 +199,7 @@ class PrivateTraining:
         """
         if self.plan.count is None:
             return float(self.crowd.clients)
-        noised = {name: max(0.0, float(count)) for name, count in self.exchange(Order.of(self.plan, 0)).items()}
+        noised = {name: max(0.0, float(count)) for name, count in self.exchange(Request.of(self.plan, 0)).items()}
         self.crowd.keep(sorted(noised))
         self.weights = dict.fromkeys(noised, 1.0)
         if not any(noised.values()):  # noise alone: nobody is known to have more than anybody else

@@ -32,7 +32,7 @@ BELOW_SHARE = 0.01  # of a question's squared length in a step goes to whether i
 Tensors = Mapping[str, Tensor]
 
 
-class Asked:
+class ClippedSums:
     """A device's questions as the sums need them: x (n, d), candidates (n, c), offset (n, c), relevance (n, c).
 
     x is the centred hidden state of unit length. Which documents have questions is nowhere: every row is trained.

@@ -14,7 +14,7 @@ from fedcar.collection.collection import Collection
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
 from fedcar.federation.device.device import Device
-from fedcar.federation.ledgers import Books
+from fedcar.federation.ledgers import Ledgers
 from fedcar.federation.wire.payload import Payload
 from fedcar.federation.wire.setup import PrivateSettings, Setup
 from fedcar.privacy.clip import Part, clip
@@ -36,7 +36,7 @@ def join(
     cache = FeatureCache(tmp_path_factory.getbasetemp() / "lies")
 
     def joined(budget: Budget | None = BUDGET) -> Device:
-        books = Books(tmp_path / "ledgers", None, budget)
+        books = Ledgers(tmp_path / "ledgers", None, budget)
         return Device(collection, tmp_path, Encoder.load(tiny_model("llama")), cache, books=books)
 
     return joined

@@ -16,7 +16,7 @@ from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
 from fedcar.errors import FedcarError
 from fedcar.federation.device.device import Device
-from fedcar.federation.ledgers import Books
+from fedcar.federation.ledgers import Ledgers
 from fedcar.federation.remote.noised import Exchanges, within
 from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.federation.simulate.federate import Federation
@@ -113,7 +113,7 @@ def test_a_device_with_a_budget_of_its_own_gives_out_nothing_un_noised(
     budget = Budget(8.0, 1e-5)
 
     def device(budget: Budget) -> Device:
-        books = Books(tmp_path / "ledgers", None, budget)
+        books = Ledgers(tmp_path / "ledgers", None, budget)
         return Device(collection, tmp_path, Encoder.load(encoder), FeatureCache(cache), books=books)
 
     with over_wire(tmp_path / "devices", encoder, cache) as over:

@@ -21,7 +21,7 @@ from fedcar.federation.simulate.federate import Federation, federate
 from fedcar.federation.sums.forms import check_client, sums_from, tensors_of
 from fedcar.federation.sums.ridge import bytes_of_sums
 from fedcar.federation.wire.payload import Payload
-from fedcar.training.ridge import Sums
+from fedcar.training.ridge import RidgeSums
 
 
 def train(collection: Collection, encoder: Path, cache: Path, run: Path, over: Any = None) -> Federation:
@@ -90,7 +90,7 @@ def test_a_device_that_sends_rubbish_is_left_out(
 
 
 @pytest.fixture(scope="module")
-def sums(collection: Collection, encoder: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Sums:
+def sums(collection: Collection, encoder: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> RidgeSums:
     from fedcar.encoder.encoder import Encoder
     from fedcar.federation.wire.setup import Setup
 
@@ -108,7 +108,7 @@ def test_more_documents_than_columns_are_refused_before_any_client_sums(
         assert "statistics" not in {request.kind for _, request, _ in over.wire.seen}
 
 
-def test_sums_come_back_as_they_were_and_what_is_none_is_refused(sums: Sums) -> None:
+def test_sums_come_back_as_they_were_and_what_is_none_is_refused(sums: RidgeSums) -> None:
     tensors, documents = tensors_of(sums), len(sums.statistics.counts)
     dimension, questions = len(sums.statistics.gram), sums.statistics.questions
     found = sums_from(tensors, questions, documents, dimension)

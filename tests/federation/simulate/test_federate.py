@@ -23,7 +23,7 @@ from fedcar.errors import FedcarError
 from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.federation.sums import additive
 from fedcar.federation.sums.additive import statistics_of, sums_of
-from fedcar.federation.sums.mixture import Evidence, federated_mixture
+from fedcar.federation.sums.mixture import MixtureTerms, federated_mixture
 from fedcar.federation.sums.ridge import LocalRidge, federated_ridge
 from fedcar.head import closed_form
 from fedcar.head.closed_form import Statistics
@@ -149,7 +149,7 @@ def test_federated_mixture_equals_central(clients: int, seed: int, questions: in
     features[..., 0] += relevance
     prior = np.array([0.5, 0.0, 1.0, 3.0], dtype=np.float32)
     owner = generator.integers(0, clients, questions)
-    parts = {f"c{one}": Evidence.of(features[owner == one], relevance[owner == one]) for one in range(clients)}
+    parts = {f"c{one}": MixtureTerms.of(features[owner == one], relevance[owner == one]) for one in range(clients)}
     weights, rounds = federated_mixture(parts, prior)
     np.testing.assert_allclose(weights, fit_mixture(features, relevance, prior), rtol=2e-2, atol=2e-3)
     assert weights[3] == prior[3] and rounds <= 30

@@ -22,10 +22,10 @@ from fedcar.federation.simulate.noised import federate_under_epsilon
 from fedcar.privacy.errors import LedgerError
 from fedcar.privacy.ledger import Budget, Ledger
 from fedcar.privacy.noise import NoiseSource
-from fedcar.training.noised.clients import Cohort, Device, InTurn, Order, poisson
+from fedcar.training.noised.clients import Cohort, InTurn, NoisedClient, Request, poisson
 from fedcar.training.noised.plan import Target, make_plan
 from fedcar.training.noised.server import PrivateTraining
-from fedcar.training.noised.sums import ROWS, Asked
+from fedcar.training.noised.sums import ROWS, ClippedSums
 from fedcar.training.selection import Standard
 
 
@@ -66,7 +66,7 @@ def test_no_private_question_changes_anything_un_noised(
         assert alike(found[0], first[0]), what
 
 
-def devices_of(world: World, clients: int, folder: Path | None = None, plan: Any = None) -> list[Device]:
+def devices_of(world: World, clients: int, folder: Path | None = None, plan: Any = None) -> list[NoisedClient]:
     untrained = world.retriever()
     found = []
     for number, rows in enumerate(shares(len(world.training), clients)):
@@ -75,7 +75,9 @@ def devices_of(world: World, clients: int, folder: Path | None = None, plan: Any
             ledger = Ledger(folder / str(number) / "ledger.jsonl")
             if not ledger.path.exists():
                 ledger.create(Budget(plan.target.epsilon, plan.target.delta))
-        found.append(Device(f"c{number}", Asked(untrained, world.training.take(rows)), ledger=ledger, run="run"))
+        found.append(
+            NoisedClient(f"c{number}", ClippedSums(untrained, world.training.take(rows)), ledger=ledger, run="run")
+        )
     return found
 
 
@@ -142,7 +144,7 @@ def test_a_client_with_few_questions_brings_little_noise(world: World) -> None:
     plan = make_plan(Target(3.0), "head", 6)
     sizes = {"large": range(0, 1400), "larger": range(1400, 2990), "tiny": range(2990, 3000)}
     devices = [
-        Device(name, Asked(untrained, world.training.take(torch.tensor(list(rows)).numpy())))
+        NoisedClient(name, ClippedSums(untrained, world.training.take(torch.tensor(list(rows)).numpy())))
         for name, rows in sizes.items()
     ]
     server = PrivateTraining(untrained, InTurn(devices), plan)
@@ -153,13 +155,13 @@ def test_a_client_with_few_questions_brings_little_noise(world: World) -> None:
 
 def test_one_client_moves_a_sum_of_clients_by_at_most_the_clip_norm(world: World) -> None:
     untrained = world.retriever()
-    members = [Asked(untrained, world.training.take(rows)) for rows in shares(len(world.training), 6)]
+    members = [ClippedSums(untrained, world.training.take(rows)) for rows in shares(len(world.training), 6)]
     plan = make_plan(Target(3.0, unit="client"), "head", 6, clip_norm=0.1)
     assert plan.step is not None and plan.step.unit == "client"
     state = {ROWS: torch.randn(6, members[0].x.shape[1], generator=torch.Generator().manual_seed(0))}
-    for order, bound in ((Order.of(plan, 1), 1.0), (Order.of(plan, 2, state), 0.1)):
-        whole = Cohort(members, Device("server", None)).summed(order)[ROWS]
-        less = Cohort(members[1:], Device("server", None)).summed(order)[ROWS]
+    for order, bound in ((Request.of(plan, 1), 1.0), (Request.of(plan, 2, state), 0.1)):
+        whole = Cohort(members, NoisedClient("server", None)).summed(order)[ROWS]
+        less = Cohort(members[1:], NoisedClient("server", None)).summed(order)[ROWS]
         assert 0 < (whole - less).norm() <= bound * (1 + 1e-4)
 
 

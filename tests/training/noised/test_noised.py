@@ -29,10 +29,10 @@ from fedcar.privacy.statement import from_json
 from fedcar.retriever.prepare import prepare
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
-from fedcar.training.noised.clients import Device, InTurn
+from fedcar.training.noised.clients import InTurn, NoisedClient
 from fedcar.training.noised.plan import Target, make_plan
 from fedcar.training.noised.server import PrivateTraining
-from fedcar.training.noised.sums import ROWS, SUMS, Asked
+from fedcar.training.noised.sums import ROWS, SUMS, ClippedSums
 from fedcar.training.selection import Standard
 
 
@@ -105,7 +105,7 @@ def test_one_question_moves_a_sum_by_at_most_its_sensitivity(
 ) -> None:
     retriever, questions = questions_of(collection, encoder, tmp_path)
     adapter = None if variant is None else Adapter(variant, retriever.encoder.embedding_width)
-    asked = Asked(retriever, questions, adapter)
+    asked = ClippedSums(retriever, questions, adapter)
     everything = asked.class_sums()[SUMS]
     state = {ROWS: torch.randn(everything.shape, generator=torch.Generator().manual_seed(1))}
     if adapter is not None:
@@ -133,8 +133,8 @@ def test_the_gradient_is_that_of_the_retriever_that_ships(
     """Moving along the (hardly clipped) gradient changes the shipped retriever's loss as the gradient says."""
     retriever, questions = questions_of(collection, encoder, tmp_path)
     adapter = None if variant is None else Adapter(variant, retriever.encoder.embedding_width)
-    asked = Asked(retriever, questions, adapter)
-    server = PrivateTraining(retriever, InTurn([Device("one", asked)]), plan(1.0), adapter=adapter)
+    asked = ClippedSums(retriever, questions, adapter)
+    server = PrivateTraining(retriever, InTurn([NoisedClient("one", asked)]), plan(1.0), adapter=adapter)
     generator = torch.Generator().manual_seed(1)
     state = {ROWS: torch.randn(len(retriever.documents), WIDTH * 2, generator=generator)}
     state |= {name: torch.randn(tensor.shape, generator=generator) for name, tensor in server.first_adapter().items()}
@@ -160,7 +160,7 @@ def plan(epsilon: float, method: str = "head", documents: int = 6, **options: An
 def test_learns_under_a_budget_and_steps_charged_equal_steps_noised(world: World, method: str) -> None:
     source = NoiseSource()
     untrained = world.retriever()
-    device = Device("one", Asked(untrained, world.training), source)
+    device = NoisedClient("one", ClippedSums(untrained, world.training), source)
     chosen = plan(1.0, method)
     outcome = PrivateTraining(untrained, InTurn([device]), chosen).run()
     before, after = (
@@ -177,10 +177,10 @@ def test_learns_under_a_budget_and_steps_charged_equal_steps_noised(world: World
 @pytest.mark.parametrize("start", [0.02, 0.0002])
 def test_an_adaptive_clip_norm_finds_the_median_and_costs_nothing_more(world: World, start: float) -> None:
     untrained = world.retriever()
-    asked = Asked(untrained, world.training)
+    asked = ClippedSums(untrained, world.training)
     chosen = make_plan(Target(300.0, 1e-5, adaptive_clip=True), "head", 6, steps=150, clip_norm=start)
     assert 0.99 * 300 < chosen.epsilon <= 300
-    server = PrivateTraining(untrained, InTurn([Device("one", asked)]), chosen)
+    server = PrivateTraining(untrained, InTurn([NoisedClient("one", asked)]), chosen)
     server.rates = lambda units: {ROWS: 0.0}  # type: ignore[method-assign]  # the state stays: its median too
     outcome = server.run()
     norms = [record["clip_norm"] for record in outcome.records if "clip_norm" in record]
@@ -194,7 +194,7 @@ def test_an_adaptive_clip_norm_finds_the_median_and_costs_nothing_more(world: Wo
 
 def test_learns_with_an_adaptive_clip_norm(world: World) -> None:
     untrained = world.retriever()
-    device = Device("one", Asked(untrained, world.training))
+    device = NoisedClient("one", ClippedSums(untrained, world.training))
     outcome = PrivateTraining(untrained, InTurn([device]), plan(1.0, adaptive_clip=True)).run()
     after = Standard().score(world.selection, outcome.retriever.scores_of(world.selection)).success
     assert after > 0.85 and outcome.statement is not None and 0.99 < outcome.statement.epsilon <= 1.0
@@ -227,7 +227,7 @@ class Low(NoiseSource):
 
 def test_a_count_that_noise_took_below_zero_is_no_reason_to_train(world: World) -> None:
     few = world.training.take(np.arange(20))
-    device = Device("one", Asked(world.retriever(), few), Low())
+    device = NoisedClient("one", ClippedSums(world.retriever(), few), Low())
     server = PrivateTraining(world.retriever(), InTurn([device]), plan(1.0))
     assert server.counted() == 1.0 and server.loudness == 1.0
     assert server.plan.strength(server.counted(), server.loudness) < 1
@@ -284,6 +284,6 @@ def test_a_question_moves_the_rows_of_its_candidates_alone(world: World) -> None
         relevance=questions.relevance[:, 2:],
     )
     state = {ROWS: torch.randn(6, WIDTH, generator=torch.Generator().manual_seed(2))}
-    found = [Asked(world.retriever(), one).gradients(state, 0.5)[ROWS] for one in (questions, turned, fewer)]
+    found = [ClippedSums(world.retriever(), one).gradients(state, 0.5)[ROWS] for one in (questions, turned, fewer)]
     torch.testing.assert_close(found[0], found[1])
     assert not found[2][:2].any() and found[2][2:].any()

@@ -18,7 +18,7 @@ from fedcar.training.settings import Settings
 UNKNOWN = Score(True, -1.0, 0.0, -1.0)
 
 
-class Judge:
+class ServerSelection:
     """Scores the state after a round on the selection questions and keeps the best; what is not shared is untrained.
 
     Where the server has no selection questions devices' counts on their held-out ones decide (`heard`).
