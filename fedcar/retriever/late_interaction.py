@@ -11,6 +11,7 @@ import numpy as np
 from fedcar.collection.collection import Document
 from fedcar.collection.words import sentences
 from fedcar.common.progress import Silent
+from fedcar.common.vectors import unit
 from fedcar.retriever.lexical import inverse_document_frequencies
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ class LateInteraction:
     ) -> LateInteraction:
         """Read all documents with the untrained encoder. The basis comes from a seeded choice of them.
 
-        `keep` is given the texts' states (records of `Encoder.state_type`), which the same passes make, part by part.
+        `keep` is given the texts' states (records of `FrozenModel.state_type`), which the same passes make, part by
+        part.
         """
         order = np.random.default_rng(0).permutation(len(documents)).tolist()
         read = zip(order, _read([documents[row] for row in order], encoder, report or Silent(), keep), strict=True)
@@ -200,7 +202,8 @@ class _Read(NamedTuple):
 
 
 def _read(documents: Sequence[Document], encoder: Encoder, report: Silent, keep: Keep | None = None) -> Iterator[_Read]:
-    with encoder.untrained(), report.track("reading the documents' tokens", len(documents)) as advance:
+    encoder = encoder.untrained
+    with report.track("reading the documents' tokens", len(documents)) as advance:
         texts = [document.full_text for document in documents]
         parts = [texts[start : start + DOCUMENTS_AT_ONCE] for start in range(0, len(texts), DOCUMENTS_AT_ONCE)]
         if keep is None:
@@ -293,13 +296,6 @@ def _by_document(
         if len(group):
             rows, places = np.divmod(order[group], candidates.shape[1])
             yield int(documents[group[0]]), rows, places
-
-
-def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Each row divided by its length; a row of zeros stays."""
-    lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))[:, None]
-    result: NDArray[np.float32] = vectors / np.maximum(lengths, np.float32(1e-12))
-    return result
 
 
 def main_directions(states: NDArray[np.float32], width: int) -> NDArray[np.float32]:
