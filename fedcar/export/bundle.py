@@ -84,6 +84,10 @@ class Bundle(Searcher):
     documents: StoredDocuments
     head: FrozenHead
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process, and a copy, read the files anew."""
+        return load_bundle, (self.encoder.folder,)
+
 
 def load_bundle(folder: str | Path) -> Bundle:
     """What searches as the exported retriever did; it imports no torch.

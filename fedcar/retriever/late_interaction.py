@@ -123,6 +123,8 @@ class LateInteraction:
         result = np.zeros((*candidates.shape, len(FEATURES)), dtype=np.float32)
         asked = _Asked.of(questions, self)
         hidden_states = unit(hidden_states)
+        if len(questions) == 1:
+            return self._of_one(hidden_states[0], asked, candidates[0])[None]
         for document, rows, places in _by_document(candidates):
             sentence_starts = self.arrays["sentence_starts"]
             first, last = int(sentence_starts[document]), int(sentence_starts[document + 1])
@@ -135,6 +137,29 @@ class LateInteraction:
             starts = (starts[:-1] - starts[0]).astype(np.int64)
             for part in asked.parts(rows):
                 result[rows[part], places[part], 1:] = asked.compared(rows[part], tokens, starts)
+        return result
+
+    def _of_one(
+        self, hidden_state: NDArray[np.float32], asked: _Asked, candidates: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """`features` of one question (c, 3): all documents side by side, where one after another takes longer."""
+        result = np.zeros((len(candidates), len(FEATURES)), dtype=np.float32)
+        first, last = (self.arrays["sentence_starts"][candidates + more].astype(np.int64) for more in (0, 1))
+        read = np.flatnonzero(last > first)
+        if not len(read):
+            return result
+        ranges = list(zip(first[read].tolist(), last[read].tolist(), strict=True))
+        documents = np.cumsum(last[read] - first[read]) - (last[read] - first[read])  # where each begins
+        vectors = unit(np.concatenate([self.arrays["sentences"][start:end] for start, end in ranges], dtype=np.float32))
+        result[read, 0] = np.maximum.reduceat(vectors @ hidden_state, documents)
+        if len(asked.states):
+            starts = self.arrays["token_starts"].astype(np.int64)
+            stored = [self.arrays["tokens"][starts[start] : starts[end]] for start, end in ranges]
+            sizes = np.concatenate([np.diff(starts[start : end + 1]) for start, end in ranges])
+            cosines = asked.states @ unpacked(np.concatenate(stored), self.width).T
+            best = np.maximum.reduceat(cosines, np.cumsum(sizes) - sizes, axis=1)  # (question tokens, sentences)
+            result[read, 1] = asked.weights @ np.maximum.reduceat(best, documents, axis=1)
+            result[read, 2] = np.maximum.reduceat(asked.weights @ best, documents)
         return result
 
     @property

@@ -26,7 +26,9 @@ from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.searcher import Answer, Searcher
 
 QUESTIONS = [question.format(word) for question in TOY_QUESTIONS for name in TOY_DOCUMENTS for word in (name,)]
-KINDS = ("untrained", "labels", "head", "cosine", "query_map", "ridge", "adapter")
+KINDS = ("untrained", "labels", "head", "cosine", "query_map", "ridge", "adapter", "texts")
+WITH_ADAPTER = ("adapter", "texts")
+MORE = "Ask whoever is there to look. Then write down what you saw, and call us if it happens again."
 MakeRetriever = Callable[[str], Retriever]
 
 
@@ -34,14 +36,17 @@ MakeRetriever = Callable[[str], Retriever]
 def retriever_of(
     toy_collection: Path, tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> MakeRetriever:
-    """Retrievers of every kind; with `adapter` one far from the identity on top of a head."""
+    """Retrievers of every kind; `adapter` has one far from the identity over a head, `texts` too, over longer documents."""
     cache = FeatureCache(tmp_path_factory.mktemp("cache"))
 
     def make(kind: str) -> Retriever:
         encoder = Encoder.load(tiny_model("llama"), "mean")
         documents = Collection.read(toy_collection).documents
-        retriever = made("head" if kind == "adapter" else kind, documents, encoder, cache)
-        if kind == "adapter":
+        if kind == "texts":
+            documents = tuple(replace(one, text=f"{one.text} {MORE}") for one in documents)
+        retriever = made("head" if kind in WITH_ADAPTER else kind, documents, encoder, cache)
+        assert retriever.evidence.deep == (kind == "texts")
+        if kind in WITH_ADAPTER:
             adapter = Adapter("full", encoder.embedding_width)
             generator = torch.Generator().manual_seed(2)
             adapter.difference.data = torch.randn(adapter.difference.shape, generator=generator) * 0.2
@@ -66,7 +71,7 @@ def test_a_question_passes_the_encoder_once(retriever_of: MakeRetriever, kind: s
     passes = passes_of(plain.runtime(QUESTIONS))
     both = passes_of(with_adapter._both) if with_adapter.adapter is not None else []
     retriever.search("who looks after the pump")
-    assert len(passes) + len(both) == 1 and (kind == "adapter") == bool(both)
+    assert len(passes) + len(both) == 1 and (kind in WITH_ADAPTER) == bool(both)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -92,7 +97,7 @@ def test_threads_by_each_runtime(
     check_same(found, [retriever.search(question) for question in QUESTIONS])
 
 
-@pytest.mark.parametrize("kind", ["ridge", "adapter"])
+@pytest.mark.parametrize("kind", ["ridge", "adapter", "texts"])
 def test_threads_on_a_bundle(retriever_of: MakeRetriever, kind: str, tmp_path: Path) -> None:
     write_bundle(retriever_of(kind), tmp_path / "bundle")
     bundle = load_bundle(tmp_path / "bundle")
@@ -110,12 +115,14 @@ def test_searched_from_asyncio(retriever_of: MakeRetriever) -> None:
     check_same(asyncio.run(all_at_once()), [retriever.search(question) for question in QUESTIONS])
 
 
-@pytest.mark.parametrize("kind", ["ridge", "adapter"])
-def test_copied_and_pickled_it_is_the_same(retriever_of: MakeRetriever, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["ridge", "adapter", "texts"])
+def test_copied_and_pickled_it_is_the_same(retriever_of: MakeRetriever, kind: str, tmp_path: Path) -> None:
     retriever = retriever_of(kind)
     wanted = [retriever.search(question) for question in QUESTIONS[:3]]
-    for one in (copy.copy(retriever), copy.deepcopy(retriever), pickle.loads(pickle.dumps(retriever))):
-        check_same([one.search(question) for question in QUESTIONS[:3]], wanted)
+    write_bundle(retriever, tmp_path / "bundle")
+    for one in (retriever, load_bundle(tmp_path / "bundle")):
+        for again in (copy.copy(one), copy.deepcopy(one), pickle.loads(pickle.dumps(one))):
+            check_same([again.search(question) for question in QUESTIONS[:3]], wanted)
 
 
 def search_there(searcher: Searcher, question: str, answers: object) -> None:
