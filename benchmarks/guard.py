@@ -24,7 +24,7 @@ from statistics import median
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from fedcar.bench.encode import bench_encode, in_turns
+from fedcar.bench.encode import Encoding, bench_encode, in_turns
 from fedcar.bench.jobs import machine
 from fedcar.bench.search import bench_search
 from fedcar.bench.step import adapter_jobs, head_jobs, made_up, ridge_jobs
@@ -58,7 +58,7 @@ def seconds_of(command: list[str]) -> float:
 
 def encoding() -> dict[str, float]:
     """Texts per CPU second over those of SentenceTransformer.encode."""
-    found = bench_encode(COLLECTION, runtimes=["torch", "openvino"], questions=48, paragraphs=8, clock="cpu")
+    found = bench_encode(COLLECTION, Encoding(["torch", "openvino"], questions=48, paragraphs=8, clock="cpu"))
     return {f"encode {row['what']}": row["ratio"] for row in found["rows"]}
 
 

@@ -94,7 +94,7 @@ def test_untouched_rows_keep_their_embedding(
     toy: Collection, encoder_folder: Path, cache: Path, tmp_path: Path, method: str, head: str
 ) -> None:
     retriever = train_toy(toy, encoder_folder, cache, method, head=head)
-    assert retriever.training["method"] == method, "nothing was trained, so nothing is shown"
+    assert retriever.training.method == method, "nothing was trained, so nothing is shown"
     before = train(without_dev_and_train(toy), encoder=encoder_folder, cache=cache, head=head).head.embeddings
     rows = {document.id: row for row, document in enumerate(toy.documents)}
     retriever.save(tmp_path / "retriever")
@@ -111,7 +111,7 @@ def test_untouched_rows_keep_their_embedding(
 
 def test_untouched_rows_keep_their_embedding_under_ridge(toy: Collection, encoder_folder: Path, cache: Path) -> None:
     retriever = train_toy(toy, encoder_folder, cache, "ridge")
-    assert retriever.training["method"] == "ridge", "nothing was trained, so nothing is shown"
+    assert retriever.training.method == "ridge", "nothing was trained, so nothing is shown"
     (row,) = (row for row, document in enumerate(toy.documents) if document.id == "hose")
     states = retriever.encoder.encode_states(QUESTIONS)
     learned = retriever.learned(QUESTIONS, states)
@@ -170,9 +170,9 @@ def test_same_seed_same_model(
 ) -> None:
     first = train_toy(toy, encoder_folder, cache, **options)
     second = train_toy(toy, encoder_folder, tmp_path / "another cache", **options)
-    assert first.training["method"] == options["method"], "nothing was trained, so nothing is shown"
+    assert first.training.method == options["method"], "nothing was trained, so nothing is shown"
     assert same(first, second)
-    losses = [[record["loss"] for record in one.training["history"]] for one in (first, second)]
+    losses = [[record["loss"] for record in one.training.history] for one in (first, second)]
     assert losses[0] == losses[1]
 
 
@@ -320,7 +320,7 @@ def test_what_does_harm_is_not_kept(toy_collection: Path, encoder_folder: Path, 
     assert len(collection.judged("dev")) == 6
     for method in METHODS:
         retriever = train(collection, encoder=encoder_folder, cache=cache, method=method, epochs=2)
-        assert retriever.training["method"] == "none" and retriever.encoder.adapter is None
+        assert retriever.training.method == "none" and retriever.encoder.adapter is None
         assert not retriever.head.active.any() and not retriever.head.rows.any()
 
 

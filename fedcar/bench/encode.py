@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -31,18 +32,20 @@ PARAGRAPH_WORDS = 150  # about 200 tokens
 MATRIX = 2048
 
 
-def bench_encode(
-    folder: str | Path,
-    *,
-    runtimes: Sequence[str] = ("auto",),
-    encoder: str = DEFAULT_ENCODER,
-    questions: int = 256,
-    paragraphs: int = 64,
-    runs: int = 5,
-    clock: str = "wall",
-    success: bool = False,
-    report: Silent | None = None,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Encoding:
+    """What is encoded and timed: so many questions and paragraphs, by these runtimes, in so many runs."""
+
+    runtimes: Sequence[str] = ("auto",)
+    encoder: str = DEFAULT_ENCODER
+    questions: int = 256
+    paragraphs: int = 64
+    runs: int = 5
+    clock: str = "wall"
+    success: bool = False
+
+
+def bench_encode(folder: str | Path, encoding: Encoding | None = None, report: Silent | None = None) -> dict[str, Any]:
     """Time fedcar's runtimes and SentenceTransformer.encode (its defaults) in turns; medians over the runs.
 
     The clock `cpu` counts CPU seconds, for one thread (OMP_NUM_THREADS=1) on a machine that does other work as well.
@@ -54,7 +57,8 @@ def bench_encode(
 
     Raises FedcarError where sentence-transformers is missing or the collection has no text.
     """
-    report = report or Silent()
+    report, encoding = report or Silent(), encoding or Encoding()
+    encoder, questions, paragraphs, runs = encoding.encoder, encoding.questions, encoding.paragraphs, encoding.runs
     if runs < 1 or questions < 1 or paragraphs < 1:
         raise FedcarError("--runs, --questions and --paragraphs: must each be 1 or more")
     try:
@@ -65,14 +69,16 @@ def bench_encode(
     texts = texts_of(collection, questions, paragraphs)
     ours = Encoder.load(encoder)
     names = list(
-        dict.fromkeys(choice.fastest(ours.model, texts["paragraph"]) if one == "auto" else one for one in runtimes)
+        dict.fromkeys(
+            choice.fastest(ours.model, texts["paragraph"]) if one == "auto" else one for one in encoding.runtimes
+        )
     )
     peer = SentenceTransformer(str(ours.folder), device=str(ours.model.device))
     peer.max_seq_length = ours.model.max_tokens
     encoders = {name: Encoder(ours.model, runtime=name) for name in names}
     rows, details = [], []
     right: dict[str, float] = {}
-    if success:
+    if encoding.success:
         report.say("success@1 by what each runtime makes of documents and test questions")
         right = {name: success_of(one, collection) for name, one in {choice.EXACT: ours, **encoders}.items()}
     for kind, chosen in texts.items():
@@ -80,7 +86,7 @@ def bench_encode(
         exact = unit(ours.encode(chosen))
         jobs: dict[str, Callable[[], object]] = {PEER: partial(peer.encode, list(chosen))}
         jobs |= {name: partial(one.encode, chosen) for name, one in encoders.items()}
-        seconds, ratios = in_turns(jobs, runs, CLOCKS[clock])
+        seconds, ratios = in_turns(jobs, runs, CLOCKS[encoding.clock])
         work = flop(ours, chosen)
         for name, one in encoders.items():
             found = row(
@@ -88,7 +94,7 @@ def bench_encode(
             )
             rows.append({**found, "unit": "texts/s", "ratio": round(ratios[name], 4)})
             cosine = float(np.einsum("nd,nd->n", unit(one.encode(chosen)), exact).mean())
-            reached, peak = work / seconds[name], peak_flops("bf16" in name, CLOCKS[clock])
+            reached, peak = work / seconds[name], peak_flops("bf16" in name, CLOCKS[encoding.clock])
             details.append(
                 {
                     "what": f"{kind}, {name}",
@@ -102,7 +108,13 @@ def bench_encode(
                     ),
                 }
             )
-    about = {**machine(), "clock": clock, "device": str(ours.model.device), "encoder": str(encoder), "encoded": details}
+    about = {
+        **machine(),
+        "clock": encoding.clock,
+        "device": str(ours.model.device),
+        "encoder": str(encoder),
+        "encoded": details,
+    }
     return {"machine": about, "rows": rows, "speedup": speedup(rows)}
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,42 +37,53 @@ EPOCHS = (1, 3)
 MEASURES = ("success@1", "mrr@10", "ndcg@10")
 
 
-def bench_train(
-    folder: str | Path,
-    *,
-    against: Sequence[str] = TRAIN_PEERS,
-    encoder: str = DEFAULT_ENCODER,
-    pooling: str | None = None,
-    runs: int = 1,
-    limit: int = 0,
-    epochs: Sequence[int] = EPOCHS,
-    seed: int = 0,
-    budget: int = BUDGET_SECONDS,
-    report: Silent | None = None,
-) -> dict[str, Any]:
-    """Train fedcar and the peers on the collection and measure all of them on its test split; the contract's shape.
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared with fedcar, and how.
 
     `epochs` are those of sentence-transformers, each a training of its own; `limit` bounds the training questions of
     every system, for a smoke run; `budget` the seconds that SetFit may train. Figures are medians over the runs, whose
-    seeds follow `seed`. A peer that is not installed, does not fit the collection or fails is left out: `report` says
-    why, and so does machine["left_out"].
+    seeds follow `seed`.
+    """
+
+    against: Sequence[str] = TRAIN_PEERS
+    encoder: str = DEFAULT_ENCODER
+    pooling: str | None = None
+    runs: int = 1
+    limit: int = 0
+    epochs: Sequence[int] = EPOCHS
+    seed: int = 0
+    budget: int = BUDGET_SECONDS
+
+
+def bench_train(
+    folder: str | Path, comparison: Comparison | None = None, report: Silent | None = None
+) -> dict[str, Any]:
+    """Train fedcar and the peers on the collection and measure all of them on its test split; the contract's shape.
+
+    A peer that is not installed, does not fit the collection or fails is left out: `report` says why, and so does
+    machine["left_out"].
 
     Raises FedcarError for what cannot be compared, and where fedcar itself fails.
     """
-    report = report or Silent()
-    check_arguments(against, runs, limit, epochs)
-    collection = limited(Collection.read(folder), limit)
+    report, asked_for = report or Silent(), comparison or Comparison()
+    against, runs, epochs = asked_for.against, asked_for.runs, asked_for.epochs
+    check_arguments(against, runs, asked_for.limit, epochs)
+    collection = limited(Collection.read(folder), asked_for.limit)
     asked = fresh_questions(collection)
     if not len(asked):
         raise FedcarError(f"{folder}: no judged query in the split test that is not in train, so nothing to compare by")
-    model, _ = find(str(encoder), offline=False)
-    pooling = pooling or default_pooling(model)
-    task = Task("fedcar", str(Path(folder).resolve()), str(model), pooling, limit=limit, budget=budget)
+    model, _ = find(asked_for.encoder, offline=False)
+    pooling, limits = (
+        asked_for.pooling or default_pooling(model),
+        {"limit": asked_for.limit, "budget": asked_for.budget},
+    )
+    task = Task("fedcar", str(Path(folder).resolve()), str(model), pooling, **limits)
     measured: dict[str, list[Outcome]] = {}
     left_out: dict[str, str] = {}
     device: str | None = None
     for run in range(runs):
-        for job in jobs(replace(task, seed=seed + run), against, epochs):
+        for job in jobs(replace(task, seed=asked_for.seed + run), against, epochs):
             name = job_name(job)
             if name in left_out:
                 continue
@@ -102,7 +113,7 @@ def bench_train(
                 "training_questions": len(collection.judged("train")),
                 "test_questions": len(asked),
             },
-            "encoder": str(encoder),
+            "encoder": asked_for.encoder,
             "left_out": left_out,
         },
         "rows": rows,

@@ -53,18 +53,20 @@ STEPS = 3  # of an update that is watched for memory; the first one warms up
 Jobs = dict[str, Callable[[], object]]
 
 
-def bench_step(
-    folder: str | Path,
-    *,
-    encoder: str = DEFAULT_ENCODER,
-    questions: int = 2048,
-    batch: int = 64,
-    paragraphs: int = 16,
-    runs: int = 5,
-    clock: str = "wall",
-    memory: bool = True,
-    report: Silent | None = None,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Steps:
+    """What is timed: steps on so many questions, batches and paragraphs; with `memory` what an update holds too."""
+
+    encoder: str = DEFAULT_ENCODER
+    questions: int = 2048
+    batch: int = 64
+    paragraphs: int = 16
+    runs: int = 5
+    clock: str = "wall"
+    memory: bool = True
+
+
+def bench_step(folder: str | Path, steps: Steps | None = None, report: Silent | None = None) -> dict[str, Any]:
     """Time `head`, `ridge` and the adapter's step in turns with what they consist of; medians over the runs.
 
     Head and ridge on made-up states, as many documents as the collection's and for the head 1,000 too, beside bare
@@ -76,7 +78,10 @@ def bench_step(
 
     Raises FedcarError where the collection has no text.
     """
-    report = report or Silent()
+    report, steps = report or Silent(), steps or Steps()
+    encoder, questions, batch, paragraphs, runs = (
+        steps.encoder, steps.questions, steps.batch, steps.paragraphs, steps.runs,
+    )  # fmt: skip
     if min(runs, questions, batch, paragraphs) < 1:
         raise FedcarError("--runs, --questions, --batch and --paragraphs: must each be 1 or more")
     collection, model = Collection.read(folder), Encoder.load(encoder)
@@ -93,12 +98,12 @@ def bench_step(
     rows = []
     for name, (peer, one) in jobs.items():
         report.say(f"{name}: {runs} runs")
-        seconds, ratios = in_turns(one, runs, CLOCKS[clock])
+        seconds, ratios = in_turns(one, runs, CLOCKS[steps.clock])
         found = row(name, seconds["ours"], seconds["peer"], peer, "s", runs)
         rows.append({**found, "ratio": round(ratios["ours"], 4)})
-    if memory:
+    if steps.memory:
         rows += memory_rows(Update("", str(model.folder), texts["paragraph"]), runs, report)
-    about = {**machine(), "clock": clock, "device": str(model.model.device), "encoder": str(encoder)}
+    about = {**machine(), "clock": steps.clock, "device": str(model.model.device), "encoder": str(encoder)}
     return {"machine": about, "rows": rows, "speedup": None}
 
 

@@ -35,21 +35,16 @@ def train(
     encoder: str | None,
     epochs: str,
     as_json: bool,
-    **options: Any,  # noqa: ANN401 - those of bench_train, under the same names; so below
+    **options: Any,  # noqa: ANN401 - fields of `Comparison`; so below
 ) -> None:
     """Train fedcar and its peers on COLLECTION: quality on test, seconds and memory."""
-    from fedcar.bench.jobs import TRAIN_PEERS, bench_train
+    from fedcar.bench.jobs import TRAIN_PEERS, Comparison, bench_train
     from fedcar.common.progress import Console
     from fedcar.encoder.model_files import DEFAULT_ENCODER
 
-    result = bench_train(
-        collection,
-        against=_listed(against) if against is not None else TRAIN_PEERS,
-        encoder=encoder or DEFAULT_ENCODER,
-        epochs=_numbers(epochs),
-        report=Console(),
-        **options,
-    )
+    peers = _listed(against) if against is not None else TRAIN_PEERS
+    comparison = Comparison(peers, encoder or DEFAULT_ENCODER, epochs=_numbers(epochs), **options)
+    result = bench_train(collection, comparison, Console())
     if as_json:
         click.echo(json.dumps(result, ensure_ascii=False))
     else:
@@ -79,7 +74,7 @@ clock_option = click.option(
 @as_json
 def encode(collection: Path, runtime: str, encoder: str | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
     """Encode COLLECTION's questions and paragraphs, beside SentenceTransformer.encode."""
-    from fedcar.bench.encode import bench_encode
+    from fedcar.bench.encode import Encoding, bench_encode
     from fedcar.common.progress import Console
     from fedcar.encoder.model_files import DEFAULT_ENCODER
     from fedcar.encoder.runtimes.choice import NAMES
@@ -88,7 +83,7 @@ def encode(collection: Path, runtime: str, encoder: str | None, as_json: bool, *
     if not names or (unknown := [name for name in names if name not in (*NAMES, "auto")]):
         message = f'"{unknown[0] if names else runtime}" is not known; give auto or some of {", ".join(NAMES)}'
         raise click.BadParameter(message, param_hint="--runtime")
-    result = bench_encode(collection, runtimes=names, encoder=encoder or DEFAULT_ENCODER, report=Console(), **options)
+    result = bench_encode(collection, Encoding(names, encoder or DEFAULT_ENCODER, **options), Console())
     _show(result, as_json)
 
 
@@ -104,11 +99,11 @@ def encode(collection: Path, runtime: str, encoder: str | None, as_json: bool, *
 @as_json
 def step(collection: Path, encoder: str | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
     """Time the steps of training beside the products and passes they consist of, on COLLECTION; and their memory."""
-    from fedcar.bench.step import bench_step
+    from fedcar.bench.step import Steps, bench_step
     from fedcar.common.progress import Console
     from fedcar.encoder.model_files import DEFAULT_ENCODER
 
-    result = bench_step(collection, encoder=encoder or DEFAULT_ENCODER, report=Console(), **options)
+    result = bench_step(collection, Steps(encoder or DEFAULT_ENCODER, **options), Console())
     _show(result, as_json)
 
 

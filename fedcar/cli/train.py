@@ -97,9 +97,9 @@ def train(
         raise
     remove_folder(checkpoint)
     if as_json:
-        print_json({"retriever": str(out), **retriever.training})
+        print_json({"retriever": str(out), **retriever.training.to_json()})
     else:
-        seconds = ", ".join(f"{name} {value:.1f} s" for name, value in retriever.training.get("seconds", {}).items())
+        seconds = ", ".join(f"{name} {value:.1f} s" for name, value in (retriever.training.seconds or {}).items())
         click.echo(f"{out}: saved ({seconds or 'the guarantee is in privacy.json'})")
         click.echo(f"next: fedcar evaluate {out} {collection}")
 

@@ -156,8 +156,8 @@ def _write(retriever: Retriever, folder: Path, precision: str) -> None:
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "rows.safetensors")
     if (index := retriever.index()) is not None:
         index.write(folder)
-    if retriever.training.get("privacy"):
-        write_json(folder / "privacy.json", retriever.training["privacy"])
+    if retriever.training.privacy:
+        write_json(folder / "privacy.json", retriever.training.privacy)
     evidence = retriever.evidence.tensors()
     del evidence["embeddings"]  # they stand among the rows
     for name, words in retriever.evidence.vocabularies().items():

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from fedcar.head.ridge_rows import RidgeRows
 from fedcar.retriever.calibration import Calibration
 from fedcar.retriever.evidence import Evidence, reads_tokens
 from fedcar.retriever.late_interaction import LateInteraction
+from fedcar.retriever.record import TrainingRecord
 from fedcar.retriever.row_index import RowIndex, is_installed
 from fedcar.retriever.searcher import Searcher
 from fedcar.retriever.weights import WEIGHT_NAMES, weights_of
@@ -53,7 +54,7 @@ class Retriever(Searcher):
     encoder: Encoder
     documents: tuple[Document, ...]
     head: Head
-    training: dict[str, Any] = field(default_factory=dict)
+    training: TrainingRecord = field(default_factory=TrainingRecord)
 
     @classmethod
     def untrained(
@@ -170,8 +171,8 @@ class Retriever(Searcher):
         self.evidence.write(folder)
         if (index := self.index()) is not None:
             index.write(folder)
-        if self.training.get("privacy"):
-            write_json(folder / "privacy.json", self.training["privacy"])
+        if self.training.privacy:
+            write_json(folder / "privacy.json", self.training.privacy)
         with (folder / "documents.jsonl").open("w", encoding="utf-8") as stream:
             for document in self.documents:
                 record = {"_id": document.id, "title": document.title, "text": document.text}
@@ -192,7 +193,7 @@ class Retriever(Searcher):
                 "feature_seed": self.ridge.feature_map.seed if self.ridge is not None else None,
                 "weights": dict(zip(WEIGHT_NAMES, map(float, self.weights), strict=True)),
                 "calibration": asdict(self.calibration),
-                "training": self.training,
+                "training": self.training.to_json(),
             },
         )
 
@@ -233,7 +234,7 @@ class Retriever(Searcher):
             np.array([settings["weights"][name] for name in WEIGHT_NAMES], dtype=np.float32),
             ridge,
             Calibration(**settings["calibration"]),
-            training=settings["training"],
+            training=TrainingRecord.from_json(settings["training"]),
             row_index=RowIndex.read(folder),
         )
 

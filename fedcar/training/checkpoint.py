@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -69,6 +70,15 @@ class Checkpoint:
             history.add(**past)
         best = record["best"]
         return Best(best["epoch"], Score(*best["score"]), load_file(self.folder / "best.safetensors"))
+
+
+@dataclass(frozen=True)
+class Course:
+    """How far a training has come; with a checkpoint that is kept, and `resume` goes on from there."""
+
+    history: History
+    checkpoint: Checkpoint | None = None
+    resume: bool = False
 
 
 def difference(what: str, before: object, now: object) -> str:

@@ -10,6 +10,8 @@ from fedcar.encoder.model_files import parameter_count
 from fedcar.errors import FedcarError
 from fedcar.privacy.statement import PAPER_RECIPE
 from fedcar.retriever.retriever import Retriever
+from fedcar.training.generated_questions import check_questions_from
+from fedcar.training.noised.plan import DELTA, Target
 
 MAP_EPOCHS = 6
 SMALL_ENCODER = 5_000_000  # parameters
@@ -45,34 +47,77 @@ class Settings:
     recipe: str = "plain"
 
 
-def choose_settings(
-    method: str,
-    adapter: str,
-    head: str,
-    pre_classifier: int,
-    epochs: int | None,
-    seed: int,
-    gradient_checkpointing: bool,
-) -> Settings:
-    """The settings that follow from what the user chose."""
-    if method not in METHODS:
-        raise FedcarError(f'--method "{method}": not known; give one of {", ".join(METHODS)}')
-    if epochs is not None and epochs < 1:
-        raise FedcarError(f"--epochs {epochs}: must be 1 or more")
-    if seed < 0:
-        raise FedcarError(f"--seed {seed}: must be 0 or more")
-    parse_variant(adapter)
-    settings = Settings(
-        method="adapter" if method == "adapter" else "head",
-        seed=seed,
-        head=head,
-        pre_classifier=pre_classifier,
-        adapter=adapter,
-        gradient_checkpointing=gradient_checkpointing,
-    )
-    if method == "adapter":
-        settings = of_adapter(settings)
-    return settings if epochs is None else replace(settings, epochs=epochs)
+@dataclass(frozen=True)
+class Choices:
+    """What a user asks of training; the defaults are those of `fedcar train`, whose options have the same names.
+
+    `method`: `ridge` (rows in closed form), `head` (rows by gradient steps on cached hidden states), `adapter` (adapter
+    and head, through the frozen blocks), or `auto`: from cheap to dear, keeping what selection prefers. `pooling` is
+    the model's own by default, `epochs` that of the method. `questions_from` is the address of an OpenAI-compatible
+    server whose `questions_model` is sent the documents (no question) and asked what users would ask of them.
+
+    `epsilon` trains under differential privacy (docs/privacy.md): class sums, head or adapter with noise, `epochs` full
+    steps. Dev is then not read, unless `public_dev` declares it public. `adaptive_clip` moves the clip norm by noised
+    counts. `noise_seed` is for tests and makes epsilon infinite. `recipe` "paper" is that of arXiv 2509.16508, without
+    epsilon and without formal guarantee.
+    """
+
+    pooling: str | None = None
+    method: str = "auto"
+    adapter: str = "full"
+    head: str = "linear"
+    pre_classifier: int = 0
+    epochs: int | None = None
+    seed: int = 0
+    gradient_checkpointing: bool = False
+    questions_from: str | None = None
+    questions_model: str | None = None
+    epsilon: float | None = None
+    delta: float = DELTA
+    public_dev: bool = False
+    against_advice: bool = False
+    adaptive_clip: bool = False
+    noise_seed: int | None = None
+    recipe: str = "private"
+
+    def settings(self) -> Settings:
+        """The settings of gradient steps that follow; FedcarError for what makes no sense."""
+        if self.method not in METHODS:
+            raise FedcarError(f'--method "{self.method}": not known; give one of {", ".join(METHODS)}')
+        if self.epochs is not None and self.epochs < 1:
+            raise FedcarError(f"--epochs {self.epochs}: must be 1 or more")
+        if self.seed < 0:
+            raise FedcarError(f"--seed {self.seed}: must be 0 or more")
+        parse_variant(self.adapter)
+        settings = Settings(
+            method="adapter" if self.method == "adapter" else "head",
+            seed=self.seed,
+            head=self.head,
+            pre_classifier=self.pre_classifier,
+            adapter=self.adapter,
+            gradient_checkpointing=self.gradient_checkpointing,
+        )
+        if self.method == "adapter":
+            settings = of_adapter(settings)
+        settings = settings if self.epochs is None else replace(settings, epochs=self.epochs)
+        check_questions_from(self.questions_from, self.questions_model, self.method)
+        return with_recipe(settings, self.recipe, self.method, self.epsilon)
+
+    def target(self, resume: bool = False) -> Target | None:
+        """The promise of privacy; None without epsilon. FedcarError for options that the one or the other has not."""
+        if self.epsilon is None:
+            flags = ("public_dev", "against_advice", "adaptive_clip")
+            refuse_with_epsilon_only(None, **{flag: getattr(self, flag) for flag in flags})
+            return None
+        if self.head != "linear" or self.pre_classifier:
+            message = "the head is then linear, without pre-classifier layer; leave these options out"
+            raise FedcarError(f"--epsilon: {message}")
+        if self.questions_from is not None:
+            raise FedcarError("--epsilon: class sums know no pseudo-queries; leave --questions-from out")
+        if resume:
+            raise FedcarError("--epsilon: no checkpoint is kept, as it takes seconds; start again without --resume")
+        noise = (self.public_dev, self.noise_seed, self.against_advice, self.adaptive_clip)
+        return Target(self.epsilon, self.delta, "example", *noise)
 
 
 def with_recipe(settings: Settings, recipe: str, method: str, epsilon: float | None) -> Settings:
@@ -86,16 +131,6 @@ def with_recipe(settings: Settings, recipe: str, method: str, epsilon: float | N
     if method not in ("head", "adapter"):
         raise FedcarError(f"--recipe paper: is for gradient steps; give --method head or adapter, not {method}")
     return replace(settings, recipe="paper")
-
-
-def refuse_without_epsilon_only(head: str, pre_classifier: int, questions_from: str | None, resume: bool) -> None:
-    """Refuse what training under epsilon does not have."""
-    if head != "linear" or pre_classifier:
-        raise FedcarError("--epsilon: the head is then linear, without pre-classifier layer; leave these options out")
-    if questions_from is not None:
-        raise FedcarError("--epsilon: class sums know no pseudo-queries; leave --questions-from out")
-    if resume:
-        raise FedcarError("--epsilon: no checkpoint is kept, as it takes seconds; start again without --resume")
 
 
 def refuse_with_epsilon_only(epsilon: float | None, **options: bool) -> None:

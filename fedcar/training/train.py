@@ -5,8 +5,9 @@ from __future__ import annotations
 import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-from fedcar.collection.collection import Collection, Judged
+from fedcar.collection.collection import Collection
 from fedcar.collection.pseudo_queries import PseudoQueries, pseudo_queries
 from fedcar.collection.splits import split_for_selection, warn_of_narrow_data
 from fedcar.common.history import History
@@ -18,73 +19,41 @@ from fedcar.encoder.model_files import DEFAULT_ENCODER
 from fedcar.errors import FedcarWarning
 from fedcar.privacy.statement import plain_words, to_json
 from fedcar.retriever.evidence import reads_tokens
-from fedcar.retriever.prepare import prepare
 from fedcar.retriever.questions import Questions
+from fedcar.retriever.record import TrainingRecord
 from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.weights import LEARNED, weights_of
-from fedcar.training.checkpoint import Checkpoint
-from fedcar.training.generated_questions import check_questions_from
-from fedcar.training.generated_questions import questions_from as questions_by_model
+from fedcar.training.checkpoint import Checkpoint, Course
+from fedcar.training.generated_questions import questions_from
 from fedcar.training.gradient import fit
+from fedcar.training.job import Job
 from fedcar.training.mixture import fit_mixture
 from fedcar.training.noised.central import train_under_epsilon
-from fedcar.training.noised.plan import DELTA, Target, make_plan
+from fedcar.training.noised.plan import make_plan
 from fedcar.training.paper_recipe import no_guarantee
 from fedcar.training.ridge import Summed, fit_ridge, too_many
-from fedcar.training.selection import Candidate, FoldView, calibrated, candidate, select
-from fedcar.training.settings import (
-    Settings,
-    choose_settings,
-    is_small,
-    of_adapter,
-    refuse_with_epsilon_only,
-    refuse_without_epsilon_only,
-    suited,
-    suited_to,
-    with_recipe,
-)
+from fedcar.training.selection import Candidate, FoldView, candidate, select
+from fedcar.training.settings import Choices, Settings, is_small, of_adapter, suited, suited_to
 
 LEAST_PSEUDO = 0.01  # of the questions' weight
 
 
 def train(
     collection: Collection,
+    choices: Choices | None = None,
     *,
     encoder: str | Path | Encoder = DEFAULT_ENCODER,
-    pooling: str | None = None,
-    method: str = "auto",
-    adapter: str = "full",
-    head: str = "linear",
-    pre_classifier: int = 0,
-    epochs: int | None = None,
-    seed: int = 0,
-    gradient_checkpointing: bool = False,
-    questions_from: str | None = None,
-    questions_model: str | None = None,
     cache: str | Path | None = None,
     checkpoint: str | Path | None = None,
     resume: bool = False,
     report: Silent | None = None,
-    epsilon: float | None = None,
-    delta: float = DELTA,
-    public_dev: bool = False,
-    against_advice: bool = False,
-    adaptive_clip: bool = False,
-    noise_seed: int | None = None,
-    recipe: str = "private",
+    **changes: Any,  # noqa: ANN401 - fields of `Choices`
 ) -> Retriever:
     """Train a retriever on the collection's training questions; without any, the retriever is hybrid search.
 
-    `method`: `ridge` (rows in closed form), `head` (rows by gradient steps on cached hidden states), `adapter` (adapter
-    and head, through the frozen blocks), or `auto`: from cheap to dear, keeping what selection prefers. `cache` is the
-    folder of the hidden states; `checkpoint` a folder written after every epoch, from which `resume` goes on.
-    `questions_from` is the address of an OpenAI-compatible server whose `questions_model` is sent the documents (no
-    question) and asked what users would ask of them: pseudo-queries for ridge.
-
-    `epsilon` trains under differential privacy (docs/privacy.md): class sums, head or adapter with noise, `epochs` full
-    steps, no checkpoint. Dev is then not read, unless `public_dev` declares it public. `adaptive_clip` moves the clip
-    norm by noised counts. `noise_seed` is for tests and makes epsilon infinite. `recipe` "paper" is that of arXiv
-    2509.16508, without epsilon and without formal guarantee.
+    What can be chosen stands in `Choices`: give one, or its fields by their names, as in `train(collection,
+    method="head", epochs=3)`. `cache` is the folder of the hidden states; `checkpoint` a folder written after every
+    epoch, from which `resume` goes on.
 
     Formal guarantees:
         never_below_baselines_on_selection_data: BM25, MIPS, hybrid, the evidence alone and every epoch are candidates;
@@ -93,115 +62,83 @@ def train(
             kept that is below hybrid search there.
         same_seed_same_model, resumed_equals_uninterrupted: bitwise, on the same machine, from the same cache.
     """
-    report = report or Silent()
-    clock = Clock()
-    settings = choose_settings(method, adapter, head, pre_classifier, epochs, seed, gradient_checkpointing)
-    check_questions_from(questions_from, questions_model, method)
-    settings = with_recipe(settings, recipe, method, epsilon)
-    refuse_with_epsilon_only(epsilon, public_dev=public_dev, against_advice=against_advice, adaptive_clip=adaptive_clip)
-    target = None
-    if epsilon is not None:
-        target = Target(epsilon, delta, "example", public_dev, noise_seed, against_advice, adaptive_clip)
-        refuse_without_epsilon_only(head, pre_classifier, questions_from, resume)
+    choices, report, clock = replace(choices or Choices(), **changes), report or Silent(), Clock()
+    settings, target = choices.settings(), choices.target(resume)
+    if target is not None:
         target.check()
-    model = encoder if isinstance(encoder, Encoder) else Encoder.load(encoder, pooling)
+    model = encoder if isinstance(encoder, Encoder) else Encoder.load(encoder, choices.pooling)
     features = FeatureCache(Path(cache) if cache else None)
     if target is not None:
-        return train_under_epsilon(
-            collection, target, model, features, report, method=method, adapter=adapter, steps=epochs, seed=seed
-        )
+        return train_under_epsilon(collection, target, model, features, report, choices)
     model.runtime_name(
         [*(one.full_text for one in collection.documents), *(one.text for one in collection.queries.values())]
     )
+    head, layer, seed = choices.head, choices.pre_classifier, choices.seed
     untrained = Retriever.untrained(
-        collection.documents, model, features, report, head=head, pre_classifier=pre_classifier, seed=seed
+        collection.documents, model, features, report, head=head, pre_classifier=layer, seed=seed
     )
     settings = suited(settings, untrained)
-    train_split, selection_split = split_for_selection(collection, seed)
-    training = prepare(untrained, train_split, features, report, "training questions")
-    selection = prepare(untrained, selection_split, features, report, "selection questions")
-    nobody_answers = collection.unanswerable("dev")
-    unanswerable = Judged(nobody_answers, ({},) * len(nobody_answers))
-    unanswered = prepare(untrained, unanswerable, features, report, "unanswerable questions")
+    training, selection = split_for_selection(collection, seed)
+    job = Job.prepare(collection, untrained, features, report, training=training, selection=selection)
     clock.lap("encode")
-    history, view = History(), FoldView.of(untrained, training, seed)
-    if not len(training) and collection.queries and len(collection.documents) == 1:
-        warn_of_narrow_data(collection)
-    if len(training) and len(selection):
-        warn_of_narrow_data(collection)
-        store = Checkpoint(Path(checkpoint), fingerprints(collection, model, settings)) if checkpoint else None
-        pseudo = pseudo_queries(collection.documents, seed)
-        if questions_from is not None:
-            documents, folder = collection.documents, features.folder
-            pseudo += questions_by_model(questions_from, documents, model=questions_model, cache=folder, report=report)
-        candidates = trained_candidates(
-            untrained, training, selection, pseudo, settings, method, features, history, store, resume, report, view
-        )
-    else:
-        if questions_from is not None:
-            message = "not asked: its questions join real ones, and there are too few to learn from"
-            warnings.warn(f"--questions-from: {message}", FedcarWarning, stacklevel=2)
-        if len(training):
-            message = "training questions without a dev split are too few to learn from and to check"
-            warnings.warn(f"{len(training)} {message}; search is not trained", FedcarWarning, stacklevel=2)
-        candidates = []
-    kept = select(untrained, selection, candidates, view.standard, report)
-    kept = replace(kept, retriever=calibrated(kept.retriever, selection, unanswered))
-    clock.lap("train")
-    claim = no_guarantee(kept.name, delta) if recipe == "paper" else None
+    store = Checkpoint(Path(checkpoint), fingerprints(collection, model, settings)) if checkpoint else None
+    course, view = Course(History(), store, resume), FoldView.of(untrained, job.training, seed)
+    candidates = trained_candidates(job, choices, settings, course, view) if can_learn(job, choices) else []
+    kept = select(untrained, job.selection, candidates, view.standard, report)
+    claim = no_guarantee(kept.name, choices.delta) if choices.recipe == "paper" else None
+    record = TrainingRecord(
+        method=kept.name,
+        settings=asdict(settings),
+        questions=len(job.training),
+        selection={candidate.name: candidate.score.success for candidate in candidates},
+        history=course.history.records,
+        privacy=to_json(claim) if claim is not None else None,
+    )
+    retriever = job.conclude(kept.retriever, record)
     if claim is not None:
         report.say(plain_words(claim).splitlines()[0])
-    kept.retriever.training = {
-        "method": kept.name,
-        "settings": asdict(settings),
-        "collection": {"name": collection.name, "fingerprint": collection.fingerprint},
-        "questions": len(training),
-        "selection_questions": len(selection),
-        "selection": {candidate.name: candidate.score.success for candidate in candidates},
-        "history": history.records,
-        "seconds": clock.seconds,
-        "peak_memory_mb": peak_memory_mb(),
-        **({"privacy": to_json(claim)} if claim is not None else {}),
-    }
-    return kept.retriever
+    clock.lap("train")
+    told = replace(retriever.training, seconds=clock.seconds, peak_memory_mb=peak_memory_mb())
+    return replace(retriever, training=told)
+
+
+def can_learn(job: Job, choices: Choices) -> bool:
+    """Whether there are questions to train on and to choose by; one warning where there are not."""
+    if len(job.training) and len(job.selection):
+        warn_of_narrow_data(job.collection)
+        return True
+    if not len(job.training) and job.collection.queries and len(job.collection.documents) == 1:
+        warn_of_narrow_data(job.collection)
+    if choices.questions_from is not None:
+        message = "not asked: its questions join real ones, and there are too few to learn from"
+        warnings.warn(f"--questions-from: {message}", FedcarWarning, stacklevel=3)
+    if len(job.training):
+        message = "training questions without a dev split are too few to learn from and to check"
+        warnings.warn(f"{len(job.training)} {message}; search is not trained", FedcarWarning, stacklevel=3)
+    return False
 
 
 def plan(
     collection: Collection,
+    choices: Choices | None = None,
     *,
     encoder: str,
     cache: str | Path | None = None,
-    pooling: str | None = None,
-    questions_from: str | None = None,
-    questions_model: str | None = None,
-    epsilon: float | None = None,
-    delta: float = DELTA,
-    public_dev: bool = False,
-    against_advice: bool = False,
-    adaptive_clip: bool = False,
-    recipe: str = "private",
-    **options: object,
+    **changes: Any,  # noqa: ANN401 - fields of `Choices`
 ) -> dict[str, object]:
     """What `train` would do with the same arguments, without doing it: counts, encoder, settings of gradient steps."""
-    settings = choose_settings(**options)  # type: ignore[arg-type]
-    settings = with_recipe(settings, recipe, str(options["method"]), epsilon)
-    refuse_with_epsilon_only(epsilon, public_dev=public_dev, against_advice=against_advice, adaptive_clip=adaptive_clip)
-    check_questions_from(questions_from, questions_model, str(options["method"]))
-    model = Encoder.load(encoder, pooling)
+    choices = replace(choices or Choices(), **changes)
+    settings, target = choices.settings(), choices.target()
+    model = Encoder.load(encoder, choices.pooling)
     training, selection = split_for_selection(collection, settings.seed)
-    noised: dict[str, object] = {}
-    if epsilon is not None:
-        target = Target(epsilon, delta, "example", public_dev, None, against_advice, adaptive_clip)
-        refuse_without_epsilon_only(settings.head, settings.pre_classifier, questions_from, False)
+    if target is not None:
         target.check(len(collection.judged("train")))
-        found = make_plan(target, str(options["method"]), len(collection.documents), steps=options["epochs"])  # type: ignore[arg-type]
-        noised = {"privacy": found.in_words()}
-    if noised:
-        return {"documents": len(collection.documents), "encoder": model.name, **noised}
+        noised = make_plan(target, choices.method, len(collection.documents), steps=choices.epochs)
+        return {"documents": len(collection.documents), "encoder": model.name, "privacy": noised.in_words()}
     deep = reads_tokens(collection.documents, model)
     used = asdict(suited_to(settings, model, deep))
     also: dict[str, object] = {}
-    if options["method"] == "auto" and is_small(model):
+    if choices.method == "auto" and is_small(model):
         of_the_adapter = asdict(suited_to(of_adapter(settings), model, deep))
         also = {"and an adapter": {name: value for name, value in of_the_adapter.items() if value != used[name]}}
     return {
@@ -210,9 +147,9 @@ def plan(
         "selection questions": len(selection),
         "encoder": f"{model.name} ({model.dimension} wide, pooling {model.pooling}, {model.fingerprint[:12]})",
         **used,
-        "method": options["method"],
+        "method": choices.method,
         **also,
-        "documents sent to": questions_from or "nobody",
+        "documents sent to": choices.questions_from or "nobody",
     }
 
 
@@ -222,45 +159,44 @@ def fingerprints(collection: Collection, encoder: Encoder, settings: Settings) -
 
 
 def trained_candidates(
-    untrained: Retriever,
-    training: Questions,
-    selection: Questions,
-    pseudo: PseudoQueries,
-    settings: Settings,
-    method: str,
-    cache: FeatureCache,
-    history: History,
-    checkpoint: Checkpoint | None,
-    resume: bool,
-    report: Silent,
-    view: FoldView,
+    job: Job, choices: Choices, settings: Settings, course: Course, view: FoldView
 ) -> list[Candidate]:
     """What the method offers, from cheap to dear: the evidence with learned weights, ridge, head, adapter."""
-    mixed, standard = with_mixture(untrained, training), view.standard
+    training, selection, report, standard = job.training, job.selection, job.report, view.standard
+    method, seed, mixed = choices.method, settings.seed, with_mixture(job.untrained, job.training)
     candidates = [candidate("evidence", standard.fitted(mixed), selection, standard, report)]
     if method in ("auto", "ridge"):
+        pseudo = all_pseudo_queries(job, choices)
         texts = [("ridge", PseudoQueries())]
         if can_matter(pseudo, training):
             texts.append(("ridge+pseudo", pseudo))
-        reasons = {name: too_many(mixed, training, one) for name, one in texts}
-        possible = [(name, one) for name, one in texts if not reasons[name]]
+        reasons = {name: too_many(mixed, training, queries) for name, queries in texts}
+        possible = [(name, queries) for name, queries in texts if not reasons[name]]
         for name, reason in reasons.items():
             if reason:
                 report.say(f"{name}: {reason}")
-        summed = Summed.of(mixed, training, cache, settings.seed, possible[-1][1]) if possible else None
-        for name, one in possible:
-            fitted = fit_ridge(mixed, training, cache, settings.seed, one, summed)
+        summed = Summed.of(mixed, training, job.features, seed, possible[-1][1]) if possible else None
+        for name, queries in possible:
+            fitted = fit_ridge(mixed, training, job.features, seed, queries, summed)
             candidates.append(candidate(name, fitted, selection, standard, report))
     if method in ("auto", "head", "adapter"):
-        folds = view.folds[:1] if settings.method == "adapter" else view.folds
-        fitted = fit(mixed, training, selection, settings, history, checkpoint, resume, report, folds, standard)
+        checked = view.first if settings.method == "adapter" else view
+        fitted = fit(mixed, job, settings, course, checked)
         candidates.append(candidate(settings.method, fitted, selection, standard, report))
-    if method == "auto" and is_small(untrained.encoder):
-        chosen = suited(of_adapter(settings), untrained)
-        folds = view.folds[:1]
-        fitted = fit(mixed, training, selection, chosen, History(), None, False, report, folds, standard)
+    if method == "auto" and is_small(job.untrained.encoder):
+        fitted = fit(mixed, job, suited(of_adapter(settings), job.untrained), Course(History()), view.first)
         candidates.append(candidate("adapter", fitted, selection, standard, report))
     return candidates
+
+
+def all_pseudo_queries(job: Job, choices: Choices) -> PseudoQueries:
+    """Titles and sentences of the documents, and what a language model would ask of them."""
+    documents = job.collection.documents
+    pseudo = pseudo_queries(documents, choices.seed)
+    if choices.questions_from is None:
+        return pseudo
+    server, model, folder = choices.questions_from, choices.questions_model, job.features.folder
+    return pseudo + questions_from(server, documents, model=model, cache=folder, report=job.report)
 
 
 def can_matter(pseudo: PseudoQueries, training: Questions) -> bool:

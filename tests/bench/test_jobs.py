@@ -91,7 +91,7 @@ def task(peer: str, collection: Path, encoder: Path, **options: Any) -> Task:
 
 
 def test_the_shape_is_the_contract(labels: Path, encoder_folder: Path, in_process: list[Task]) -> None:
-    result = bench.bench_train(labels, against=["hybrid", "bm25s"], encoder=str(encoder_folder))
+    result = bench.bench_train(labels, bench.Comparison(against=["hybrid", "bm25s"], encoder=str(encoder_folder)))
     assert list(result) == ["machine", "rows", "speedup"]
     assert [job.peer for job in in_process] == ["fedcar", "bm25s", "hybrid"]
     assert json.loads(json.dumps(result, allow_nan=False)) == result
@@ -175,7 +175,7 @@ def test_what_is_not_installed_is_named_and_left_out(
     monkeypatch.setattr(bench, "find_spec", lambda name: None if name in missing else find_spec(name))
     heard = Heard()
     against = ["sentence-transformers", "sklearn", "hybrid"]
-    result = bench.bench_train(labels, against=against, encoder=str(encoder_folder), runs=2, report=heard)
+    result = bench.bench_train(labels, bench.Comparison(against=against, encoder=str(encoder_folder), runs=2), heard)
     assert [(job.peer, job.seed) for job in ran] == [(peer, seed) for seed in (0, 1) for peer in ("fedcar", "hybrid")]
     assert all(row["runs"] == 2 for row in result["rows"])
     assert {row["peer_name"] for row in result["rows"]} == {"hybrid"} and result["speedup"] is None
@@ -203,11 +203,11 @@ def test_a_peer_that_fails_is_left_out_and_fedcar_that_fails_is_an_error(
         return answer
 
     monkeypatch.setattr(bench, "in_its_own_process", run("hybrid"))
-    result = bench.bench_train(labels, against=["hybrid", "bm25s"], encoder=str(encoder_folder))
+    result = bench.bench_train(labels, bench.Comparison(against=["hybrid", "bm25s"], encoder=str(encoder_folder)))
     assert list(result["machine"]["left_out"]) == ["hybrid"] and result["rows"][0]["peer_name"] == "bm25s"
     monkeypatch.setattr(bench, "in_its_own_process", run("fedcar"))
     with pytest.raises(FedcarError, match="fedcar cannot be measured: ended early"):
-        bench.bench_train(labels, against=["hybrid"], encoder=str(encoder_folder))
+        bench.bench_train(labels, bench.Comparison(against=["hybrid"], encoder=str(encoder_folder)))
 
 
 def test_a_process_of_its_own(labels: Path, encoder_folder: Path) -> None:
@@ -286,7 +286,7 @@ def test_few_shots_take_as_many_of_each(labels: Path) -> None:
 )
 def test_what_cannot_be_compared_is_refused(labels: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(FedcarError, match=message):
-        bench.bench_train(labels, **options)
+        bench.bench_train(labels, bench.Comparison(**options))
 
 
 def test_without_test_questions_there_is_nothing_to_compare_by(labels: Path, tmp_path: Path) -> None:
@@ -339,7 +339,7 @@ def test_every_peer_for_real(labels: Path, encoder_folder: Path) -> None:
     """Each in its own process: a tiny model, 64 questions at most, one epoch."""
     for module in ("sentence_transformers", "datasets", "sklearn", "setfit"):
         pytest.importorskip(module)
-    result = bench.bench_train(labels, encoder=str(encoder_folder), limit=64, epochs=(1,))
+    result = bench.bench_train(labels, bench.Comparison(encoder=str(encoder_folder), limit=64, epochs=(1,)))
     assert result["machine"]["left_out"] == {}
     assert list(dict.fromkeys(row["peer_name"] for row in result["rows"])) == [
         "sentence-transformers, 1 epoch",

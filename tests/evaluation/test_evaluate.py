@@ -34,7 +34,7 @@ def toy(toy_collection: Path) -> Collection:
 def retriever(request: pytest.FixtureRequest, toy_collection: Path, encoder: Path, cache: Path) -> Retriever:
     collection = learnable(Collection.read(toy_collection))
     retriever = train(collection, encoder=encoder, cache=cache, method=request.param, epochs=12)
-    assert retriever.training["method"] == request.param
+    assert retriever.training.method == request.param
     return retriever
 
 

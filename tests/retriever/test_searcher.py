@@ -36,7 +36,7 @@ MakeRetriever = Callable[[str], Retriever]
 def retriever_of(
     toy_collection: Path, tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> MakeRetriever:
-    """Retrievers of every kind; `adapter` has one far from the identity over a head, `texts` too, over longer documents."""
+    """Retrievers of every kind; `adapter` has one far from the identity, and `texts`, which has long documents."""
     cache = FeatureCache(tmp_path_factory.mktemp("cache"))
 
     def make(kind: str) -> Retriever:

@@ -177,6 +177,6 @@ def test_ridge_is_not_tried_for_too_many_rows(
     for most, tried in ((12, {"evidence", "ridge"}), (11, {"evidence"})):
         monkeypatch.setattr(ridge, "MOST_ROWS", most)
         found = train(collection, encoder=encoder_folder, method="ridge", cache=tmp_path, report=report)
-        assert found.training["selection"].keys() == tried
+        assert found.training.selection.keys() == tried
     assert said.count("ridge+pseudo: not tried: 16 documents would get a row, and at most 12 do") == 1
     assert said.count("ridge: not tried: 12 documents would get a row, and at most 11 do") == 1

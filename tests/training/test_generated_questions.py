@@ -353,7 +353,7 @@ def test_training_asks_and_sends_documents_alone(
         questions_from=server.url,
         questions_model="tiny",
     )
-    assert {"evidence", "ridge", "ridge+pseudo"} <= set(found.training["selection"])
+    assert {"evidence", "ridge", "ridge+pseudo"} <= set(found.training.selection)
     assert len(server.requests) == len(collection.documents)
     sent = json.dumps([request["body"] for request in server.requests])
     assert all(document.text in sent for document in collection.documents)

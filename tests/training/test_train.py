@@ -290,10 +290,10 @@ def test_an_older_checkpoint_is_not_offered_after_a_new_start(
 def test_the_training_is_recorded(collection: Collection, encoder: Path, cache: Path) -> None:
     retriever = train(collection, encoder=encoder, cache=cache, method="head", epochs=EPOCHS)
     record = retriever.training
-    assert (record["method"], record["questions"], record["selection_questions"]) == ("head", 20, 10)
-    assert [epoch["epoch"] for epoch in record["history"]] == [1, 2, 3, 4, 5]
-    assert record["history"][-1]["loss"] < record["history"][0]["loss"]
-    json.dumps(record)
+    assert (record.method, record.questions, record.selection_questions) == ("head", 20, 10)
+    assert [epoch["epoch"] for epoch in record.history] == [1, 2, 3, 4, 5]
+    assert record.history[-1]["loss"] < record.history[0]["loss"]
+    json.dumps(record.to_json())
 
 
 @pytest.mark.parametrize(("method", "texts"), [("head", True), ("adapter", True), ("adapter", False)])
@@ -308,7 +308,7 @@ def test_a_dry_run_says_what_training_uses(
     options: dict[str, Any] = {"encoder": encoder, "cache": cache, "method": method, "epochs": 1, "seed": 0}
     shape = {"adapter": "full", "head": "linear", "pre_classifier": 0, "gradient_checkpointing": False}
     said = plan(collection, **options, **shape)
-    used = train(collection, **options).training["settings"]
+    used = train(collection, **options).training.settings
     assert {name: said[name] for name in used} == used and used["query_map"] is texts
 
 
@@ -331,7 +331,7 @@ def test_without_dev_a_tenth_of_the_training_questions_chooses(
         collection, queries=queries, judgements={k: v for k, v in collection.judgements.items() if k != "dev"}
     )
     record = train(without, encoder=encoder, cache=cache, method="head", epochs=2).training
-    assert (record["questions"], record["selection_questions"]) == (18, 2)
+    assert (record.questions, record.selection_questions) == (18, 2)
 
 
 def test_a_dev_question_that_stands_in_train_does_not_choose(
@@ -341,7 +341,7 @@ def test_a_dev_question_that_stands_in_train_does_not_choose(
     record = train(
         replace(collection, judgements=judgements), encoder=encoder, cache=cache, method="head", epochs=2
     ).training
-    assert (record["questions"], record["selection_questions"]) == (20, 10)
+    assert (record.questions, record.selection_questions) == (20, 10)
 
 
 def test_gradient_checkpointing_gives_the_same_model(collection: Collection, encoder: Path, cache: Path) -> None:
@@ -388,7 +388,7 @@ def test_too_few_questions_are_not_divided(collection: Collection, encoder: Path
     few = dict(list(collection.judgements["train"].items())[:4])
     with pytest.warns(FedcarWarning, match="too few to learn from"):
         retriever = train(replace(collection, judgements={"train": few}), encoder=encoder, cache=cache, method="head")
-    assert retriever.training["method"] == "none"
+    assert retriever.training.method == "none"
 
 
 @pytest.mark.parametrize("method", ["ridge", "head", "adapter"])
@@ -405,7 +405,7 @@ def test_a_judgement_that_names_an_empty_document_does_no_harm(
         method=method,
         epochs=2,
     )
-    assert all(math.isfinite(epoch["loss"]) for epoch in retriever.training["history"])
+    assert all(math.isfinite(epoch["loss"]) for epoch in retriever.training.history)
     assert all(bool(torch.isfinite(tensor).all()) for tensor in retriever.head.parameters())
     hits = retriever.search("sucker", 6).hits
     assert len(hits) == 6 and "empty" not in {hit.id for hit in hits} and all(math.isfinite(hit.score) for hit in hits)

@@ -55,18 +55,19 @@ def train_over(
     watch: Callable[[Mapping[str, Any]], None],
 ) -> dict[str, Any]:
     """Enrol the devices, learn the mixture, run the rounds, keep the best candidate as RUN/retriever."""
-    from fedcar.collection.collection import Judged
     from fedcar.encoder.cache import FeatureCache
     from fedcar.federation.job.job import baselines, fitted, matched, ridge_candidates, train_rounds
     from fedcar.federation.remote import held_out
     from fedcar.federation.rounds.clock import VirtualClock
     from fedcar.federation.rounds.run_folder import RunFolder
-    from fedcar.retriever.prepare import prepare
+    from fedcar.retriever.record import TrainingRecord
     from fedcar.retriever.weights import LEARNED, weights_of
-    from fedcar.training.selection import Candidate, Standard, calibrated, candidate, select
+    from fedcar.training.job import Job
+    from fedcar.training.selection import Candidate, Standard, candidate, select
 
     start, cache = time.monotonic(), FeatureCache(Path(options.cache) if options.cache else None)
-    selection = prepare(untrained, collection.judged("dev"), cache, report, "selection questions")
+    job = Job.prepare(collection, untrained, cache, report, selection=collection.judged("dev"))
+    selection = job.selection
     new = not (run / ENROLMENT).exists()
     members = kept_enrolment(run, network, rounds.quorum, report)
     if new and not len(selection):
@@ -105,16 +106,14 @@ def train_over(
     else:
         first = held_out.candidate_by(lambda weights: shares[weights.tobytes()], "evidence", evidence, standard, report)
         kept = held_out.select_by(shares, untrained, [first, *found], standard, report)
-    nobody_answers = collection.unanswerable("dev")
-    unanswered = prepare(untrained, Judged(nobody_answers, ({},) * len(nobody_answers)), cache, report, "")
-    kept = replace(kept, retriever=calibrated(kept.retriever, selection, unanswered))
-    kept.retriever.training = {
-        "method": kept.name, "settings": asdict(settings),
-        "federation": {**asdict(rounds), "clients": len(members), "mixture_rounds": exchanges, "run": run.name},
-        "collection": {"name": collection.name, "fingerprint": collection.fingerprint},
-        "questions": sum(members.values()), "selection_questions": len(selection), "history": records,
-    }  # fmt: skip
-    kept.retriever.save(run / RETRIEVER)
+    record = TrainingRecord(
+        method=kept.name,
+        settings=asdict(settings),
+        federation={**asdict(rounds), "clients": len(members), "mixture_rounds": exchanges, "run": run.name},
+        questions=questions,
+        history=records,
+    )
+    job.conclude(kept.retriever, record).save(run / RETRIEVER)
     per_round = sum(record["bytes_down"] + record["bytes_up"] for record in records) // max(1, len(records))
     return {
         "run": str(run), "retriever": str(run / RETRIEVER), "rounds": records, "selection": kept.score.success,

@@ -20,11 +20,11 @@ from fedcar.federation.job.noised import PrivateRun, belongs_to, check_participa
 from fedcar.federation.remote.network import RemoteNetwork
 from fedcar.federation.remote.noised import Exchanges
 from fedcar.federation.rounds.settings import RoundSettings
-from fedcar.federation.wire.setup import PrivateSettings
-from fedcar.privacy.statement import plain_words, to_json
+from fedcar.privacy.statement import to_json
 from fedcar.retriever.retriever import Retriever
-from fedcar.training.noised.central import calibrated, public_questions, record_of
-from fedcar.training.noised.plan import Target
+from fedcar.training.job import Job
+from fedcar.training.noised.central import conclude, public, public_dev
+from fedcar.training.noised.plan import PrivateSettings, Target
 from fedcar.training.noised.server import PrivateTraining
 
 
@@ -69,7 +69,7 @@ def train_privately_over(
     target = Target(**options.target)
     settings = settings_of(options.method, options.adapter, target, rounds)
     plan = settings.plan(len(untrained.documents))
-    selection = public_questions(collection, target, untrained, features, report)
+    job = Job.prepare(collection, untrained, features, report, selection=public_dev(collection, target))
     members = kept_devices(run, network, rounds.quorum, report)
     target.check(len(members) if target.unit == "client" else None)
     belongs = belongs_to(collection, untrained.encoder, plan, "devices", members, rounds.seed)
@@ -79,18 +79,15 @@ def train_privately_over(
     crowd, store = over_a_network(network, plan, place, books, rounds), Exchanges(run / "exchanges")
     report.say(f"{len(members)} devices; {time.monotonic() - start:.0f} s to the first exchange")
     server = PrivateTraining(
-        untrained, crowd, plan, store=store, selection=selection, report=report, watch=noting(place, crowd, watch),
+        untrained, crowd, plan, store=store, selection=public(job), report=report, watch=noting(place, crowd, watch),
         adapter=settings.module(untrained.encoder.embedding_width),
     )  # fmt: skip
     outcome = server.run()
     assert outcome.statement is not None
     statement = to_json(outcome.statement)
     replace_json(run / "privacy.json", statement)
-    report.say(plain_words(outcome.statement).splitlines()[0])
-    retriever = calibrated(outcome.retriever, collection, selection, features, report)
-    retriever.training = record_of(collection, outcome, plan, selection)
-    retriever.training["federation"] = {"clients": len(members), "unit": target.unit, "run": run.name}
-    retriever.save(run / RETRIEVER)
+    about = {"clients": len(members), "unit": target.unit, "run": run.name}
+    conclude(job, outcome, plan, about).save(run / RETRIEVER)
     if outcome.refusal is None:
         shutil.rmtree(store.folder, ignore_errors=True)
     records = [shown(record) for record in outcome.records]

@@ -35,7 +35,7 @@ from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.weights import LEARNED, weights_of
 from fedcar.training.gradient import Trainer, prepared, with_learned
 from fedcar.training.selection import Candidate, Score, Standard, baseline_weights, best_weights, candidate
-from fedcar.training.settings import Settings, choose_settings, suited_to
+from fedcar.training.settings import Choices, Settings, suited_to
 
 Watch = Callable[[Mapping[str, Any]], None]
 
@@ -43,7 +43,7 @@ Watch = Callable[[Mapping[str, Any]], None]
 def check_method(method: str, adapter: str, rounds: RoundSettings) -> None:
     """Refuse, before long work, a method or settings that make no sense."""
     rounds.check()
-    choose_settings(method, adapter, "linear", 0, None, rounds.seed, False)
+    Choices(method=method, adapter=adapter, seed=rounds.seed).settings()
     if rounds.share == "adapter" and method != "adapter":
         raise FedcarError(
             f"--share adapter: the method {method} has no adapter; give --method adapter or --share adapter+head"
@@ -52,7 +52,7 @@ def check_method(method: str, adapter: str, rounds: RoundSettings) -> None:
 
 def fitted(method: str, adapter: str, seed: int, encoder: Encoder, deep: bool) -> Settings:
     """Settings of central training that fit the encoder and the documents, see `suited_to`."""
-    return suited_to(choose_settings(method, adapter, "linear", 0, None, seed, False), encoder, deep)
+    return suited_to(Choices(method=method, adapter=adapter, seed=seed).settings(), encoder, deep)
 
 
 def matched(settings: Settings, rounds: RoundSettings, questions: int, clients: int) -> tuple[Settings, RoundSettings]:

@@ -11,7 +11,6 @@ import numpy as np
 
 from fedcar.collection.collection import Collection, Judged
 from fedcar.collection.partition import partition
-from fedcar.collection.pseudo_queries import pseudo_queries
 from fedcar.collection.splits import split_for_selection
 from fedcar.common.history import History
 from fedcar.common.measure import Clock
@@ -38,13 +37,14 @@ from fedcar.federation.rounds.run_folder import RunFolder
 from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.privacy.statement import plain_words, to_json
 from fedcar.retriever.evidence import reads_tokens
-from fedcar.retriever.prepare import prepare
-from fedcar.retriever.questions import Questions
+from fedcar.retriever.record import TrainingRecord
 from fedcar.retriever.retriever import Retriever
+from fedcar.training.checkpoint import Course
+from fedcar.training.job import Job
 from fedcar.training.noised.plan import DELTA
 from fedcar.training.paper_recipe import no_guarantee
-from fedcar.training.selection import FoldView, Standard, calibrated, candidate, select
-from fedcar.training.settings import Settings, with_recipe
+from fedcar.training.selection import FoldView, Standard, candidate, select
+from fedcar.training.settings import Choices, Settings, with_recipe
 from fedcar.training.train import trained_candidates
 
 if TYPE_CHECKING:
@@ -121,8 +121,8 @@ def federate(
     folder = RunFolder(Path(run))
     folder.start(resume)
     untrained = Retriever.untrained(collection.documents, model, features, report, seed=rounds.seed)
-    training = prepare(untrained, train_split, features, report, "training questions")
-    selection = prepare(untrained, selection_split, features, report, "selection questions")
+    job = Job.prepare(collection, untrained, features, report, training=train_split, selection=selection_split)
+    training, selection = job.training, job.selection
     seconds.lap("encode")
     settings = fitted(method, adapter, rounds.seed, untrained.encoder, untrained.evidence.deep)
     settings, rounds = matched(settings, rounds, len(training), len(parts))
@@ -135,7 +135,7 @@ def federate(
     shown: dict[str, float | None] = {**baselines(untrained, selection)}
     central = {}
     if compare:
-        central = central_training(folder, untrained, training, selection, method, settings, features, measure)
+        central = central_training(folder, job, method, settings, measure)
     seconds.lap("central")
     shares = {name: training.take(rows) for name, rows in parts.items()}
     network = None
@@ -156,30 +156,24 @@ def federate(
     seconds.lap("rounds")
     first = candidate("evidence", standard.fitted(mixed), selection, standard, report)
     kept = select(untrained, selection, [first, *found], standard, report)
-    nobody_answers = collection.unanswerable("dev")
-    unanswerable = Judged(nobody_answers, ({},) * len(nobody_answers))
-    unanswered = prepare(untrained, unanswerable, features, report, "unanswerable questions")
-    kept = replace(kept, retriever=calibrated(kept.retriever, selection, unanswered))
-    kept.retriever.training = {
-        "method": kept.name,
-        "settings": asdict(settings),
-        "federation": {**asdict(rounds), "partition": kind, "clients": len(parts), "mixture_rounds": mixture_rounds},
-        "collection": {"name": collection.name, "fingerprint": collection.fingerprint},
-        "questions": len(training),
-        "selection_questions": len(selection),
-        "history": records,
-    }
-    federated = measure(kept.retriever)
+    claim = no_guarantee(kept.name, DELTA) if recipe == "paper" else None
+    record = TrainingRecord(
+        method=kept.name,
+        settings=asdict(settings),
+        federation={**asdict(rounds), "partition": kind, "clients": len(parts), "mixture_rounds": mixture_rounds},
+        questions=len(training),
+        history=records,
+        privacy=to_json(claim) if claim is not None else None,
+    )
+    retriever = job.conclude(kept.retriever, record)
+    if claim is not None:
+        report.say(plain_words(claim).splitlines()[0])
+    federated = measure(retriever)
     seconds.lap("evaluate")
     per_round = sum(record["bytes_down"] + record["bytes_up"] for record in records) // max(1, len(records))
-    claim = None
-    if recipe == "paper":
-        claim = no_guarantee(kept.name, DELTA)
-        kept.retriever.training["privacy"] = to_json(claim)
-        report.say(plain_words(claim).splitlines()[0])
     return Federation(
-        kept.retriever, Path(run), records, central.get("central"), federated, per_round, seconds.seconds,
-        to_json(claim) if claim is not None else None,
+        retriever, Path(run), records, central.get("central"), federated, per_round, seconds.seconds,
+        dict(record.privacy) if record.privacy is not None else None,
     )  # fmt: skip
 
 
@@ -217,23 +211,19 @@ def measured(retriever: Retriever, collection: Collection, cache: str | Path | N
 
 def central_training(
     folder: RunFolder,
-    untrained: Retriever,
-    training: Questions,
-    selection: Questions,
+    job: Job,
     method: str,
     settings: Settings,
-    features: FeatureCache,
     measure: Callable[[Retriever], dict[str, float] | None],
 ) -> dict[str, Any]:
     """The same training with all questions in one place: its measures and its selection score; done once a run."""
     known = folder.central()
     if known is not None:
         return known
-    pseudo, view = pseudo_queries(untrained.documents, settings.seed), FoldView.of(untrained, training, settings.seed)
-    candidates = trained_candidates(
-        untrained, training, selection, pseudo, settings, method, features, History(), None, False, Silent(), view
-    )
-    kept = select(untrained, selection, candidates, view.standard, Silent())
+    job = replace(job, report=Silent())
+    view, choices = FoldView.of(job.untrained, job.training, settings.seed), Choices(method=method, seed=settings.seed)
+    candidates = trained_candidates(job, choices, settings, Course(History()), view)
+    kept = select(job.untrained, job.selection, candidates, view.standard, job.report)
     result = {"central": measure(kept.retriever), "selection": kept.score.success}
     folder.keep_central(result)
     return result

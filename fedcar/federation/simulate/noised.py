@@ -15,7 +15,6 @@ from fedcar.collection.partition import partition
 from fedcar.common.files import replace_json
 from fedcar.common.measure import Clock
 from fedcar.common.progress import Silent
-from fedcar.encoder.adapter import Adapter
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
 from fedcar.encoder.model_files import DEFAULT_ENCODER
@@ -33,13 +32,12 @@ from fedcar.federation.job.noised import (
 )
 from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.federation.simulate.federate import Federation, Over, share_of
-from fedcar.federation.wire.setup import PrivateSettings
-from fedcar.privacy.statement import plain_words, to_json
-from fedcar.retriever.questions import Questions
+from fedcar.privacy.statement import to_json
 from fedcar.retriever.retriever import Retriever
-from fedcar.training.noised.central import calibrated, prepare_privately, prepared, public_questions, record_of
+from fedcar.training.job import Job
+from fedcar.training.noised.central import conclude, prepare, public, read_privately
 from fedcar.training.noised.clients import Clients, Cohort, HeldOut, InTurn
-from fedcar.training.noised.plan import PrivatePlan, Target
+from fedcar.training.noised.plan import PrivatePlan, PrivateSettings, Target
 from fedcar.training.noised.server import Outcome, PrivateTraining, held_out_counts
 from fedcar.training.noised.sums import ClippedSums
 
@@ -90,16 +88,18 @@ def federate_under_epsilon(
     check_participation(target, rounds)
     held_out = collection.judged("dev") if target.held_out else Judged((), ())
     of_dev = partition_of_dev(held_out, kind, clients, rounds.seed) if target.held_out else {}
-    untrained, plan = prepared(collection, target, model, features, report, method, rounds.rounds or None, units, rate)
+    settings = PrivateSettings(target, method, rounds.rounds or None, rate, adapter, rounds.seed)
+    job, plan = prepare(collection, settings, model, features, report, units)
+    untrained = job.untrained
     if target.unit == "client" and len(parts) < UNIT_NEEDS_CLIENTS:
         report.say(f"{len(parts)} clients: hiding a whole client takes hundreds; --unit example hides each question")
     place = PrivateRun(Path(run), resume, belongs_to(collection, model, plan, kind, sorted(parts), rounds.seed))
-    module = Adapter(adapter, model.embedding_width, rounds.seed) if plan.method == "adapter" else None
+    module = replace(settings, method=plan.method).module(model.embedding_width)
     books = Path(ledgers or place.clients)
     if over is None:
-        training = prepare_privately(untrained, train_split, features)
+        training = read_privately(untrained, train_split, features)
         asked = {name: ClippedSums(untrained, training.take(rows), module) for name, rows in sorted(parts.items())}
-        dev = prepare_privately(untrained, held_out, features)
+        dev = read_privately(untrained, held_out, features)
         counts = {name: partial(held_out_counts, untrained, dev.take(rows), module) for name, rows in of_dev.items()}
         crowd: Clients = in_this_process(asked, plan, place, books, counts)
     else:
@@ -107,21 +107,18 @@ def federate_under_epsilon(
         for name in own.keys() & of_dev.keys():
             own[name] = with_held_out(own[name], share_of(collection, held_out, of_dev[name]))
         network = over(untrained, own, books if target.unit == "example" else None)
-        network.private(PrivateSettings(target, method, rounds.rounds or None, rate, adapter, rounds.seed), place.name)
+        network.private(settings, place.name)
         network.greet(1.0)
         crowd = over_a_network(network, plan, place, books, rounds)
-    selection = public_questions(collection, target, untrained, features, report)
     seconds.lap("encode")
     server = PrivateTraining(
-        untrained, crowd, plan, selection=selection, adapter=module, report=report,
+        untrained, crowd, plan, selection=public(job), adapter=module, report=report,
         watch=noting(place, crowd, watch),
     )  # fmt: skip
     outcome = server.run()
     seconds.lap("rounds")
-    retriever = calibrated(outcome.retriever, collection, selection, features, report)
-    retriever.training = record_of(collection, outcome, plan, selection)
-    retriever.training["federation"] = {"clients": len(parts), "partition": kind, "unit": target.unit}
-    return finished(retriever, outcome, place, collection, selection, cache, seconds, report)
+    retriever = conclude(job, outcome, plan, {"clients": len(parts), "partition": kind, "unit": target.unit})
+    return finished(retriever, job, outcome, place, cache, seconds)
 
 
 def partition_of_dev(held_out: Judged, kind: str, clients: int | None, seed: int) -> dict[str, NDArray[np.int64]]:
@@ -151,23 +148,20 @@ def in_this_process(
 
 def finished(
     retriever: Retriever,
+    job: Job,
     outcome: Outcome,
     place: PrivateRun,
-    collection: Collection,
-    selection: Questions | None,
     cache: str | Path | None,
     seconds: Clock,
-    report: Silent,
 ) -> Federation:
     """The statement on disk, and the measures where they read public questions alone."""
     assert outcome.statement is not None
     statement = to_json(outcome.statement)
     replace_json(place.folder / "privacy.json", statement)
-    report.say(plain_words(outcome.statement).splitlines()[0])
     measures = None
-    if selection is not None:
-        public = replace(collection, judgements={"dev": collection.judgements["dev"]})
-        measures = evaluate(retriever, public, "dev", cache=cache)["systems"]["retriever"]["all"]
+    if len(job.selection):
+        dev_alone = replace(job.collection, judgements={"dev": job.collection.judgements["dev"]})
+        measures = evaluate(retriever, dev_alone, "dev", cache=cache)["systems"]["retriever"]["all"]
     seconds.lap("evaluate")
     records = [shown(record) for record in outcome.records]
     traffic = sum(record["bytes_up"] + record["bytes_down"] for record in records) // max(1, len(records))

@@ -71,7 +71,7 @@ def test_devices_choose_as_the_server_would_with_the_same_questions(
     kept = dict.fromkeys(("client-1", "client-2"), lambda request, reply: replies.append(reply) or reply)
     with_dev, first = run(collection, encoder, cache, tmp_path / "with", method, own_dev=True)
     without, second = run(collection, encoder, cache, tmp_path / "without", method, own_dev=False, spoil=kept)
-    assert without.training["method"] == with_dev.training["method"] == method
+    assert without.training.method == with_dev.training.method == method
     assert second["selection"] == pytest.approx(first["selection"])
     assert first["selection"] > 0.8 > second["rounds"][0].get("mips", 0)
     if method != "ridge":

@@ -66,7 +66,7 @@ def test_over_a_network_equals_in_process(
     assert here.privacy == there.privacy and len(here.rounds) == len(there.rounds)
     if method != "adapter":
         assert torch.equal(rows(here), rows(there))
-        assert here.retriever.training["selection"] == there.retriever.training["selection"]
+        assert here.retriever.training.selection == there.retriever.training.selection
     releases = [
         [Ledger(file).releases() for file in sorted((tmp_path / run / "clients").glob("*/ledger.jsonl"))]
         for run in ("here", "there")

@@ -86,8 +86,8 @@ def test_dev_is_read_only_where_it_was_declared_public(collection: Collection, e
     assert with_dev[0]["head.safetensors"] == without[0]["head.safetensors"]
     assert with_dev[0]["retriever.json"] == without[0]["retriever.json"]
     public = train(collection, encoder=encoder, cache=tmp_path / "cache", public_dev=True, **options)
-    assert public.training["selection"] and public.training["selection_questions"] == 10
-    assert public.training["privacy"]["selection"]["the step that is kept"] == "public dev set"
+    assert public.training.selection and public.training.selection_questions == 10
+    assert public.training.privacy["selection"]["the step that is kept"] == "public dev set"
     with pytest.raises(FedcarError, match="--public-dev: there is no dev split"):
         train(bare, encoder=encoder, cache=tmp_path / "cache", public_dev=True, **options)
 
@@ -211,8 +211,8 @@ def test_where_search_is_expected_to_be_better_it_is_kept_and_nearly_nothing_spe
     collection: Collection, encoder: Path, tmp_path: Path
 ) -> None:
     kept = train(collection, encoder=encoder, cache=tmp_path, epsilon=1.0)
-    statement = kept.training["privacy"]
-    assert kept.training["method"] == "none" and not kept.is_trained
+    statement = kept.training.privacy
+    assert kept.training.method == "none" and not kept.is_trained
     assert [release["name"] for release in statement["releases"]] == ["count"] and statement["epsilon"] < 0.2
 
 
@@ -239,7 +239,7 @@ def test_the_statement_goes_with_the_retriever(collection: Collection, encoder: 
     statement = from_json((tmp_path / "out" / "privacy.json").read_text())
     assert 1.99 < statement.epsilon <= 2 and statement.unit == "example" and "epsilon 2" in result.err
     assert result.json["privacy"]["epsilon"] == statement.epsilon and result.json["questions"] is None
-    assert Retriever.load(tmp_path / "out", encoder).training["privacy"]["releases"][0]["name"] == "count"
+    assert Retriever.load(tmp_path / "out", encoder).training.privacy["releases"][0]["name"] == "count"
 
 
 @pytest.mark.parametrize(
