@@ -5,18 +5,19 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from fedcar.common.files import reason_of, to_disk, write_json
+from fedcar.common.files import lock_of, reason_of, to_disk, write_json
 from fedcar.errors import FedcarError
 
 FORMAT_VERSION = 1
@@ -179,22 +180,11 @@ def _remove(folder: Path) -> None:
 @contextmanager
 def _locked(folder: Path, *, wait: bool) -> Iterator[bool]:
     """Hold the folder's lock, which ends with the process; False where it is held elsewhere or there are no locks."""
-    try:
-        import fcntl
-
-        descriptor = os.open(folder, os.O_RDONLY)
-    except (ImportError, OSError):
-        yield False
-        return
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            locked = True
-        except OSError:
-            locked = False
+    with ExitStack() as lock:
+        locked = False
+        with suppress(OSError):
+            locked = lock.enter_context(lock_of(folder, math.inf if wait else 0.0, create=False))
         yield locked
-    finally:
-        os.close(descriptor)
 
 
 def _put_in_place(temporary: Path, place: Path) -> None:
