@@ -121,7 +121,7 @@ class Collection:
         check_free(Path(folder))
         for identifier in (*(document.id for document in self.documents), *self.queries):
             check_identifier(identifier, f"collection {quoted(self.name)}")
-        target = Path(folder).resolve()
+        target = Path(folder).resolve()  # not by `new_folder`: this folder and common/ import nothing of each other
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
         try:
             (temporary / "qrels").mkdir(parents=True)

@@ -82,6 +82,12 @@ def lock_of(path: Path, seconds: float = math.inf, *, create: bool = True) -> It
         os.close(descriptor)
 
 
+def replace_file(file: Path, content: bytes) -> None:
+    """A crash leaves the former file or the new one."""
+    with written_whole(file) as new:
+        new.write_bytes(content)
+
+
 def replace_json(file: Path, content: object) -> None:
     """As `write_json`; a crash leaves the former file or the new one."""
     with written_whole(file) as new:

@@ -47,6 +47,24 @@ def write_folder(target: Path, kind: str, write: Callable[[Path], None]) -> None
         ) from error
 
 
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder to fill that takes the place of `target`, missing or empty, when it is whole; an error leaves nothing.
+
+    It is not sealed: for what other programs read and people change. Raises OSError where it cannot be written.
+    """
+    place = target.resolve()
+    with _parent_of(place), _temporary_beside(place) as temporary:
+        yield temporary
+        for path in temporary.rglob("*"):
+            to_disk(path)
+        to_disk(temporary)
+        if place.exists():
+            place.rmdir()
+        temporary.rename(place)
+        to_disk(place.parent)
+
+
 def check_replaceable(target: Path, kind: str) -> None:
     """Refuse a target that exists and is not a fedcar folder of this kind, or holds files that fedcar did not write."""
     try:

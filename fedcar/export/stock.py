@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import secrets
-import shutil
 import tempfile
 import warnings
 from pathlib import Path
@@ -17,6 +15,7 @@ from safetensors.numpy import save_file
 
 from fedcar.collection.collection import check_free, document_line
 from fedcar.common.files import write_json
+from fedcar.common.folders import new_folder
 from fedcar.encoder.encoder import Encoder
 from fedcar.encoder.model_files import first_line, read_json
 from fedcar.encoder.runtimes.onnx_file import PRECISIONS
@@ -88,24 +87,16 @@ def export(
     if export_format == "bundle":
         write_bundle(retriever, folder, precision)
         return
-    target = Path(folder).resolve()
-    temporary = target.with_name(f".{target.name}.new-{secrets.token_hex(4)}")
     try:
-        temporary.mkdir(parents=True)
-        with warnings.catch_warnings():
+        with new_folder(Path(folder)) as temporary, warnings.catch_warnings():
             warnings.simplefilter("ignore", FedcarWarning)  # about the encoder, said when it was loaded
             if export_format == "onnx":
                 _write_onnx(retriever, temporary, precision)
             else:
                 _write(retriever, temporary)
-        if target.exists():
-            target.rmdir()
-        temporary.rename(target)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise FedcarError(f"{folder}: cannot be written ({reason}); free space or choose another folder") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_export(folder: Path, export_format: str, precision: str = "fp32") -> None:
