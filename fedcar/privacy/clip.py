@@ -13,6 +13,17 @@ backward a second time (Goodfellow, "Efficient Per-Example Gradient Computations
 5. noise on the sums (noise.add_noise), then divide by the EXPECTED batch size (sampling rate * questions), never by the
    actual one; terms that do not depend on questions (pull of A to the identity, of r_d to 0, pseudo-queries made from
    documents) are added after the noise.
+
+fedcar's own noised steps train the rows of a linear head and an adapter. Library: `cosine_head`, `coefficients`,
+`cosine_query_gradients` and `pre_classifier` clip the other parts of the head that ships, `clip_update` a whole update,
+for a training loop of your own:
+
+    >>> slopes, cosines, directions, rows = torch.ones(3, 5), torch.zeros(3, 5), torch.eye(3, 8), torch.eye(5, 8)
+    >>> clipped = clip([cosine_head(slopes, cosines, directions, rows, scale=20.0)], clip_norm=1.0)
+    >>> clipped.sums["residuals"].shape, clipped.clipped
+    (torch.Size([5, 8]), 3)
+    >>> clip_update({"rows": torch.ones(2, 8)}, clip_norm=1.0).sums["rows"].norm() <= 1
+    tensor(True)
 """
 
 import math

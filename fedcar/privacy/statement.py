@@ -1,4 +1,10 @@
-"""The statement: what is claimed about privacy in a run, as one JSON object and in plain words."""
+"""The statement: what is claimed about privacy in a run, as one JSON object and in plain words.
+
+Library: `join` makes one claim of clients that were trained apart, each with a statement of its own; in a run of fedcar
+the server knows all releases and states them at once.
+
+    plain_words(join([from_json(file.read_text()) for file in folder.glob("*.json")]))
+"""
 
 import json
 import math
