@@ -107,8 +107,8 @@ def remove_folder(folder: Path) -> None:
 def check_folder(folder: Path, kind: str, way_out: str = RESTORE) -> None:
     """Refuse a folder that is not a sealed fedcar folder of this kind, or of which any file has changed."""
     if not folder.is_dir():
-        what = "a file, not a folder" if folder.exists() else "no such folder"
-        raise FedcarError(f"{folder}: {what}; give the folder of a fedcar {kind}")
+        problem = "a file, not a folder" if folder.exists() else "no such folder"
+        raise FedcarError(f"{folder}: {problem}; give the folder of a fedcar {kind}")
     manifest = _manifest(folder)
     if not (folder / MANIFEST).exists() and not (folder / MANIFEST_HASH).exists():
         raise FedcarError(f"{folder}: not a fedcar {kind} ({MANIFEST} is missing); give another folder")

@@ -67,7 +67,7 @@ class StoredDocuments(Sequence[Document]):
     def __getitem__(self, place: int | slice) -> Document | list[Document]:
         """Return the document at this place."""
         if isinstance(place, slice):
-            return [self[one] for one in range(*place.indices(len(self)))]
+            return [self[row] for row in range(*place.indices(len(self)))]
         if not -len(self) <= place < len(self):
             raise IndexError(place)
         first, last = self.starts[place % len(self) : place % len(self) + 2]
@@ -205,10 +205,10 @@ def _ridge_arrays(retriever: Retriever, precision: str) -> dict[str, NDArray[Any
 
 def _ridge(tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     prefix = "ridge."
-    found = {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
+    arrays = {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
     for name in ("hidden_frequencies", "layer_frequencies"):
-        found[name] = found[name].astype(np.float32, copy=False)
-    return found
+        arrays[name] = arrays[name].astype(np.float32, copy=False)
+    return arrays
 
 
 def _evidence(tensors: dict[str, NDArray[Any]], embeddings: Rows, encoder: Encoder) -> Evidence:
@@ -224,13 +224,13 @@ def _check(retriever: Retriever, folder: Path, precision: str) -> None:
     texts = [*_own_texts(retriever), "who?", "3.5 % or"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FedcarWarning)  # about long texts, said when they were first read
-        found, encoder = _read(folder), retriever.encoder
-        if found.encoder.tokenize(texts) != encoder.tokenize(texts):
+        bundle, encoder = _read(folder), retriever.encoder
+        if bundle.encoder.tokenize(texts) != encoder.tokenize(texts):
             message = "its tokenizer cannot be written so that it makes the same tokens; take --format transformers"
             raise FedcarError(f"{encoder.folder}: {message}")
-        check_states(encoder, "the bundle", precision, texts, found.encoder.encode(texts))
+        check_states(encoder, "the bundle", precision, texts, bundle.encoder.encode(texts))
         if precision == "fp32":
-            check_search(retriever, found)
+            check_search(retriever, bundle)
 
 
 def check_search(retriever: Retriever, bundle: Retriever) -> None:
@@ -245,9 +245,11 @@ def _own_texts(retriever: Retriever) -> list[str]:
     return [text for document in retriever.documents[:PROBES] if (text := document.full_text)]
 
 
-def check_states(encoder: Encoder, what: str, precision: str, texts: Sequence[str], found: NDArray[np.float32]) -> None:
-    """Refuse hidden states (n, d), found by what was exported, that are not those that the encoder gives."""
-    least = float(np.einsum("nd,nd->n", unit(found), unit(encoder.encode(texts))).min())
+def check_states(
+    encoder: Encoder, exported: str, precision: str, texts: Sequence[str], states: NDArray[np.float32]
+) -> None:
+    """Refuse hidden states (n, d), made by what was exported, that are not those that the encoder gives."""
+    least = float(np.einsum("nd,nd->n", unit(states), unit(encoder.encode(texts))).min())
     if least < LEAST_COSINE[precision]:
         instead = "take --precision fp32" if precision == "int8" else "use the retriever itself"
-        raise FedcarError(f"{encoder.folder}: {what} gives other hidden states (cosine {least:.4f}); {instead}")
+        raise FedcarError(f"{encoder.folder}: {exported} gives other hidden states (cosine {least:.4f}); {instead}")

@@ -87,12 +87,12 @@ class BundleEncoder:
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """As `Encoder.tokenize`: cut at `max_tokens`, and with an `end` behind where the pooling takes the last."""
-        found = self._encodings(texts, self.max_tokens - (self.end is not None))
-        if cut := sum(bool(encoding.overflowing) for encoding in found):
+        encodings = self._encodings(texts, self.max_tokens - (self.end is not None))
+        if cut := sum(bool(encoding.overflowing) for encoding in encodings):
             message = f"{cut} of {len(texts)} texts are longer than {self.max_tokens} tokens and were cut"
             warnings.warn(message, FedcarWarning, stacklevel=2)
         behind = [] if self.end is None else [self.end]
-        return [[*encoding.ids, *behind] or [self.padding_id] for encoding in found]
+        return [[*encoding.ids, *behind] or [self.padding_id] for encoding in encodings]
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Texts -> hidden states (n, d), float32, not normalised."""
@@ -106,8 +106,8 @@ class BundleEncoder:
 
     def token_states(self, texts: Sequence[str], progress: Progress | None = None) -> list[TokenStates]:
         """Texts -> the last hidden states of their tokens, of unit length, float16."""
-        found = self._encodings(texts, self.max_tokens)
-        tokens = [Tokens(encoding.ids, encoding.offsets, encoding.special_tokens_mask) for encoding in found]
+        encodings = self._encodings(texts, self.max_tokens)
+        tokens = [Tokens(encoding.ids, encoding.offsets, encoding.special_tokens_mask) for encoding in encodings]
         return encoded_tokens(self, tokens, self.padding_id, progress, self._tokens_per_batch)
 
     def _encodings(self, texts: Sequence[str], most: int) -> list[Any]:

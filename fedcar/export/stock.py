@@ -273,8 +273,8 @@ def _check_onnx(retriever: Retriever, folder: Path, precision: str) -> None:
         message = "its tokenizer cannot be exported so that it makes the same tokens; train with --pooling mean"
         raise FedcarError(f"{encoder.folder}: {message}")
     runtime = OnnxRuntime(folder / "model.onnx")
-    found = np.concatenate([runtime.run(*padded([one], encoder.padding_id)).pooled for one in ids])
-    check_states(encoder, "the ONNX file", precision, texts, found)
+    states = np.concatenate([runtime.run(*padded([one], encoder.padding_id)).pooled for one in ids])
+    check_states(encoder, "the ONNX file", precision, texts, states)
 
 
 def _check(retriever: Retriever, folder: Path) -> None:

@@ -20,15 +20,15 @@ START_SCALE = 20.0
 MANY_TIMES = 40  # so many more rows than are asked for still cost less as one matrix product
 
 
-def head_with(head: Head, kept: NDArray[np.int64], new: torch.Tensor) -> Head:
+def head_with(head: Head, rows: NDArray[np.int64], new: torch.Tensor) -> Head:
     """The head with these of its rows, and untouched ones for the new embeddings (m, d); each array is copied once."""
     layers = {"kind": head.kind, "pre_classifier": head.pre_classifier, "query_map": head.query_map}
     result = Head(new[:0].numpy(), **layers)  # type: ignore[arg-type]
     by_row = {"embeddings": new, "rows": torch.zeros_like(new), "active": torch.zeros(len(new), dtype=torch.bool)}
     state = head.state_dict()
     for name, behind in by_row.items():
-        own = state.pop(name)
-        chosen = own if len(kept) == len(own) else own[torch.from_numpy(kept)]
+        values = state.pop(name)
+        chosen = values if len(rows) == len(values) else values[torch.from_numpy(rows)]
         tensor = torch.cat([chosen, behind]) if len(behind) else chosen
         setattr(result, name, nn.Parameter(tensor) if name == "rows" else tensor)
     result.load_state_dict(state, strict=False)
@@ -124,7 +124,7 @@ class Head(nn.Module):
         candidates: NDArray[np.int64] | None = None,
     ) -> NDArray[np.float32]:
         """`learned` for plain arrays."""
-        adapted, original = (torch.tensor(np.ascontiguousarray(one)) for one in (hidden_states, untrained))
+        adapted, original = (torch.tensor(np.ascontiguousarray(states)) for states in (hidden_states, untrained))
         chosen = None if candidates is None else torch.from_numpy(candidates)
         scores: NDArray[np.float32] = self.learned(adapted, original, chosen).numpy()
         return scores

@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 FEATURES_AT_ONCE = 256  # whose weights are made float32 at once
 
 
-def ridge_with(ridge: RidgeRows | None, kept: NDArray[np.int64], new: int) -> RidgeRows | None:
+def ridge_with(ridge: RidgeRows | None, rows: NDArray[np.int64], new: int) -> RidgeRows | None:
     """The rows of these documents at their new places; the new ones have neither row nor words."""
     if ridge is None:
         return None
     place = np.full(ridge.words.counts.shape[0], -1)
-    place[kept] = np.arange(len(kept))
+    place[rows] = np.arange(len(rows))
     columns = place[np.concatenate([ridge.documents, ridge.pseudo_documents])]
     documents, pseudo = place[ridge.documents], place[ridge.pseudo_documents]
-    counts = ridge.words.counts[kept]
+    counts = ridge.words.counts[rows]
     starts = np.concatenate([counts.indptr, np.full(new, counts.indptr[-1])])
-    shape = (len(kept) + new, counts.shape[1])
+    shape = (len(rows) + new, counts.shape[1])
     return replace(
         ridge,
         weights=np.ascontiguousarray(ridge.weights[:, columns >= 0]),
@@ -72,8 +72,8 @@ class RidgeRows:
         sizes[places] = np.diff(counts.indptr)
         starts = np.concatenate([[0], np.cumsum(sizes)])
         words = sparse.csr_array((counts.data, counts.indices, starts), shape=(documents, counts.shape[1]))
-        own, pseudo = places[self.documents], places[self.pseudo_documents]
-        return replace(self, documents=own, pseudo_documents=pseudo, words=NaiveBayes(words))
+        asked, pseudo = places[self.documents], places[self.pseudo_documents]
+        return replace(self, documents=asked, pseudo_documents=pseudo, words=NaiveBayes(words))
 
     def scores(self, texts: Sequence[str], states: NDArray[np.void]) -> NDArray[np.float32]:
         """Questions and their states -> (n, documents, 2).
@@ -85,12 +85,12 @@ class RidgeRows:
         rows = np.zeros_like(words)
         columns = np.concatenate([self.documents, self.pseudo_documents])
         features = self.feature_map(states) * HALF
-        found = np.zeros((len(features), len(columns)), dtype=np.float32)
+        products = np.zeros((len(features), len(columns)), dtype=np.float32)
         buffer = np.empty((FEATURES_AT_ONCE, len(columns)), dtype=np.float32)
         for start in range(0, len(self.weights), FEATURES_AT_ONCE):
             part = slice(start, min(start + FEATURES_AT_ONCE, len(self.weights)))
-            found += features[:, part] @ with_moved_bits(self.weights[part], buffer[: part.stop - start])
-        rows[:, columns] = found * HALF
+            products += features[:, part] @ with_moved_bits(self.weights[part], buffer[: part.stop - start])
+        rows[:, columns] = products * HALF
         return np.stack([rows, words], axis=2)
 
     def tensors(self) -> dict[str, NDArray[np.generic]]:

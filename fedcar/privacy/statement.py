@@ -158,10 +158,10 @@ def from_json(text: str) -> Statement:
     except (KeyError, TypeError, AttributeError, ValueError):
         raise PrivacyError("not a privacy statement") from None
     if statement.holds:
-        found = accountant.epsilon_of(statement.releases, statement.delta)
+        recomputed = accountant.epsilon_of(statement.releases, statement.delta)
         require(
-            found <= statement.epsilon * (1 + 1e-6) + 1e-9,
-            f"the statement says epsilon {statement.epsilon:g}, its own releases give {found:g}; it was edited",
+            recomputed <= statement.epsilon * (1 + 1e-6) + 1e-9,
+            f"the statement says epsilon {statement.epsilon:g}, its own releases give {recomputed:g}; it was edited",
         )
     return statement
 
