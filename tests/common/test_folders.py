@@ -385,6 +385,7 @@ def test_a_new_folder_is_whole_or_not_there(tmp_path: Path) -> None:
         raise ZeroDivisionError
     assert not os.listdir(tmp_path), "neither half a folder nor its parent stays"
     target.mkdir(parents=True)
+    (target.parent / ".export.new-0123abcd").mkdir()  # of a process that was killed
     with new_folder(target) as temporary:
         (temporary / "sub").mkdir()
         (temporary / "sub" / "a.txt").write_text("a")
