@@ -69,7 +69,7 @@ class StoredDocuments(Sequence[Document]):
     def __getitem__(self, place: int | slice) -> Document | list[Document]:
         """Return the document at this place."""
         if isinstance(place, slice):
-            return [self[one] for one in range(*place.indices(len(self)))]
+            return [self[row] for row in range(*place.indices(len(self)))]
         if not -len(self) <= place < len(self):
             raise IndexError(place)
         first, last = self.starts[place % len(self) : place % len(self) + 2]
@@ -220,10 +220,10 @@ def _ridge_arrays(retriever: Retriever, precision: str) -> dict[str, NDArray[Any
 
 def _ridge(tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     prefix = "ridge."
-    found = {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
+    arrays = {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
     for name in ("hidden_frequencies", "layer_frequencies"):
-        found[name] = found[name].astype(np.float32, copy=False)
-    return found
+        arrays[name] = arrays[name].astype(np.float32, copy=False)
+    return arrays
 
 
 def _evidence(tensors: dict[str, NDArray[Any]], embeddings: Rows) -> Evidence:
@@ -260,9 +260,11 @@ def _own_texts(retriever: Retriever) -> list[str]:
     return [text for document in retriever.documents[:PROBES] if (text := document.full_text)]
 
 
-def check_states(encoder: Encoder, what: str, precision: str, texts: Sequence[str], found: NDArray[np.float32]) -> None:
-    """Refuse hidden states (n, d), found by what was exported, that are not those that the encoder gives."""
-    least = float(np.einsum("nd,nd->n", unit(found), unit(encoder.encode(texts))).min())
+def check_states(
+    encoder: Encoder, exported: str, precision: str, texts: Sequence[str], states: NDArray[np.float32]
+) -> None:
+    """Refuse hidden states (n, d), made by what was exported, that are not those that the encoder gives."""
+    least = float(np.einsum("nd,nd->n", unit(states), unit(encoder.encode(texts))).min())
     if least < LEAST_COSINE[precision]:
         instead = "take --precision fp32" if precision == "int8" else "use the retriever itself"
-        raise FedcarError(f"{encoder.folder}: {what} gives other hidden states (cosine {least:.4f}); {instead}")
+        raise FedcarError(f"{encoder.folder}: {exported} gives other hidden states (cosine {least:.4f}); {instead}")

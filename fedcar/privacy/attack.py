@@ -108,9 +108,9 @@ def quality(attack: Attack, truth: Collection[int], candidates: Collection[int] 
     """
     among = np.array(sorted(range(len(attack.scores)) if candidates is None else set(candidates)), dtype=np.int64)
     present = np.isin(among, np.array(sorted(truth), dtype=np.int64))
-    found = np.isin(among, attack.recovered)
-    hits = int(np.sum(found & present))
-    precision = hits / int(found.sum()) if found.any() else 1.0
+    recovered = np.isin(among, attack.recovered)
+    hits = int(np.sum(recovered & present))
+    precision = hits / int(recovered.sum()) if recovered.any() else 1.0
     recall = hits / int(present.sum()) if present.any() else math.nan
     return Quality(precision, recall, area_under_curve(attack.scores[among], present))
 

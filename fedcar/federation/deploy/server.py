@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedcar.common.files import replace_json
+from fedcar.common.files import replace_file, replace_json
 from fedcar.errors import FedcarError
 from fedcar.federation.deploy import keys
 from fedcar.federation.deploy.processes import Child, check_port, free_port, held, locked
@@ -166,7 +166,7 @@ def front_certificate(place: ServerFolder, host: str, given: tuple[Path, Path, P
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
     except OSError as error:  # also ssl.SSLError
         raise FedcarError(f"--certificate-key {key}: cannot be read, or is not the key of {certificate}") from error
-    authority.write_bytes(ca.read_bytes())
+    replace_file(authority, ca.read_bytes())
     return certificate, key
 
 
