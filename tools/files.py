@@ -112,7 +112,7 @@ def folders() -> list[Folder]:
                 "evidence.safetensors": "as in a retriever, vocabularies included",
                 "encoder.onnx": "the encoder: a batch of tokens to pooled vectors, layer means and token states",
                 "tokenizer.json": "the tokenizer, as the library tokenizers reads it",
-                "requirements.txt": "what a machine needs to search it, versions pinned",
+                "requirements.txt": "the packages that searching it needs",
                 **SEALS,
             },
             (("privacy.json", umask, statement, "as in a retriever"),),
