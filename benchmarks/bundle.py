@@ -24,6 +24,7 @@ from fedcar.common.vectors import top_k
 from fedcar.export.bundle import load_bundle
 from fedcar.export.stock import export
 from fedcar.retriever.retriever import Retriever
+from fedcar.retriever.searcher import Searcher
 
 TIE = 1e-5
 FIRST_ANSWER = """
@@ -41,12 +42,11 @@ print(json.dumps({{"peak_mb": int(peak) * 1.024e-3, "seconds": time.time() - {be
 """
 
 
-def scores_of(searcher: Retriever, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def scores_of(searcher: Searcher, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """The ten best rows of each question and their scores."""
-    with searcher.encoder.untrained():
-        states = searcher.encoder.encode_states(texts)
-    candidates, evidence = searcher.evidence_for(texts, states)
-    scores = searcher.scores(texts, states, candidates, evidence)
+    reading = searcher.encoder.read(texts, searcher.evidence.deep)
+    candidates, evidence = searcher.evidence_for(texts, reading.states, reading.tokens)
+    scores = searcher.scores(texts, reading.states, candidates, evidence, reading.adapted)
     best = top_k(scores, 10)
     return np.take_along_axis(candidates, best, axis=1), np.take_along_axis(scores, best, axis=1)
 
@@ -57,7 +57,7 @@ def same_hits(found: tuple[np.ndarray, np.ndarray], wanted: tuple[np.ndarray, np
     return float(same.all(axis=1).mean())
 
 
-def success(rows: np.ndarray, searcher: Retriever, relevant: list[dict[str, int]], depth: int) -> float:
+def success(rows: np.ndarray, searcher: Searcher, relevant: list[dict[str, int]], depth: int) -> float:
     ids = np.array([document.id for document in searcher.documents], dtype=object)
     hits = [any(judged.get(one, 0) > 0 for one in ids[row[:depth]]) for row, judged in zip(rows, relevant, strict=True)]
     return float(np.mean(hits))

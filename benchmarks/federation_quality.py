@@ -59,10 +59,6 @@ class Bench:
         """Success@1 on the test questions."""
         return {"success@1": success_and_mrr(self.test.relevance, retriever.scores_of(self.test))[0]}
 
-    def without_adapter(self) -> None:
-        if self.untrained.encoder.adapter is not None:
-            self.untrained.encoder.remove_adapter()
-
     def central(self, method: str, adapter: str, rounds: RoundSettings) -> tuple[float, float]:
         """Success on test, seconds."""
         settings, _ = matched(method, adapter, rounds, self.untrained, len(self.training), 1)
@@ -103,7 +99,6 @@ class Bench:
         first = candidate("evidence", standard.fitted(mixed), self.selection, standard, Silent())
         kept = select(self.untrained, self.selection, [first, *found], standard, Silent())
         reached = self.success(kept.retriever)["success@1"]
-        self.without_adapter()
         return reached, kept, records
 
 

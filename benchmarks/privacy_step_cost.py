@@ -48,7 +48,6 @@ def main() -> None:
     for n, words in ((32, 20), (16, 110)) if chosen.only != "head" else ():
         asked = questions_of(encoder, n, 77, words, Adapter("full", encoder.embedding_width))
         report(f"adapter, {n} questions of about {words} words", adapter_steps(asked), max(3, chosen.runs // 2))
-        encoder.remove_adapter()
 
 
 def report(what: str, steps: dict[str, Step], runs: int) -> None:
@@ -124,7 +123,6 @@ def adapter_steps(asked: ClippedSums) -> dict[str, Step]:
     state = {ROWS: rows.detach(), "difference": torch.zeros_like(adapter.difference)}
 
     def plain() -> None:
-        encoder.insert(adapter)
         rows.grad = adapter.difference.grad = None
         x = usual_vectors(encoder.hidden_states(asked.token_ids), asked.head.centre)
         logits = asked.offset + row_scores(x, rows, asked.candidates)
@@ -143,8 +141,8 @@ def adapter_steps(asked: ClippedSums) -> dict[str, Step]:
             torch.nn.init.eye_(self.matrix.weight)
 
         def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-            soft = self.matrix(encoder.embedding(ids))
-            last = encoder.model(inputs_embeds=soft, attention_mask=mask).last_hidden_state
+            soft = self.matrix(encoder.model.embedding(ids))
+            last = encoder.model.transformer(inputs_embeds=soft, attention_mask=mask).last_hidden_state
             hidden = (last * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
             return asked.offset + self.rows(usual_vectors(hidden, asked.head.centre))
 
@@ -153,7 +151,6 @@ def adapter_steps(asked: ClippedSums) -> dict[str, Step]:
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in asked.token_ids])
 
     def forward(module: torch.nn.Module) -> torch.Tensor:
-        encoder.remove_adapter()
         return module(ids, mask)
 
     return {"plain": plain, "fedcar": private, **opacus_steps(Whole(), forward, asked)}

@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,9 @@ def test_untrained_retriever_equals_hybrid(
 
 def all_scores(retriever: Retriever, questions: Sequence[str]) -> np.ndarray:
     """Scores (n, documents), documents in their order."""
-    with retriever.encoder.untrained():
-        states = retriever.encoder.encode_states(questions)
-    candidates, evidence = retriever.evidence_for(questions, states)
-    found = retriever.scores(questions, states, candidates, evidence)
+    reading = retriever.encoder.read(questions)
+    candidates, evidence = retriever.evidence_for(questions, reading.states, reading.tokens)
+    found = retriever.scores(questions, reading.states, candidates, evidence)
     return np.take_along_axis(found, candidates.argsort(axis=1), axis=1)
 
 
@@ -137,7 +137,7 @@ def test_folded_equals_adapter(toy: Collection, encoder_folder: Path, cache: Pat
 
     before = learned()
     assert not np.allclose(retriever.encoder.encode(questions), plain, atol=1e-4), "the adapter has learned nothing"
-    retriever.encoder.fold()
+    retriever = replace(retriever, encoder=retriever.encoder.folded())
     assert retriever.encoder.adapter is None
     np.testing.assert_allclose(learned(), before, atol=1e-4)  # in units of 1 / 20 of a cosine
 

@@ -374,7 +374,7 @@ def sentence_transformer(task: Task) -> SentenceTransformer:
 
     encoder = Encoder.load(task.encoder, task.pooling, offline=True)
     transformer = Transformer(task.encoder)
-    transformer.max_seq_length = encoder.max_tokens
+    transformer.max_seq_length = encoder.model.max_tokens
     if transformer.tokenizer.pad_token is None:
         transformer.tokenizer.pad_token = transformer.tokenizer.eos_token
     mode = {"last": "lasttoken"}.get(task.pooling, task.pooling)

@@ -17,11 +17,11 @@ from fedcar.bench.one_contestant import fresh_questions
 from fedcar.collection.collection import Collection
 from fedcar.common.measure import CLOCKS
 from fedcar.common.progress import Silent
+from fedcar.common.vectors import unit
 from fedcar.encoder.encoder import Encoder
 from fedcar.encoder.model_files import DEFAULT_ENCODER
 from fedcar.encoder.runtimes import choice
 from fedcar.errors import FedcarError
-from fedcar.retriever.late_interaction import unit
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,10 +64,12 @@ def bench_encode(
     collection = Collection.read(folder)
     texts = texts_of(collection, questions, paragraphs)
     ours = Encoder.load(encoder)
-    names = list(dict.fromkeys(choice.fastest(ours, texts["paragraph"]) if one == "auto" else one for one in runtimes))
-    peer = SentenceTransformer(str(ours.folder), device=str(ours.device))
-    peer.max_seq_length = ours.max_tokens
-    encoders = {name: _with(encoder, choice.built(ours, name)) for name in names}
+    names = list(
+        dict.fromkeys(choice.fastest(ours.model, texts["paragraph"]) if one == "auto" else one for one in runtimes)
+    )
+    peer = SentenceTransformer(str(ours.folder), device=str(ours.model.device))
+    peer.max_seq_length = ours.model.max_tokens
+    encoders = {name: Encoder(ours.model, runtime=name) for name in names}
     rows, details = [], []
     right: dict[str, float] = {}
     if success:
@@ -100,7 +102,7 @@ def bench_encode(
                     ),
                 }
             )
-    about = {**machine(), "clock": clock, "device": str(ours.device), "encoder": str(encoder), "encoded": details}
+    about = {**machine(), "clock": clock, "device": str(ours.model.device), "encoder": str(encoder), "encoded": details}
     return {"machine": about, "rows": rows, "speedup": speedup(rows)}
 
 
@@ -155,8 +157,10 @@ def in_turns(
 
 def flop(encoder: Encoder, texts: Sequence[str]) -> float:
     """Multiplications and additions of one pass: 2 for each weight of the blocks and token, and the attention."""
-    weights = sum(one.numel() for one in encoder.model.parameters()) - encoder.embedding.weight.numel()
-    blocks = int(encoder.model_config.num_hidden_layers)
+    weights = (
+        sum(one.numel() for one in encoder.model.transformer.parameters()) - encoder.model.embedding.weight.numel()
+    )
+    blocks = int(encoder.model.model_config.num_hidden_layers)
     lengths = np.array([len(ids) for ids in encoder.tokenize(texts)], dtype=np.float64)
     return float((2 * weights * lengths + 4 * blocks * encoder.dimension * lengths**2).sum())
 
@@ -173,10 +177,3 @@ def peak_flops(bfloat16: bool, clock: Callable[[], float] = time.perf_counter) -
         matrix @ matrix
         best = min(best, clock() - start)
     return 2 * MATRIX**3 / best
-
-
-def _with(name: str, runtime: Any) -> Encoder:  # noqa: ANN401 - a Runtime
-    """The encoder with this runtime, whatever the process encodes with."""
-    encoder = Encoder.load(name)
-    encoder._runtime_name, encoder._runtime = "given", runtime
-    return encoder

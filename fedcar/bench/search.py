@@ -15,9 +15,9 @@ from fedcar.bench.jobs import machine, row
 from fedcar.common.measure import CLOCKS
 from fedcar.common.progress import Silent
 from fedcar.common.tensors import mapped_tensors
+from fedcar.common.vectors import unit
 from fedcar.errors import FedcarError
 from fedcar.head.rows import KINDS, Rows
-from fedcar.retriever.late_interaction import unit
 from fedcar.retriever.row_index import RowIndex, library
 
 if TYPE_CHECKING:

@@ -98,7 +98,7 @@ def bench_step(
         rows.append({**found, "ratio": round(ratios["ours"], 4)})
     if memory:
         rows += memory_rows(Update("", str(model.folder), texts["paragraph"]), runs, report)
-    about = {**machine(), "clock": clock, "device": str(model.device), "encoder": str(encoder)}
+    about = {**machine(), "clock": clock, "device": str(model.model.device), "encoder": str(encoder)}
     return {"machine": about, "rows": rows, "speedup": None}
 
 
@@ -110,7 +110,7 @@ def made_up(encoder: Encoder, documents: int, questions: int) -> tuple[Retriever
     generator, ids = np.random.default_rng(0), [str(row) for row in range(documents)]
     with tempfile.TemporaryDirectory(prefix="fedcar-bench-") as cache:
         retriever = Retriever.untrained([Document(one, one) for one in ids], encoder, FeatureCache(Path(cache)))
-    states = np.empty(questions, dtype=encoder.state_type)
+    states = np.empty(questions, dtype=encoder.model.state_type)
     for name in ("pooled", "layers"):
         states[name] = generator.standard_normal(states[name].shape, dtype=np.float32)
     answers = generator.integers(documents, size=questions)
@@ -167,15 +167,14 @@ def ridge_jobs(retriever: Retriever, training: Questions) -> Jobs:
 
 def adapter_jobs(name: str | Path, texts: Sequence[str], half: bool = False) -> Jobs:
     """One update of a full adapter on a batch, and a forward pass of that batch without gradients."""
-    encoder = Encoder.load(name)
-    adapter = Adapter("full", encoder.embedding_width)
-    encoder.insert(adapter)
-    if half:
-        encoder.halve()
+    frozen = Encoder.load(name)
+    adapter = Adapter("full", frozen.embedding_width)
+    encoder = frozen.with_adapter(adapter, halved=half)
     optimiser = Adam([Group(list(adapter.parameters()), 1e-3)])
     token_ids = encoder.tokenize(texts)
-    ids, mask = (torch.from_numpy(array).to(encoder.device) for array in padded(token_ids, encoder.padding_id))
-    blocks = encoder.blocks
+    model = encoder.model
+    ids, mask = (torch.from_numpy(array).to(model.device) for array in padded(token_ids, model.padding_id))
+    blocks = encoder.transformer
 
     def forward() -> None:
         with torch.inference_mode():
@@ -248,7 +247,7 @@ def held(update: Update) -> Held:
     """Do the updates in this process."""
     encoder = Encoder.load(update.encoder)
     token_ids = encoder.tokenize(update.texts)
-    encoder.model.eval()
+    _ = encoder.model.transformer  # read before memory is measured
     before = _resident_mb()
     step = updates(update.who, encoder, token_ids)
     seconds = []
@@ -264,15 +263,13 @@ def updates(who: str, encoder: Encoder, token_ids: Sequence[Sequence[int]]) -> C
     """One forward and backward pass and an update of what `who` trains, as often as it is called."""
     if who.startswith("adapter"):
         adapter = Adapter("full", encoder.embedding_width)
-        encoder.insert(adapter)
-        if multiplies_bfloat16():
-            encoder.halve()
-        if who.endswith("checkpointing"):
-            encoder.checkpoint_gradients()
+        recomputed = who.endswith("checkpointing")
+        adapted = encoder.with_adapter(adapter, halved=multiplies_bfloat16(), recomputed=recomputed)
         ours = Adam([Group(list(adapter.parameters()), 1e-3)])
-        return partial(_update, lambda: encoder.hidden_states(token_ids), ours)
-    ids, mask = (torch.from_numpy(array).to(encoder.device) for array in padded(token_ids, encoder.padding_id))
-    model = encoder.model
+        return partial(_update, lambda: adapted.hidden_states(token_ids), ours)
+    frozen = encoder.model
+    ids, mask = (torch.from_numpy(array).to(frozen.device) for array in padded(token_ids, frozen.padding_id))
+    model = frozen.transformer
     if who == LORA:
         from peft import LoraConfig, get_peft_model
 

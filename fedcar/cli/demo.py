@@ -62,8 +62,7 @@ def run_demo(out: Path, cache: Path | None, report: Silent) -> None:
     for query_id in SHOWN:
         console.print()
         console.print(Padding(Text(collection.queries[query_id].text), (0, 0, 0, 2)))
-        with retriever.encoder.untrained():
-            first = before.search(collection.queries[query_id].text, 1).hits[0]
+        first = before.search(collection.queries[query_id].text, 1).hits[0]
         _show_hit(console, "before", first.title, first.id in judgements[query_id])
         hit = retriever.search(collection.queries[query_id].text, 1).hits[0]
         _show_hit(console, "after", hit.title, hit.id in judgements[query_id])

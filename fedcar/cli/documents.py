@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from fedcar.cli.output import print_json
 from fedcar.errors import FedcarError
 
 if TYPE_CHECKING:
+    from fedcar.collection.collection import Document
     from fedcar.retriever.retriever import Retriever
 
 
@@ -58,10 +59,9 @@ def import_file(
 def add(retriever: Path, file: Path, refine: bool, encoder: Path | None, as_json: bool) -> None:
     """Add the documents of FILE (lines as in corpus.jsonl) to RETRIEVER, found at once."""
     from fedcar.collection.collection import read_documents
-    from fedcar.common.progress import Console
 
     documents = read_documents(file)
-    left = _edit(retriever, encoder, lambda loaded: loaded.add(documents, refine, Console()))
+    left = _edit(retriever, encoder, lambda loaded: _added(loaded, documents, refine))
     if as_json:
         print_json({"retriever": str(retriever), "added": len(documents), "documents": left})
     else:
@@ -96,6 +96,16 @@ def _edit(folder: Path, encoder: Path | None, change: Callable[[Retriever], Retr
         raise FedcarError(f"{folder}: changed by somebody else meanwhile, so nothing was written; try again")
     changed.save(folder)
     return len(changed.documents)
+
+
+def _added(retriever: Retriever, documents: Sequence[Document], refine: bool) -> Retriever:
+    """With these documents, and where it is asked for with rows solved for them."""
+    from fedcar.common.progress import Console
+    from fedcar.training.refine import refined
+
+    report = Console()
+    added = retriever.add(documents, report)
+    return refined(added, len(documents), report) if refine else added
 
 
 def identity(folder: Path) -> tuple[int, int] | None:

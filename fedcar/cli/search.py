@@ -13,7 +13,7 @@ from fedcar.cli.output import print_json
 from fedcar.errors import FedcarError
 
 if TYPE_CHECKING:
-    from fedcar.retriever.retriever import Retriever
+    from fedcar.retriever.searcher import Searcher
 
 
 @click.command()
@@ -97,7 +97,7 @@ def export(retriever: Path, export_format: str, precision: str, out: Path, encod
         click.echo(f"{out}: written; {readers[export_format]}")
 
 
-def _searchable(folder: Path, encoder: Path | None) -> Retriever:
+def _searchable(folder: Path, encoder: Path | None) -> Searcher:
     """The retriever, or the bundle: that one without torch."""
     from fedcar.common.folders import kind_of
 

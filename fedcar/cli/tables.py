@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedcar.retriever.retriever import Answer
+    from fedcar.retriever.searcher import Answer
 
 COLUMNS = ("round", "selection", "MIPS", "hybrid", "central", "loss", "clients", "refused", "failed", "kB", "s")
 MEASURES = ("success@1", "recall@10", "mrr@10", "ndcg@10")

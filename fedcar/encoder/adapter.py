@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +22,6 @@ class Adapter(nn.Module):
         super().__init__()
         self.variant = variant
         self.width = width
-        self.halved = False  # whether its gradients go through blocks in bfloat16; see Encoder.halve
         name, rank = parse_variant(variant)
         if rank > width:
             raise FedcarError(f'--adapter "{variant}": the rank must not exceed the embedding width {width}; give full')
@@ -32,6 +33,17 @@ class Adapter(nn.Module):
             generator = torch.Generator().manual_seed(seed)
             self.left = nn.Parameter(torch.zeros(width, rank))
             self.right = nn.Parameter(torch.randn(width, rank, generator=generator) / rank**0.5)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Plain arrays, so that another process gets a copy and no shared memory."""
+        arrays = {name: tensor.numpy() for name, tensor in self.state_dict().items()}
+        return {"variant": self.variant, "width": self.width, "arrays": arrays}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """See `__getstate__`."""
+        Adapter.__init__(self, state["variant"], state["width"])
+        tensors = {name: torch.from_numpy(array) for name, array in state["arrays"].items()}
+        self.load_state_dict(tensors, assign=True)
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """(..., d) -> (..., d)."""
@@ -68,3 +80,16 @@ class SoftEmbedding(nn.Module):
     def forward(self, token_ids: Tensor) -> Tensor:
         embedded: Tensor = self.adapter(self.embedding(token_ids))
         return embedded if self.precision is None else embedded.to(self.precision)
+
+
+class BothEmbeddings(nn.Module):
+    """The model's own embedding for the first half of a batch, with the adapter behind it for the second."""
+
+    def __init__(self, embedding: nn.Module, adapter: Adapter) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.adapter = adapter
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        first, second = self.embedding(token_ids).tensor_split(2)
+        return torch.cat([first, self.adapter(second)])

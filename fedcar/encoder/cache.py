@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedcar.common.files import default_cache
-from fedcar.encoder.encoder import MAX_TOKENS, Encoder
+from fedcar.encoder.encoder import Encoder
+from fedcar.encoder.model import MAX_TOKENS
 from fedcar.encoder.runtimes.choice import EXACT
 from fedcar.encoder.runtimes.protocol import Progress
 from fedcar.errors import FedcarError
@@ -30,10 +31,10 @@ KEY_BYTES = 32
 class FeatureCache:
     """Hidden states on disk, memory-mapped, keyed by encoder fingerprint, pooling, length limit and text.
 
-    Two files a key: `states.bin` (a record of `Encoder.state_type` a row) and `keys.sha256` (32 bytes a row: the text's
-    hash, so that no text is stored). Rows are appended in chunks, states first, so that an encoding that was cut off
-    goes on where it stopped; what a crash left beyond the last whole row is written over. Several processes may share
-    a cache: it is locked while it is read or written, not while texts are encoded. Hidden states of private
+    Two files a key: `states.bin` (a record of `FrozenModel.state_type` a row) and `keys.sha256` (32 bytes a row: the
+    text's hash, so that no text is stored). Rows are appended in chunks, states first, so that an encoding that was
+    cut off goes on where it stopped; what a crash left beyond the last whole row is written over. Several processes
+    may share a cache: it is locked while it is read or written, not while texts are encoded. Hidden states of private
     questions are private: the folder is readable by its owner alone.
     """
 
@@ -49,7 +50,7 @@ class FeatureCache:
         return hidden_states
 
     def states(self, encoder: Encoder, texts: Sequence[str], progress: Progress | None = None) -> NDArray[np.void]:
-        """Texts -> records (n,) of `Encoder.state_type`: the hidden state and the mean states of lower layers."""
+        """Texts -> records (n,) of `FrozenModel.state_type`: the hidden state and the mean states of lower layers."""
         return self._found(encoder, texts, progress)
 
     def _found(
@@ -67,9 +68,9 @@ class FeatureCache:
             texts_of = ([missing[key] for key in chunk] for chunk in chunks)
             for chunk, states in zip(chunks, encoder.encode_parts(texts_of, progress), strict=True):
                 rows = self._rows(place, encoder, dict(zip(chunk, states, strict=True)))
-            stored: NDArray[Any] = np.empty(0, dtype=encoder.state_type)
+            stored: NDArray[Any] = np.empty(0, dtype=encoder.model.state_type)
             if keys:
-                stored = np.memmap(place / "states.bin", encoder.state_type, "r", shape=(len(rows),))
+                stored = np.memmap(place / "states.bin", encoder.model.state_type, "r", shape=(len(rows),))
             chosen = np.array([rows[key] for key in keys], dtype=np.int64)
             return np.asarray((stored if field_alone is None else stored[field_alone])[chosen])
 
@@ -81,7 +82,7 @@ class FeatureCache:
     @contextmanager
     def _place(self, encoder: Encoder, texts: Sequence[str]) -> Iterator[Path]:
         """The folder of this encoder's states, made where it is missing; what goes wrong in there is one line."""
-        shape = f"{encoder.dimension}-{MAX_TOKENS}-{len(encoder.layers)}"
+        shape = f"{encoder.dimension}-{MAX_TOKENS}-{len(encoder.model.layers)}"
         name = encoder.runtime_name(texts)  # another runtime's states are near, not the same
         shape = shape if name == EXACT else f"{shape}-{name}"
         place = self.folder / f"{encoder.state_fingerprint[:24]}-{encoder.pooling}-{shape}"
@@ -98,11 +99,11 @@ class FeatureCache:
     ) -> dict[bytes, int]:
         """The keys on disk and their rows, with what was found written behind them; locked only as long as this."""
         with _locked(place / "lock"):
-            known = self._known[place] = _read_keys(place, encoder.state_type, self._known.get(place, _Known()))
+            known = self._known[place] = _read_keys(place, encoder.model.state_type, self._known.get(place, _Known()))
             new = [key for key in found or {} if key not in known.rows]
             if found and new:
-                _append(place, known.whole, new, np.array([found[key] for key in new], dtype=encoder.state_type))
-                known = self._known[place] = _read_keys(place, encoder.state_type, known)
+                _append(place, known.whole, new, np.array([found[key] for key in new], dtype=encoder.model.state_type))
+                known = self._known[place] = _read_keys(place, encoder.model.state_type, known)
             return known.rows
 
 

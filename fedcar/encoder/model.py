@@ -1,12 +1,319 @@
-"""The frozen model: one batch of tokens in, states out."""
+"""The frozen model: loading, tokens, pooling. It never changes; what learns stands beside it, in an `Encoder`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import copy
+import hashlib
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from itertools import chain
+from operator import add
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from fedcar.encoder.model_files import (
+    DEFAULT_ENCODER,
+    TOKENIZER_SETTINGS,
+    TOKENIZER_VOCABULARIES,
+    default_pooling,
+    find,
+    first_line,
+    is_decoder,
+    read_json,
+    sha256,
+    tokenizer_files,
+    weight_files,
+)
+from fedcar.encoder.runtimes.protocol import Tokens, state_type
+from fedcar.errors import FedcarError, FedcarWarning
+
+if TYPE_CHECKING:
+    from torch import nn
+
+POOLINGS = ("mean", "last", "cls")
+MAX_TOKENS = 256
+LAYERS_KEPT = 6
+POSITIONS_START_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "data2vec-text", "mpnet", "longformer")
+LOADING = threading.RLock()  # for all, as the library that reads models is not made for several at a time
+TOKENIZING = threading.Lock()  # for all: a tokenizer's cut is a setting of its own, and a lock cannot be copied
+
+
+class FrozenModel:
+    """A Hugging Face model in a folder; any number of encoders and threads share one.
+
+    The weights are read from disk at the first encoding: a run whose hidden states are all cached never loads them.
+    Batches are padded on the right whatever the tokenizer prefers: positions are then right for every model, and a
+    causal decoder never sees the padding.
+    """
+
+    def __init__(self, folder: Path, name: str, pooling: str | None = None, revision: str | None = None) -> None:
+        self.folder = folder
+        self.name = name
+        self.revision = revision
+        self.config = read_json(folder / "config.json")
+        if pooling is not None and pooling not in POOLINGS:
+            raise FedcarError(f'--pooling "{pooling}": not known; give one of {", ".join(POOLINGS)}')
+        self.pooling = pooling or default_pooling(folder)
+        if self.pooling == "cls" and is_decoder(self.config):
+            message = f"--pooling cls: the first token of {name} knows nothing of the text; give last or mean"
+            warnings.warn(message, FedcarWarning, stacklevel=2)
+        self.texts_cut = 0  # for the warning, which is said once
+        self._loaded: dict[str, Any] = {}
+        self._folded: str | None = None
+
+    @classmethod
+    def load(
+        cls, name: str | Path = DEFAULT_ENCODER, pooling: str | None = None, *, offline: bool = False
+    ) -> FrozenModel:
+        """See `Encoder.load`."""
+        folder, revision = find(str(name), offline)
+        if not (folder / "config.json").is_file():
+            raise FedcarError(f"{folder}: no config.json, so this is not a Hugging Face model folder; name one that is")
+        weight_files(folder)
+        if not tokenizer_files(folder, TOKENIZER_VOCABULARIES):  # some tokenizer classes then make an empty vocabulary
+            raise FedcarError(f"{folder}: no tokenizer.json, so no text can be read; fetch the encoder again")
+        return cls(folder, str(name), pooling, revision)
+
+    def once(self, what: str, make: Callable[[], Any]) -> Any:  # noqa: ANN401 - what is kept of each kind
+        """What was made of the model before, or now; by one thread at a time."""
+        if what not in self._loaded:
+            with LOADING:
+                if what not in self._loaded:
+                    self._loaded[what] = make()
+        return self._loaded[what]
+
+    def __deepcopy__(self, memo: dict[int, object]) -> FrozenModel:
+        """Return itself: it never changes."""
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy in another process needs: it reads tokenizer and weights anew, unless they were changed here."""
+        kept = {"transformer": self._loaded["transformer"]} if self._folded else {}
+        return {**vars(self), "_loaded": kept}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over the weights, the configuration and the tokenizer files: equal encoders, equal fingerprints."""
+        tokenizer = tokenizer_files(self.folder, (*TOKENIZER_VOCABULARIES, *TOKENIZER_SETTINGS))
+        digest = hashlib.sha256()
+        for file in [*weight_files(self.folder), *tokenizer, self.folder / "config.json"]:
+            digest.update(f"{file.name}\0{sha256(file)}\0".encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def weight_hash(self) -> str:
+        """sha256 of the weight file; of the listed hashes where the weights lie in several files."""
+        hashes = [sha256(file) for file in weight_files(self.folder)]
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+    @cached_property
+    def device(self) -> torch.device:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def transformer(self) -> Any:  # noqa: ANN401 - any AutoModel
+        """The frozen transformer, in float32, in evaluation mode and without dropout."""
+        return self.once("transformer", self._read_transformer)
+
+    @torch.inference_mode(False)  # weights that are first read while encoding must serve training too
+    def _read_transformer(self) -> Any:  # noqa: ANN401 - any AutoModel
+        from transformers import AutoModel
+        from transformers.utils import logging as transformers_logging
+
+        if self.model_config.is_encoder_decoder:
+            raise FedcarError(f"{self.folder}: the encoder has a decoder behind it; give an encoder or a decoder alone")
+        transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+        model, report = self._read(AutoModel, "encoder", **options)
+        # the library fills in missing weights with random numbers; only the pooler's are never used here
+        if missing := sorted(name for name in report["missing_keys"] if "pooler" not in name):
+            message = f"{len(missing)} weights are missing, {missing[0]} the first; fetch the encoder again"
+            raise FedcarError(f"{self.folder}: {message}")
+        switch_off_dropout(model)
+        return model.requires_grad_(False).eval().to(self.device)
+
+    @property
+    def tokenizer(self) -> Any:  # noqa: ANN401 - any fast tokenizer
+        from transformers import AutoTokenizer
+
+        return self.once("tokenizer", lambda: self._read(AutoTokenizer, "tokenizer"))
+
+    @cached_property
+    def model_config(self) -> Any:  # noqa: ANN401 - any PreTrainedConfig
+        """The text model's configuration, with the defaults of its class filled in."""
+        from transformers import AutoConfig
+
+        return self._read(AutoConfig, "configuration").get_text_config()
+
+    def _read(self, kind: Any, what: str, **options: object) -> Any:  # noqa: ANN401 - the Auto classes share no base
+        try:
+            return kind.from_pretrained(str(self.folder), local_files_only=True, trust_remote_code=False, **options)
+        except Exception as error:  # the library raises many kinds; each means that the folder holds nothing usable
+            message = f"the {what} cannot be read ({first_line(error)}); check the folder"
+            raise FedcarError(f"{self.folder}: {message}") from error
+
+    @property
+    def dimension(self) -> int:
+        """The width d of a hidden state."""
+        width = self.config.get("hidden_size") or self.config.get("dim")  # known without reading the weights
+        return width if isinstance(width, int) else int(self.model_config.hidden_size)
+
+    @property
+    def embedding(self) -> Any:  # noqa: ANN401 - torch.nn.Embedding or a subclass
+        """The model's own embedding module, never a soft one."""
+        return self.transformer.get_input_embeddings()
+
+    @property
+    def embedding_width(self) -> int:
+        """The width of the embedding table, which is the adapter's (in ALBERT and ELECTRA not the hidden size)."""
+        return int(self.embedding.weight.shape[1])
+
+    @property
+    def state_fingerprint(self) -> str:
+        """The fingerprint, or for a folded model that of the encoder it was: equal ones, equal hidden states."""
+        return self._folded or self.fingerprint
+
+    # ---------------------------------------------------------------- the same weights behind another embedding
+
+    def behind(self, embedding: nn.Module) -> Any:  # noqa: ANN401 - any AutoModel
+        """The transformer with another embedding in front: modules of its own, all weights shared."""
+        return shared(self.transformer, embedding)
+
+    def in_bfloat16_behind(self, embedding: nn.Module) -> Any:  # noqa: ANN401 - any AutoModel
+        """The same with blocks in bfloat16, which all that ask share; attention is written out.
+
+        The backward pass of torch's fused one takes five times as long in bfloat16 on a CPU.
+        """
+        return shared(self.once("bfloat16", self._halved), embedding)
+
+    def _halved(self) -> Any:  # noqa: ANN401 - any AutoModel
+        model = copy.deepcopy(self.behind(torch.nn.Embedding(1, 1))).to(torch.bfloat16)  # the table is not copied
+        if self.device.type == "cpu":
+            model.set_attn_implementation("eager")
+        return model
+
+    @torch.no_grad()
+    def folded(self, adapter: nn.Module, state_fingerprint: str) -> FrozenModel:
+        """A model of its own with the adapter in the embedding table (E' = E A^T); `state_fingerprint` names it."""
+        result = copy.copy(self)
+        table = copy.deepcopy(self.embedding)
+        table.weight.copy_(adapter(table.weight))
+        result._loaded = {"transformer": self.behind(table)}
+        result._folded = state_fingerprint
+        return result
+
+    # ---------------------------------------------------------------- tokens
+
+    @cached_property
+    def max_tokens(self) -> int:
+        """Tokens kept of a text: 256, or the encoder's limit where that is lower."""
+        limit = int(getattr(self.model_config, "max_position_embeddings", None) or MAX_TOKENS)
+        if self.model_config.model_type == "mpnet":
+            limit -= 2  # its padding row is 1, whatever the configuration says
+        elif self.model_config.model_type.startswith(POSITIONS_START_AFTER_PADDING):
+            limit -= int(getattr(self.model_config, "pad_token_id", None) or 0) + 1
+        return max(2, min(MAX_TOKENS, limit, int(self.tokenizer.model_max_length)))
+
+    @cached_property
+    def padding_id(self) -> int:
+        """A token to fill up with; any will do where the model knows none, since the mask hides it."""
+        candidates = (
+            getattr(self.model_config, "pad_token_id", None),
+            self.tokenizer.pad_token_id,
+            self.tokenizer.eos_token_id,
+        )
+        rows = range(self.model_config.vocab_size)
+        return next((int(found) for found in candidates if found is not None and found in rows), 0)
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids with the model's special tokens, cut at `max_tokens`; with pooling `last` they end in EOS."""
+        if not texts:
+            return []
+        end = self.tokenizer.eos_token_id if self.pooling == "last" else None
+        room = self.max_tokens - (end is not None and not self.adds_end)
+        readable = [text.encode("utf-8", "replace").decode() for text in texts]  # lone surrogates are no text
+        with TOKENIZING:
+            found = self.tokenizer(readable, truncation=True, max_length=room, return_attention_mask=False)
+        ids: list[list[int]] = [list(map(int, row)) for row in found["input_ids"]]
+        self._warn_of_cut(found, len(texts))
+        if end is not None:
+            ids = [row if row and row[-1] == end else [*row, end] for row in ids]
+        self._check_known(ids)
+        return [row or [self.padding_id] for row in ids]
+
+    def _warn_of_cut(self, found: Any, texts: int) -> None:  # noqa: ANN401 - a tokenizer's answer
+        cut = sum(bool(encoding.overflowing) for encoding in found.encodings or [])
+        if cut and not self.texts_cut:
+            message = f"{cut} of {texts} texts are longer than {self.max_tokens} tokens and were cut"
+            warnings.warn(message, FedcarWarning, stacklevel=3)
+        self.texts_cut += cut
+
+    def _check_known(self, ids: Sequence[Sequence[int]]) -> None:
+        known = self.model_config.vocab_size
+        if (highest := max(map(max, filter(None, ids)), default=0)) >= known:
+            raise FedcarError(
+                f"{self.folder}: the tokenizer makes token {highest}, but the model has {known} tokens; "
+                "they do not belong together: fetch the encoder again"
+            )
+
+    @cached_property
+    def adds_end(self) -> bool:
+        """Whether the tokenizer puts EOS behind a text by itself."""
+        return list(self.tokenizer("")["input_ids"][-1:]) == [self.tokenizer.eos_token_id]
+
+    def tokens(self, texts: Sequence[str], whole: bool = False) -> list[Tokens]:
+        """Texts -> their tokens with the places in the text, cut at `max_tokens`.
+
+        `whole` makes them what `tokenize` gives: ended with EOS where pooling is `last`, with a warning of texts cut.
+        The states of the other tokens are then those of a text with EOS behind it, which a decoder's do not see.
+        """
+        if not texts:
+            return []
+        end = self.tokenizer.eos_token_id if whole and self.pooling == "last" else None
+        with TOKENIZING:
+            found = self.tokenizer(
+                [text.encode("utf-8", "replace").decode() for text in texts],
+                truncation=True,
+                max_length=self.max_tokens - (end is not None and not self.adds_end),
+                return_attention_mask=False,
+                return_offsets_mapping=True,
+                return_special_tokens_mask=True,
+            )
+        if whole:
+            self._warn_of_cut(found, len(texts))
+            self._check_known(found["input_ids"])
+        parts = zip(found["input_ids"], found["offset_mapping"], found["special_tokens_mask"], strict=True)
+        rows = [Tokens(*part) for part in parts]
+        if end is None:
+            return rows
+        behind = Tokens([end], [(0, 0)], [1])
+        return [row if list(row.ids[-1:]) == [end] else Tokens(*map(add, row, behind)) for row in rows]
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Which layers below the last are kept of a text: up to six, evenly spaced from the embeddings up."""
+        blocks = int(self.config.get("num_hidden_layers") or self.model_config.num_hidden_layers)
+        return tuple(sorted({round(place) for place in np.linspace(0, blocks - 1, LAYERS_KEPT)}))
+
+    @property
+    def state_type(self) -> np.dtype[np.void]:
+        """What is kept of a text: h (d,) in float32 and the mean states of `layers` (k, d) in float16."""
+        return state_type(len(self.layers), self.dimension)
+
+
+def shared(model: Any, embedding: nn.Module) -> Any:  # noqa: ANN401 - any AutoModel
+    """The model with this embedding: a copy of its modules that holds the very same tensors."""
+    same = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    result = copy.deepcopy(model, same)
+    result.set_input_embeddings(embedding)
+    return result
 
 
 def states_of(

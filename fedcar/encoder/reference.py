@@ -24,9 +24,9 @@ def reference_states(encoder: Encoder, cache: FeatureCache) -> NDArray[np.void]:
     """States (n,) of the untrained encoder on the first questions of the packaged collection."""
     with QUERIES.open(encoding="utf-8") as stream:
         texts = [json.loads(line)["text"] for line, _ in zip(stream, range(TEXTS), strict=False)]
-    cut = encoder.texts_cut
-    with encoder.untrained(), warnings.catch_warnings():
+    cut = encoder.model.texts_cut
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", FedcarWarning)  # nobody asked about these texts: that one is cut is no news
-        states = cache.states(encoder, texts)
-    encoder.texts_cut = cut
+        states = cache.states(encoder.untrained, texts)
+    encoder.model.texts_cut = cut
     return states

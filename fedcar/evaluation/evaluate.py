@@ -107,8 +107,7 @@ def baseline_rankings(
     chosen = baselines.HYBRID_WEIGHTS[0]
     dev = collection.judged("dev")
     if len(dev):
-        with retriever.encoder.untrained():
-            hidden_states = cache.hidden_states(retriever.encoder, dev.texts)
+        hidden_states = cache.hidden_states(retriever.encoder.untrained, dev.texts)
         ranked = baselines.rankings(retriever, dev.texts, hidden_states, baselines.HYBRID_WEIGHTS)
         right = [metrics.per_query(one, dev.relevant)["success@1"].mean() for one in ranked]
         chosen = baselines.HYBRID_WEIGHTS[int(np.argmax(right))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -15,6 +16,7 @@ from fedcar.collection.collection import Document, document_line
 from fedcar.common.files import write_json
 from fedcar.common.folders import check_folder, write_folder
 from fedcar.common.tensors import mapped_tensors
+from fedcar.common.vectors import unit
 from fedcar.errors import FedcarError, FedcarWarning
 from fedcar.export.bundle_encoder import BundleEncoder
 from fedcar.export.vocabulary import ARRAYS, StoredWords
@@ -22,15 +24,15 @@ from fedcar.head.frozen import FrozenHead
 from fedcar.head.rows import Rows
 from fedcar.retriever.calibration import Calibration
 from fedcar.retriever.evidence import Evidence
-from fedcar.retriever.late_interaction import unit
-from fedcar.retriever.retriever import Retriever, index_for
 from fedcar.retriever.row_index import RowIndex
+from fedcar.retriever.searcher import Searcher
 from fedcar.retriever.weights import WEIGHT_NAMES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fedcar.encoder.encoder import Encoder
+    from fedcar.retriever.retriever import Retriever
 
 KIND = "bundle"
 ON_DISK = ("late.tokens", "late.sentences")  # large, and read for a question's candidates alone
@@ -74,8 +76,21 @@ class StoredDocuments(Sequence[Document]):
         return _document(json.loads(self._content[first:last].tobytes()))
 
 
-def load_bundle(folder: str | Path) -> Retriever:
-    """A retriever that searches as the exported one did; it imports no torch. It cannot be trained, changed or saved.
+@dataclass
+class Bundle(Searcher):
+    """A searcher that lies in a bundle's files; it cannot be trained, changed or saved."""
+
+    encoder: BundleEncoder
+    documents: StoredDocuments
+    head: FrozenHead
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process, and a copy, read the files anew."""
+        return load_bundle, (self.encoder.folder,)
+
+
+def load_bundle(folder: str | Path) -> Bundle:
+    """What searches as the exported retriever did; it imports no torch.
 
     Raises FedcarError for a folder that is not a bundle or has changed, and where ONNX Runtime or the tokenizers are
     missing.
@@ -89,23 +104,23 @@ def load_bundle(folder: str | Path) -> Retriever:
     return _read(folder)
 
 
-def _read(folder: Path) -> Retriever:
+def _read(folder: Path) -> Bundle:
     settings = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
     tensors, about = mapped_tensors(folder / "rows.safetensors"), settings["encoder"]
     about["layers"] = tuple(about["layers"])
-    encoder: Any = BundleEncoder(folder, **about)  # stands in for an Encoder in everything that searching asks for
+    encoder = BundleEncoder(folder, **about)
     embeddings = Rows.from_arrays(tensors, "embeddings")
-    head: Any = FrozenHead.from_arrays(tensors, embeddings)
+    head = FrozenHead.from_arrays(tensors, embeddings)
     ridge = None
     if settings["feature_seed"] is not None:
         from fedcar.head.ridge_rows import RidgeRows
 
         ridge = RidgeRows.from_tensors(_ridge(tensors), settings["feature_seed"], len(embeddings))
-    documents: Any = StoredDocuments(folder / "documents.jsonl", tensors["document_starts"], tensors["empty"])
-    return Retriever(
+    documents = StoredDocuments(folder / "documents.jsonl", tensors["document_starts"], tensors["empty"])
+    return Bundle(
         encoder,
         documents,
-        _evidence(mapped_tensors(folder / "evidence.safetensors", ON_DISK), embeddings, encoder),
+        _evidence(mapped_tensors(folder / "evidence.safetensors", ON_DISK), embeddings),
         head,
         np.array([settings["weights"][name] for name in WEIGHT_NAMES], dtype=np.float32),
         ridge,
@@ -133,13 +148,13 @@ def _write(retriever: Retriever, folder: Path, precision: str) -> None:
     encoder, kind = retriever.encoder, ROWS[precision]
     (folder / "requirements.txt").write_text("\n".join(REQUIREMENTS) + "\n", encoding="utf-8")
     _write_tokenizer(encoder, folder)
-    write(encoder, folder / "encoder.onnx", precision, both=encoder.adapter is not None)
+    write(encoder.model, folder / "encoder.onnx", precision, encoder.adapter)
     embeddings = Rows.of(np.asarray(retriever.evidence.embeddings), kind)
     arrays = {**embeddings.arrays("embeddings"), **FrozenHead.of(retriever.head, embeddings, kind).arrays()}
     arrays |= _ridge_arrays(retriever, precision)
     arrays |= _write_documents(retriever.documents, folder / "documents.jsonl")
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "rows.safetensors")
-    if (index := index_for(retriever)) is not None:
+    if (index := retriever.index()) is not None:
         index.write(folder)
     if retriever.training.get("privacy"):
         write_json(folder / "privacy.json", retriever.training["privacy"])
@@ -148,15 +163,15 @@ def _write(retriever: Retriever, folder: Path, precision: str) -> None:
     for name, words in retriever.evidence.vocabularies().items():
         evidence |= {f"{name}.words.{part}": array for part, array in StoredWords.of(words).arrays.items()}
     save_file(evidence, folder / "evidence.safetensors")
-    end = encoder.tokenizer.eos_token_id if encoder.pooling == "last" and not encoder.adds_end else None
+    end = encoder.tokenizer.eos_token_id if encoder.pooling == "last" and not encoder.model.adds_end else None
     settings = {
         "encoder": {
             "pooling": encoder.pooling,
             "precision": precision,
             "dimension": encoder.dimension,
-            "layers": encoder.layers,
-            "max_tokens": encoder.max_tokens,
-            "padding_id": encoder.padding_id,
+            "layers": encoder.model.layers,
+            "max_tokens": encoder.model.max_tokens,
+            "padding_id": encoder.model.padding_id,
             "end": end,
             "adapter": encoder.adapter.variant if encoder.adapter is not None else None,
         },
@@ -211,12 +226,12 @@ def _ridge(tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     return found
 
 
-def _evidence(tensors: dict[str, NDArray[Any]], embeddings: Rows, encoder: Encoder) -> Evidence:
+def _evidence(tensors: dict[str, NDArray[Any]], embeddings: Rows) -> Evidence:
     vocabularies = {}
     for name in sorted({name.partition(".")[0] for name in tensors if ".words." in name}):
         vocabularies[name] = StoredWords({part: tensors.pop(f"{name}.words.{part}") for part in ARRAYS})
     stand_in: Any = embeddings  # an index gives vectors, as with an array
-    return Evidence.from_tensors({**tensors, "embeddings": stand_in}, vocabularies, encoder)
+    return Evidence.from_tensors({**tensors, "embeddings": stand_in}, vocabularies)
 
 
 def _check(retriever: Retriever, folder: Path, precision: str) -> None:
@@ -224,16 +239,16 @@ def _check(retriever: Retriever, folder: Path, precision: str) -> None:
     texts = [*_own_texts(retriever), "who?", "3.5 % or"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FedcarWarning)  # about long texts, said when they were first read
-        found, encoder = _read(folder), retriever.encoder
-        if found.encoder.tokenize(texts) != encoder.tokenize(texts):
+        bundle, encoder = _read(folder), retriever.encoder
+        if bundle.encoder.tokenize(texts) != encoder.tokenize(texts):
             message = "its tokenizer cannot be written so that it makes the same tokens; take --format transformers"
             raise FedcarError(f"{encoder.folder}: {message}")
-        check_states(encoder, "the bundle", precision, texts, found.encoder.encode(texts))
+        check_states(encoder, "the bundle", precision, texts, bundle.encoder.encode(texts))
         if precision == "fp32":
-            check_search(retriever, found)
+            check_search(retriever, bundle)
 
 
-def check_search(retriever: Retriever, bundle: Retriever) -> None:
+def check_search(retriever: Retriever, bundle: Bundle) -> None:
     """Refuse a bundle whose search gives some documents' own texts other scores."""
     texts = _own_texts(retriever)[:SEARCHED]
     ours, theirs = ([one.search(text, 1).hits[0].score for text in texts] for one in (bundle, retriever))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import secrets
 import shutil
@@ -18,6 +17,7 @@ from safetensors.numpy import save_file
 from fedcar.collection.collection import check_free, document_line
 from fedcar.common.files import write_json
 from fedcar.encoder.encoder import Encoder
+from fedcar.encoder.model import FrozenModel
 from fedcar.encoder.model_files import first_line, read_json
 from fedcar.encoder.runtimes.onnx_file import PRECISIONS
 from fedcar.errors import FedcarError, FedcarWarning, quoted
@@ -121,7 +121,7 @@ def check_export(folder: Path, export_format: str, precision: str = "fp32") -> N
 
 def _write(retriever: Retriever, folder: Path) -> None:
     encoder = _folded(retriever.encoder)
-    encoder.model.save_pretrained(folder)
+    encoder.model.transformer.save_pretrained(folder)
     _write_tokenizer(encoder, folder)
     _write_modules(encoder, folder)
     _write_documents(retriever, folder)
@@ -134,7 +134,7 @@ def _write_onnx(retriever: Retriever, folder: Path, precision: str) -> None:
     from fedcar.encoder.runtimes import onnx_file
 
     encoder = _folded(retriever.encoder)
-    onnx_file.write(encoder, folder / "model.onnx", precision)
+    onnx_file.write(encoder.model, folder / "model.onnx", precision)
     with tempfile.TemporaryDirectory() as settings:
         _write_tokenizer(encoder, Path(settings))
         tokenizer = Path(settings) / "tokenizer.json"
@@ -142,7 +142,7 @@ def _write_onnx(retriever: Retriever, folder: Path, precision: str) -> None:
             message = "its tokenizer has no tokenizer.json; take --format transformers"
             raise FedcarError(f"{retriever.encoder.folder}: {message}")
         content = read_json(tokenizer)
-    content["truncation"] = {"direction": "Right", "max_length": encoder.max_tokens, "strategy": "LongestFirst"}
+    content["truncation"] = {"direction": "Right", "max_length": encoder.model.max_tokens, "strategy": "LongestFirst"}
     content["truncation"]["stride"] = 0
     (folder / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     _write_documents(retriever, folder)
@@ -159,12 +159,10 @@ def _write_documents(retriever: Retriever, folder: Path) -> None:
 
 
 def _folded(encoder: Encoder) -> Encoder:
-    """The same encoder read anew, with the adapter in its embedding table."""
-    fresh = Encoder(encoder.folder, encoder.name, encoder.pooling, encoder.revision)
-    if encoder.adapter is not None:
-        fresh.insert(copy.deepcopy(encoder.adapter))
-        fresh.fold()
-    return fresh
+    """The same encoder with tokenizer and model of its own, and the adapter in the embedding table."""
+    model = encoder.model
+    fresh = Encoder(FrozenModel(model.folder, model.name, model.pooling, model.revision))
+    return fresh.with_adapter(encoder.adapter).folded()
 
 
 # -------------------------------------------------------------------- the folder
@@ -172,15 +170,15 @@ def _folded(encoder: Encoder) -> Encoder:
 
 def _write_tokenizer(encoder: Encoder, folder: Path) -> None:
     """The tokenizer as fedcar uses it: cut at `max_tokens`, padded on the right, EOS behind where pooling is `last`."""
-    tokenizer, padding = encoder.tokenizer, encoder.padding_id
+    tokenizer, padding = encoder.tokenizer, encoder.model.padding_id
     end = tokenizer.eos_token_id if encoder.pooling == "last" else None
     ends = tokenizer("")["input_ids"][-1:] == [end]
-    tokenizer.model_max_length = encoder.max_tokens
+    tokenizer.model_max_length = encoder.model.max_tokens
     tokenizer.padding_side = "right"
     tokenizer.chat_template = None  # SentenceTransformer would write a question as a chat
     special = {*tokenizer.all_special_ids, *(n for n, token in tokenizer.added_tokens_decoder.items() if token.special)}
     wanted = (padding, tokenizer.pad_token_id, tokenizer.eos_token_id, *sorted(special))
-    usable = [number for number in wanted if number in special and number < encoder.model_config.vocab_size]
+    usable = [number for number in wanted if number in special and number < encoder.model.model_config.vocab_size]
     if usable:  # none: there is nothing to pad with, so texts go through one by one
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(usable[0])
     tokenizer.save_pretrained(folder)
@@ -220,7 +218,9 @@ def _write_modules(encoder: Encoder, folder: Path) -> None:
     flags = {"mean": "pooling_mode_mean_tokens", "last": "pooling_mode_lasttoken", "cls": "pooling_mode_cls_token"}
     pooling: dict[str, object] = {"word_embedding_dimension": encoder.dimension}
     write_json(folder / "modules.json", modules)
-    write_json(folder / "sentence_bert_config.json", {"max_seq_length": encoder.max_tokens, "do_lower_case": False})
+    write_json(
+        folder / "sentence_bert_config.json", {"max_seq_length": encoder.model.max_tokens, "do_lower_case": False}
+    )
     write_json(folder / "config_sentence_transformers.json", {"similarity_fn_name": "cosine"})
     (folder / "1_Pooling").mkdir()
     pooling |= {flag: mode == encoder.pooling for mode, flag in flags.items()}
@@ -255,7 +255,7 @@ def _readme(retriever: Retriever, files: str) -> str:
     return README.format(
         encoder=Path(encoder.name).name if Path(encoder.name).is_dir() else encoder.name,
         adapter=adapter,
-        files=files.format(pooling=encoder.pooling, tokens=encoder.max_tokens),
+        files=files.format(pooling=encoder.pooling, tokens=encoder.model.max_tokens),
         documents=len(retriever.documents),
         dimension=encoder.dimension,
         steps="\n".join(f"    {step}" for step in steps),
@@ -277,12 +277,12 @@ def _check_onnx(retriever: Retriever, folder: Path, precision: str) -> None:
 
     texts, encoder = _probes(retriever), retriever.encoder
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    ids = [one.ids or [encoder.padding_id] for one in tokenizer.encode_batch(texts)]
+    ids = [one.ids or [encoder.model.padding_id] for one in tokenizer.encode_batch(texts)]
     if ids != encoder.tokenize(texts):
         message = "its tokenizer cannot be exported so that it makes the same tokens; train with --pooling mean"
         raise FedcarError(f"{encoder.folder}: {message}")
     runtime = OnnxRuntime(folder / "model.onnx")
-    found = np.concatenate([runtime.run(*padded([one], encoder.padding_id)).pooled for one in ids])
+    found = np.concatenate([runtime.run(*padded([one], encoder.model.padding_id)).pooled for one in ids])
     check_states(encoder, "the ONNX file", precision, texts, found)
 
 
@@ -298,7 +298,7 @@ def _check(retriever: Retriever, folder: Path) -> None:
             f"{retriever.encoder.folder}: its tokenizer cannot be exported so that it makes the same tokens; "
             "train with --pooling mean, or use the retriever itself"
         )
-    exported = Encoder(folder, str(folder), retriever.encoder.pooling).encode(texts)
+    exported = Encoder(FrozenModel(folder, str(folder), retriever.encoder.pooling)).encode(texts)
     expected = retriever.encoder.encode(texts)
     lengths = np.linalg.norm(expected, axis=1, keepdims=True)
     if not np.allclose(exported / lengths, expected / lengths, atol=TOLERANCE):

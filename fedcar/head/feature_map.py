@@ -36,7 +36,7 @@ class FeatureMap:
 
     @classmethod
     def of_reference(cls, states: NDArray[np.void], seed: int = 0) -> FeatureMap:
-        """The map for an encoder, from its states on the reference texts (records of `Encoder.state_type`)."""
+        """The map for an encoder, from its states on the reference texts (records of `FrozenModel.state_type`)."""
         layers = _unit_layers(states)
         centre = layers.mean(0)
         spread = float(np.sqrt(np.square(layers - centre).sum((1, 2)).mean()))
@@ -54,7 +54,7 @@ class FeatureMap:
         return frequencies(len(self.centre), self.seed), frequencies(self.layer_centre.size, self.seed + 1)
 
     def __call__(self, states: NDArray[np.void]) -> NDArray[np.float32]:
-        """States of questions, records (n,) of `Encoder.state_type` -> features (n, D), float32."""
+        """States of questions, records (n,) of `FrozenModel.state_type` -> features (n, D), float32."""
         hidden = centred(states["pooled"], self.centre)
         layers = (_unit_layers(states) - self.layer_centre) / np.float32(self.layer_spread)
         layers = layers.reshape(len(states), self.layer_centre.size)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedcar.common.vectors import unit
 from fedcar.head.rows import Rows, products
-from fedcar.retriever.late_interaction import unit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,21 +19,6 @@ if TYPE_CHECKING:
 KINDS = ("linear", "cosine")
 START_SCALE = 20.0
 MANY_TIMES = 40  # so many more rows than are asked for still cost less as one matrix product
-
-
-def head_with(head: Head, kept: NDArray[np.int64], new: torch.Tensor) -> Head:
-    """The head with these of its rows, and untouched ones for the new embeddings (m, d); each array is copied once."""
-    layers = {"kind": head.kind, "pre_classifier": head.pre_classifier, "query_map": head.query_map}
-    result = Head(new[:0].numpy(), **layers)  # type: ignore[arg-type]
-    by_row = {"embeddings": new, "rows": torch.zeros_like(new), "active": torch.zeros(len(new), dtype=torch.bool)}
-    state = head.state_dict()
-    for name, behind in by_row.items():
-        own = state.pop(name)
-        chosen = own if len(kept) == len(own) else own[torch.from_numpy(kept)]
-        tensor = torch.cat([chosen, behind]) if len(behind) else chosen
-        setattr(result, name, nn.Parameter(tensor) if name == "rows" else tensor)
-    result.load_state_dict(state, strict=False)
-    return result
 
 
 class Head(nn.Module):
@@ -128,6 +114,51 @@ class Head(nn.Module):
         chosen = None if candidates is None else torch.from_numpy(candidates)
         scores: NDArray[np.float32] = self.learned(adapted, original, chosen).numpy()
         return scores
+
+    def added(self, hidden_states: NDArray[np.float32]) -> Head:
+        """With documents of these hidden states (m, d) behind the others; each array is copied once."""
+        new = functional.normalize(torch.from_numpy(hidden_states), dim=1)
+        return self._changed(slice(None), new)
+
+    def without(self, places: Sequence[int]) -> Head:
+        """Without the documents at these places; the others move up."""
+        left = torch.ones(len(self.rows), dtype=torch.bool)
+        left[list(places)] = False
+        return self._changed(left, self.embeddings[:0])
+
+    def _changed(self, left: slice | Tensor, new: Tensor) -> Head:
+        state = self.state_dict()
+        by_row = {"embeddings": new, "rows": torch.zeros_like(new), "active": torch.zeros(len(new), dtype=torch.bool)}
+        for name, behind in by_row.items():
+            chosen = state[name][left]
+            state[name] = torch.cat([chosen, behind]) if len(behind) else chosen
+        return Head.of_state(state, **self.layers)
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Tensor], **layers: Any) -> Head:  # noqa: ANN401 - those of `layers`
+        """The head that has these tensors; they are taken as they are."""
+        head = cls(np.zeros((0, state["embeddings"].shape[1]), dtype=np.float32), **layers)
+        head._take(state)
+        return head
+
+    def _take(self, state: Mapping[str, Tensor]) -> None:
+        for name, tensor in state.items():
+            setattr(self, name, nn.Parameter(tensor) if name in self._parameters else tensor)
+
+    @property
+    def layers(self) -> dict[str, Any]:
+        """What it was made with, beside the embeddings."""
+        return {"kind": self.kind, "pre_classifier": self.pre_classifier, "query_map": self.query_map}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Plain arrays: another process would get tensors as shared memory, which arrays over them do not survive."""
+        return {"layers": self.layers, "arrays": {name: at.numpy() for name, at in self.state_dict().items()}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """See `__getstate__`."""
+        tensors = {name: torch.from_numpy(array) for name, array in state["arrays"].items()}
+        Head.__init__(self, np.zeros((0, tensors["embeddings"].shape[1]), dtype=np.float32), **state["layers"])
+        self._take(tensors)
 
     @property
     def has_row(self) -> NDArray[np.bool_]:

@@ -21,26 +21,6 @@ if TYPE_CHECKING:
 FEATURES_AT_ONCE = 256  # whose weights are made float32 at once
 
 
-def ridge_with(ridge: RidgeRows | None, kept: NDArray[np.int64], new: int) -> RidgeRows | None:
-    """The rows of these documents at their new places; the new ones have neither row nor words."""
-    if ridge is None:
-        return None
-    place = np.full(ridge.words.counts.shape[0], -1)
-    place[kept] = np.arange(len(kept))
-    columns = place[np.concatenate([ridge.documents, ridge.pseudo_documents])]
-    documents, pseudo = place[ridge.documents], place[ridge.pseudo_documents]
-    counts = ridge.words.counts[kept]
-    starts = np.concatenate([counts.indptr, np.full(new, counts.indptr[-1])])
-    shape = (len(kept) + new, counts.shape[1])
-    return replace(
-        ridge,
-        weights=np.ascontiguousarray(ridge.weights[:, columns >= 0]),
-        documents=documents[documents >= 0],
-        pseudo_documents=pseudo[pseudo >= 0],
-        words=NaiveBayes(sparse.csr_array((counts.data, counts.indices, starts), shape=shape)),
-    )
-
-
 @dataclass(frozen=True)
 class RidgeRows:
     """`weights` (D, a) for the a documents with training questions, their rows `documents` (a,), and their words."""
@@ -74,6 +54,30 @@ class RidgeRows:
         words = sparse.csr_array((counts.data, counts.indices, starts), shape=(documents, counts.shape[1]))
         own, pseudo = places[self.documents], places[self.pseudo_documents]
         return replace(self, documents=own, pseudo_documents=pseudo, words=NaiveBayes(words))
+
+    def added(self, documents: int) -> RidgeRows:
+        """With so many documents behind the others; they have neither row nor words."""
+        return self._changed(np.arange(self.words.counts.shape[0]), documents)
+
+    def without(self, places: Sequence[int]) -> RidgeRows:
+        """Without the documents at these places; the others move up."""
+        return self._changed(np.delete(np.arange(self.words.counts.shape[0]), places), 0)
+
+    def _changed(self, left: NDArray[np.int64], new: int) -> RidgeRows:
+        place = np.full(self.words.counts.shape[0], -1)
+        place[left] = np.arange(len(left))
+        columns = place[np.concatenate([self.documents, self.pseudo_documents])]
+        documents, pseudo = place[self.documents], place[self.pseudo_documents]
+        counts = self.words.counts[left]
+        starts = np.concatenate([counts.indptr, np.full(new, counts.indptr[-1])])
+        shape = (len(left) + new, counts.shape[1])
+        return replace(
+            self,
+            weights=np.ascontiguousarray(self.weights[:, columns >= 0]),
+            documents=documents[documents >= 0],
+            pseudo_documents=pseudo[pseudo >= 0],
+            words=NaiveBayes(sparse.csr_array((counts.data, counts.indices, starts), shape=shape)),
+        )
 
     def scores(self, texts: Sequence[str], states: NDArray[np.void]) -> NDArray[np.float32]:
         """Questions and their states -> (n, documents, 2).

@@ -14,9 +14,9 @@ from fedcar.collection.words import bigrams, stems, word_count
 from fedcar.common.files import write_json
 from fedcar.common.folders import RESTORE
 from fedcar.common.progress import Silent
-from fedcar.common.vectors import top_k
+from fedcar.common.vectors import top_k, unit
 from fedcar.errors import FedcarError
-from fedcar.retriever.late_interaction import LateInteraction, body_sentences, unit
+from fedcar.retriever.late_interaction import LateInteraction, body_sentences
 from fedcar.retriever.lexical import LexicalIndex, SentenceCoverage, numbered, relative
 
 if TYPE_CHECKING:
@@ -69,13 +69,11 @@ class Evidence:
 
     def __init__(
         self,
-        encoder: Encoder,
         embeddings: NDArray[np.float32],
         indices: Mapping[str, LexicalIndex],
         coverage: SentenceCoverage,
         late: LateInteraction | None,
     ) -> None:
-        self.encoder = encoder
         self.embeddings = embeddings
         self.indices = dict(indices)
         self.coverage = coverage
@@ -99,7 +97,7 @@ class Evidence:
         coverage = SentenceCoverage.build(list(map(_titled_sentences, documents)), indices["stems"])
         if late is None and reads_tokens(documents, encoder):
             late = LateInteraction.build(documents, encoder, report)
-        return cls(encoder, embeddings, indices, coverage, late)
+        return cls(embeddings, indices, coverage, late)
 
     def __len__(self) -> int:
         """Return the number of documents."""
@@ -138,12 +136,14 @@ class Evidence:
         questions: Sequence[str],
         hidden_states: NDArray[np.float32],
         candidates: NDArray[np.int64],
-        tokens: Sequence[TokenStates] | None = None,
+        tokens: Sequence[TokenStates] = (),
     ) -> NDArray[np.float32]:
         """Questions, their untrained hidden states (n, d) and documents to compare (n, c) -> (n, c, F), float32.
 
-        `tokens` are the questions' untrained token states where they are known already.
+        `tokens` are the questions' untrained token states, needed where the documents were read token by token.
         """
+        if self.late is not None and len(tokens) != len(questions):
+            raise ValueError(f"{len(questions)} questions with the token states of {len(tokens)}; give those of all")
         result = np.zeros((*candidates.shape, len(self.NAMES)), dtype=np.float32)
         step = at_once(QUESTIONS_AT_ONCE, len(self))
         for start in range(0, len(questions), step):
@@ -157,40 +157,33 @@ class Evidence:
             for row, columns in enumerate(chosen):
                 found[row, :, 0] = self.embeddings[columns] @ states[row]
             if self.late is not None:
-                if tokens is None:
-                    with self.encoder.untrained():
-                        read: Sequence[TokenStates] = self.encoder.token_states(texts)
-                else:
-                    read = tokens[part]
-                found[..., _LATE] = self.late.features(states, read, chosen)
+                found[..., _LATE] = self.late.features(states, tokens[part], chosen)
         return result
 
     # ---------------------------------------------------------------- documents come and go
 
-    def add(
+    def added(
         self,
         documents: Sequence[Document],
         encoder: Encoder,
         embeddings: NDArray[np.float32],
         report: Silent | None = None,
     ) -> Evidence:
-        """Put documents with their embeddings (m, d) behind the others, in place; nothing changes where it fails."""
+        """With these documents and their embeddings (m, d) behind the others."""
         texts = [document.full_text for document in documents]
         indices = {name: index.added(texts) for name, index in self.indices.items()}
         coverage = self.coverage.added(list(map(_titled_sentences, documents)), indices["stems"])
         late = self.late.added(documents, encoder, report) if self.late is not None else None
         joined = np.concatenate([self.embeddings, np.asarray(embeddings, dtype=np.float32)])
-        self.embeddings, self.indices, self.coverage, self.late = joined, indices, coverage, late
-        return self
+        return Evidence(joined, indices, coverage, late)
 
-    def remove(self, rows: Sequence[int]) -> Evidence:
-        """Take documents out, in place; what only they had (vectors, words, counts) is gone."""
+    def without(self, rows: Sequence[int]) -> Evidence:
+        """Without these documents; what only they had (vectors, words, counts) is gone."""
         indices = {name: index.without(rows) for name, index in self.indices.items()}
         coverage = self.coverage.without(rows, indices["stems"])
         late = self.late.without(rows) if self.late is not None else None
         left = np.delete(self.embeddings, list(rows), axis=0)
-        self.embeddings, self.indices, self.coverage, self.late = left, indices, coverage, late
-        return self
+        return Evidence(left, indices, coverage, late)
 
     # ---------------------------------------------------------------- on disk
 
@@ -210,7 +203,6 @@ class Evidence:
         cls,
         tensors: Mapping[str, NDArray[Any]],
         vocabularies: Mapping[str, Sequence[str] | Mapping[str, int]],
-        encoder: Encoder,
     ) -> Evidence:
         """What `tensors` and `vocabularies` gave; the arrays are taken as they are, memory-mapped ones too."""
 
@@ -223,7 +215,7 @@ class Evidence:
         }
         coverage = SentenceCoverage(indices["stems"], part("coverage"))
         late = LateInteraction(part("late")) if part("late") else None
-        return cls(encoder, tensors["embeddings"], indices, coverage, late)
+        return cls(tensors["embeddings"], indices, coverage, late)
 
     def write(self, folder: Path) -> None:
         """Write evidence.safetensors and words.json into the folder."""
@@ -233,7 +225,7 @@ class Evidence:
         write_json(folder / "words.json", self.vocabularies())
 
     @classmethod
-    def read(cls, folder: Path, encoder: Encoder) -> Evidence:
+    def read(cls, folder: Path) -> Evidence:
         """What `write` wrote; the arrays are mapped into memory and read from the file when they are first needed."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -243,7 +235,7 @@ class Evidence:
             tensors = {name: tensor.numpy() for name, tensor in load_file(file).items()}
         except (OSError, SafetensorError) as error:
             raise FedcarError(f"{file}: not a safetensors file ({error}); {RESTORE}") from error
-        return cls.from_tensors(tensors, json.loads((folder / "words.json").read_text(encoding="utf-8")), encoder)
+        return cls.from_tensors(tensors, json.loads((folder / "words.json").read_text(encoding="utf-8")))
 
 
 _LATE = [Evidence.NAMES.index(name) for name in ("sentence", "tokens", "sentence_tokens")]

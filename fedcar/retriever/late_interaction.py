@@ -11,6 +11,7 @@ import numpy as np
 from fedcar.collection.collection import Document
 from fedcar.collection.words import sentences
 from fedcar.common.progress import Silent
+from fedcar.common.vectors import unit
 from fedcar.retriever.lexical import inverse_document_frequencies
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ class LateInteraction:
     ) -> LateInteraction:
         """Read all documents with the untrained encoder. The basis comes from a seeded choice of them.
 
-        `keep` is given the texts' states (records of `Encoder.state_type`), which the same passes make, part by part.
+        `keep` is given the texts' states (records of `FrozenModel.state_type`), which the same passes make, part by
+        part.
         """
         order = np.random.default_rng(0).permutation(len(documents)).tolist()
         read = zip(order, _read([documents[row] for row in order], encoder, report or Silent(), keep), strict=True)
@@ -121,6 +123,8 @@ class LateInteraction:
         result = np.zeros((*candidates.shape, len(FEATURES)), dtype=np.float32)
         asked = _Asked.of(questions, self)
         hidden_states = unit(hidden_states)
+        if len(questions) == 1:
+            return self._of_one(hidden_states[0], asked, candidates[0])[None]
         for document, rows, places in _by_document(candidates):
             sentence_starts = self.arrays["sentence_starts"]
             first, last = int(sentence_starts[document]), int(sentence_starts[document + 1])
@@ -133,6 +137,29 @@ class LateInteraction:
             starts = (starts[:-1] - starts[0]).astype(np.int64)
             for part in asked.parts(rows):
                 result[rows[part], places[part], 1:] = asked.compared(rows[part], tokens, starts)
+        return result
+
+    def _of_one(
+        self, hidden_state: NDArray[np.float32], asked: _Asked, candidates: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """`features` of one question (c, 3): all documents side by side, where one after another takes longer."""
+        result = np.zeros((len(candidates), len(FEATURES)), dtype=np.float32)
+        first, last = (self.arrays["sentence_starts"][candidates + more].astype(np.int64) for more in (0, 1))
+        read = np.flatnonzero(last > first)
+        if not len(read):
+            return result
+        ranges = list(zip(first[read].tolist(), last[read].tolist(), strict=True))
+        documents = np.cumsum(last[read] - first[read]) - (last[read] - first[read])  # where each begins
+        vectors = unit(np.concatenate([self.arrays["sentences"][start:end] for start, end in ranges], dtype=np.float32))
+        result[read, 0] = np.maximum.reduceat(vectors @ hidden_state, documents)
+        if len(asked.states):
+            starts = self.arrays["token_starts"].astype(np.int64)
+            stored = [self.arrays["tokens"][starts[start] : starts[end]] for start, end in ranges]
+            sizes = np.concatenate([np.diff(starts[start : end + 1]) for start, end in ranges])
+            cosines = asked.states @ unpacked(np.concatenate(stored), self.width).T
+            best = np.maximum.reduceat(cosines, np.cumsum(sizes) - sizes, axis=1)  # (question tokens, sentences)
+            result[read, 1] = asked.weights @ np.maximum.reduceat(best, documents, axis=1)
+            result[read, 2] = np.maximum.reduceat(asked.weights @ best, documents)
         return result
 
     @property
@@ -200,7 +227,8 @@ class _Read(NamedTuple):
 
 
 def _read(documents: Sequence[Document], encoder: Encoder, report: Silent, keep: Keep | None = None) -> Iterator[_Read]:
-    with encoder.untrained(), report.track("reading the documents' tokens", len(documents)) as advance:
+    encoder = encoder.untrained
+    with report.track("reading the documents' tokens", len(documents)) as advance:
         texts = [document.full_text for document in documents]
         parts = [texts[start : start + DOCUMENTS_AT_ONCE] for start in range(0, len(texts), DOCUMENTS_AT_ONCE)]
         if keep is None:
@@ -293,13 +321,6 @@ def _by_document(
         if len(group):
             rows, places = np.divmod(order[group], candidates.shape[1])
             yield int(documents[group[0]]), rows, places
-
-
-def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Each row divided by its length; a row of zeros stays."""
-    lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))[:, None]
-    result: NDArray[np.float32] = vectors / np.maximum(lengths, np.float32(1e-12))
-    return result
 
 
 def main_directions(states: NDArray[np.float32], width: int) -> NDArray[np.float32]:

@@ -23,13 +23,13 @@ TEXTS_AT_ONCE = 2048  # whose token states are held in memory
 def prepare(retriever: Retriever, judged: Judged, cache: FeatureCache, report: Silent, what: str) -> Questions:
     """Encode the questions (or find them in the cache), choose their candidates and weigh the evidence."""
     if retriever.evidence.deep:
-        with retriever.encoder.untrained(), report.track(f"reading {what}", len(judged)) as advance:
+        with report.track(f"reading {what}", len(judged)) as advance:
             states, candidates, evidence = _read(retriever, judged.texts, cache, advance)
     else:
-        with retriever.encoder.untrained(), report.track(f"encoding {what}", len(judged)) as advance:
-            states = cache.states(retriever.encoder, judged.texts, advance)
+        with report.track(f"encoding {what}", len(judged)) as advance:
+            states = cache.states(retriever.encoder.untrained, judged.texts, advance)
         with report.track(f"reading evidence for {what}", len(judged)) as advance:
-            candidates, evidence = retriever.evidence_for(judged.texts, states, advance)
+            candidates, evidence = retriever.evidence_for(judged.texts, states, advance=advance)
     ids = [document.id for document in retriever.documents]
     relevance = np.zeros(candidates.shape, dtype=np.float32)
     for row, scores in enumerate(judged.relevant):
@@ -43,9 +43,10 @@ def _read(
     """States, candidates and evidence where token states are compared too: one pass makes both kinds of states."""
     parts = []
     chunks = [texts[start : start + TEXTS_AT_ONCE] for start in range(0, max(1, len(texts)), TEXTS_AT_ONCE)]
-    for chunk, (states, tokens) in zip(chunks, retriever.encoder.read_parts(chunks, advance), strict=True):
-        cache.keep(retriever.encoder, chunk, states)
-        states = cache.states(retriever.encoder, chunk)  # those that were there before, where they were
-        parts.append((states, *retriever.evidence_for(chunk, states, tokens=tokens)))
+    encoder = retriever.encoder.untrained
+    for chunk, (states, tokens) in zip(chunks, encoder.read_parts(chunks, advance), strict=True):
+        cache.keep(encoder, chunk, states)
+        states = cache.states(encoder, chunk)  # those that were there before, where they were
+        parts.append((states, *retriever.evidence_for(chunk, states, tokens)))
     states, candidates, evidence = map(np.concatenate, zip(*parts, strict=True))
     return states, candidates, evidence

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Questions:
     """n questions and, for c candidate documents each, what speaks for them before anything is learned.
 
-    `states` (n,) are records of `Encoder.state_type` from the untrained encoder, `candidates` (n, c) document rows,
+    `states` (n,) are records of `FrozenModel.state_type` from the untrained encoder, `candidates` (n, c) document rows,
     `evidence` (n, c, F) the features of `Evidence.NAMES`, `relevance` (n, c) the judgements' scores.
     """
 

@@ -1,81 +1,49 @@
-"""The retriever: encoder, evidence, head and documents together; search, scores, save and load.
-
-Searching imports no torch, so that a bundle (see `fedcar.export.bundle`) is searched by this very code.
-"""
+"""The retriever: a searcher that can be trained, changed, saved and loaded."""
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from fedcar.collection.collection import Document
+from fedcar.collection.lines import check_identifier, check_text
 from fedcar.common.files import write_json
 from fedcar.common.folders import check_folder, write_folder
 from fedcar.common.progress import Silent
 from fedcar.common.tensors import read_tensors
-from fedcar.common.vectors import top_k
-from fedcar.errors import FedcarError, FedcarWarning
-from fedcar.head.rows import products
+from fedcar.encoder.adapter import Adapter
+from fedcar.encoder.encoder import Encoder
+from fedcar.encoder.reference import reference_states
+from fedcar.errors import FedcarError, FedcarWarning, quoted
+from fedcar.head.feature_map import FeatureMap
+from fedcar.head.head import Head
+from fedcar.head.ridge_rows import RidgeRows
 from fedcar.retriever.calibration import Calibration
-from fedcar.retriever.evidence import Evidence, at_once, reads_tokens
-from fedcar.retriever.late_interaction import LateInteraction, unit
+from fedcar.retriever.evidence import Evidence, reads_tokens
+from fedcar.retriever.late_interaction import LateInteraction
 from fedcar.retriever.row_index import RowIndex, is_installed
-from fedcar.retriever.weights import LEARNED, WEIGHT_NAMES, mixed_features, weights_of
+from fedcar.retriever.searcher import Searcher
+from fedcar.retriever.weights import WEIGHT_NAMES, weights_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fedcar.encoder.cache import FeatureCache
-    from fedcar.encoder.encoder import Encoder
-    from fedcar.encoder.runtimes.protocol import TokenStates
-    from fedcar.head.head import Head
-    from fedcar.head.ridge_rows import RidgeRows
-    from fedcar.retriever.questions import Questions
 
 KIND = "retriever"
-CHUNK = 256
 INDEX_FROM = 200_000  # rows; below, all products take under 12 ms a question on one core (docs/performance.md)
-POOL = 400  # documents nearest by encoder, and by words, among which the candidates are chosen
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One document found; `confidence` is the estimated probability that it answers the question."""
-
-    id: str
-    score: float
-    confidence: float
-    title: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The hits of one question, best first; not `answered` where the retriever does not know."""
-
-    query: str
-    answered: bool
-    hits: tuple[Hit, ...]
-
-    def __iter__(self) -> Iterator[Hit]:
-        return iter(self.hits)
 
 
 @dataclass
-class Retriever:
-    """Everything that answers a question. Make one with `fedcar.training.train` or `Retriever.load`.
-
-    The score of a document is weights . (evidence, learned): the evidence of encoder and words, and what training has
-    learned (`head` or `ridge`). Where some documents have trained rows, the others stand apart: they are mixed with
-    weights of their own and a constant, which put both kinds on one scale. All documents are compared; past
-    `row_index.INDEX_FROM` of them, and where faiss is installed, a saved retriever has an index that says which.
+class Retriever(Searcher):
+    """Everything that answers a question, and how it came about. Make one with `fedcar.train` or `Retriever.load`.
 
     Formal guarantees:
         load_rejects_a_changed_file: one changed byte in a saved retriever, or another encoder, is refused.
@@ -84,13 +52,8 @@ class Retriever:
 
     encoder: Encoder
     documents: tuple[Document, ...]
-    evidence: Evidence
     head: Head
-    weights: NDArray[np.float32]
-    ridge: RidgeRows | None = None
-    calibration: Calibration = field(default_factory=Calibration)
     training: dict[str, Any] = field(default_factory=dict)
-    row_index: RowIndex | None = None
 
     @classmethod
     def untrained(
@@ -105,11 +68,7 @@ class Retriever:
         seed: int = 0,
     ) -> Retriever:
         """Search over the documents by the evidence alone, with fixed weights: hybrid search and more."""
-        from fedcar.encoder.reference import reference_states
-        from fedcar.head.feature_map import FeatureMap
-        from fedcar.head.head import Head
-
-        report = report or Silent()
+        report, encoder = report or Silent(), encoder.untrained
         texts = [document.full_text for document in documents]
         late = None
         if reads_tokens(documents, encoder):  # the same passes give what the cache keeps
@@ -126,140 +85,70 @@ class Retriever:
         evidence = Evidence.build(documents, encoder, rows.embeddings.numpy(), report, late)
         return cls(encoder, tuple(documents), evidence, rows, weights_of(Evidence.default_weights(documents)))
 
-    def search(self, question: str, k: int = 5) -> Answer:
-        """The k best documents for the question; fewer where there are fewer, never an empty document."""
-        if not question.strip():
-            raise FedcarError("the question is empty; ask something")
-        if k < 1:
-            raise FedcarError(f"k is {k}; it must be 1 or more")
-        if k > len(self.documents):
-            message = f"k is {k}, but there are {len(self.documents)} documents; all are returned"
-            warnings.warn(message, FedcarWarning, stacklevel=2)
-        with self.encoder.untrained():
-            states = self.encoder.encode_states([question])
-        candidates, evidence = self.evidence_for([question], states)
-        scores = self.scores([question], states, candidates, evidence)
-        confidence = self.calibration.confidences(scores)[0]
-        hits = tuple(
-            Hit(document.id, float(scores[0, place]), float(confidence[place]), document.title, document.text)
-            for place in top_k(scores, k)[0]
-            if np.isfinite(scores[0, place])
-            for document in [self.documents[candidates[0, place]]]
-        )
-        answered = bool(hits) and self.calibration.answers(scores)[0]
-        return Answer(question, bool(answered), hits)
-
-    # ---------------------------------------------------------------- scores
-
-    def evidence_for(
-        self,
-        texts: Sequence[str],
-        states: NDArray[np.void],
-        advance: Callable[[int], None] | None = None,
-        tokens: Sequence[TokenStates] | None = None,
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Questions and their untrained states -> candidate rows (n, c) and their evidence (n, c, F).
-
-        `tokens` are their token states where they are known already.
-        """
-        candidates, evidence = [], []
-        for start in range(0, len(texts), step := at_once(CHUNK, len(self.documents))):
-            part, chunk = slice(start, start + step), list(texts[start : start + step])
-            found = np.sort(self.candidates(chunk, states[part]), axis=1)  # ties go to the first, as in the baselines
-            candidates.append(found)
-            known = None if tokens is None else tokens[part]
-            evidence.append(self.evidence.features(chunk, states["pooled"][part], found, known))
-            if advance is not None:
-                advance(len(chunk))
-        if not candidates:
-            return np.empty((0, 0), dtype=np.int64), np.empty((0, 0, LEARNED), dtype=np.float32)
-        return np.concatenate(candidates), np.concatenate(evidence)
-
-    def candidates(self, texts: Sequence[str], states: NDArray[np.void]) -> NDArray[np.int64]:
-        """The documents worth a closer look (n, c), by encoder and words: those that training and selection looked at.
-
-        What was learned has no say: a map or rows that were never seen to rank others would crowd out right ones.
-        """
-        hidden_states, lexical = unit(states["pooled"]), self.evidence.lexical(texts)
-        if self.row_index is not None:
-            return indexed_candidates(self, self.row_index, hidden_states, lexical)
-        return self.evidence.candidates(products(hidden_states, self.evidence.embeddings), lexical)
-
-    def learned(
-        self, texts: Sequence[str], states: NDArray[np.void], candidates: NDArray[np.int64] | None = None
-    ) -> NDArray[np.float32]:
-        """What training has learned, by rows and by words: (n, documents, 2), or (n, c, 2) for the candidates."""
-        if self.ridge is not None:
-            scores = self.ridge.scores(texts, states)
-            return scores if candidates is None else np.take_along_axis(scores, candidates[..., None], axis=1)
-        shape = (len(texts), len(self.documents)) if candidates is None else candidates.shape
-        learned = np.zeros((*shape, 2), dtype=np.float32)
-        if self.is_trained:
-            adapted = states["pooled"] if self.encoder.adapter is None else self.encoder.encode(texts)
-            learned[..., 0] = self.head.learned_scores(adapted, states["pooled"], candidates)
-        return learned
-
-    @property
-    def is_trained(self) -> bool:
-        return self.ridge is not None or self.head.query_map or bool(self.head.has_row.any())
-
-    @property
-    def apart(self) -> NDArray[np.bool_]:
-        """Which documents have no row of their own while others have one (N,)."""
-        if self.ridge is not None:
-            rows = np.zeros(len(self.documents), dtype=bool)
-            rows[self.ridge.documents] = True
-        else:
-            rows = self.head.has_row
-        return ~rows if rows.any() else np.zeros(len(rows), dtype=bool)
-
-    def features(self, questions: Questions) -> NDArray[np.float32]:
-        """All that the weights mix, (n, c, F), in the order of `WEIGHT_NAMES`."""
-        learned = self.learned(questions.texts, questions.states, questions.candidates)
-        return mixed_features(questions.evidence, learned, self.apart[questions.candidates])
-
-    def scores(
-        self,
-        texts: Sequence[str],
-        states: NDArray[np.void],
-        candidates: NDArray[np.int64],
-        evidence: NDArray[np.float32],
-    ) -> NDArray[np.float32]:
-        """Scores of the candidates (n, c); -inf for an empty document."""
-        learned = self.learned(texts, states, candidates)
-        mixed = mixed_features(evidence, learned, self.apart[candidates]) @ self.weights
-        return np.where(self.empty[candidates], -np.inf, mixed).astype(np.float32)
-
-    def scores_of(self, questions: Questions) -> NDArray[np.float32]:
-        """Scores of prepared questions (n, c)."""
-        return self.scores(questions.texts, questions.states, questions.candidates, questions.evidence)
-
-    def ranked(self, questions: Questions, scores: NDArray[np.float32], k: int = 10) -> list[list[str]]:
-        """Scores (n, c) -> the ids of the k best candidates of each question, without those that score -inf."""
-        return [
-            [self.documents[candidates[place]].id for place in places if np.isfinite(row[place])]
-            for candidates, row, places in zip(questions.candidates, scores, top_k(scores, k), strict=True)
-        ]
-
-    @cached_property
-    def empty(self) -> NDArray[np.bool_]:
-        """Which documents have no text: kept, never returned."""
-        stored: NDArray[np.bool_] | None = getattr(self.documents, "empty", None)  # a bundle's, read when asked for
-        return np.array([not one.full_text for one in self.documents], dtype=bool) if stored is None else stored
-
     # ---------------------------------------------------------------- documents come and go
 
-    def add(self, documents: Sequence[Document], refine: bool = False, report: Silent | None = None) -> Retriever:
-        """A new retriever with these documents too, found without training; see `editing.with_added`."""
-        from fedcar.retriever import editing
+    def add(self, documents: Sequence[Document], report: Silent | None = None) -> Retriever:
+        """A new retriever that has these documents behind the others; this one stays as it is.
 
-        return editing.with_added(self, documents, refine, report)
+        A new document has its embedding, its evidence and an untouched row: it is found at once, as one that nobody
+        asked about in training. Rows and vectors of the others stay bit for bit; their scores change only as far as how
+        rare words are among the documents does. Nothing is written into the hidden-state cache. An empty document is
+        kept and never returned. Trained rows compete with the new ones' evidence; `training.refine` solves rows for
+        the new ones.
+
+        Raises FedcarError for no document at all, and for an id that is taken or stands there twice.
+
+        Formal guarantees:
+            added_document_found_without_training: a question in the words of a new document finds it.
+            add_then_remove_gives_the_original_hits: and files with the same content.
+        """
+        report = report or Silent()
+        _check_new(self, documents)
+        texts = [document.full_text for document in documents]
+        with report.track("encoding documents", len(texts)) as advance:
+            hidden_states = self.encoder.untrained.encode(texts, advance)
+        hidden_states[[not text for text in texts]] = 0.0
+        head = self.head.added(hidden_states)
+        embeddings = head.embeddings[len(self.documents) :].numpy()
+        evidence = self.evidence.added(documents, self.encoder, embeddings, report)
+        return replace(
+            self,
+            documents=(*self.documents, *documents),
+            evidence=evidence,
+            head=head,
+            ridge=self.ridge.added(len(documents)) if self.ridge is not None else None,
+            row_index=self.row_index.added(evidence.embeddings) if self.row_index is not None else None,
+        )
 
     def remove(self, ids: Sequence[str]) -> Retriever:
-        """A new retriever without these documents, for good; see `editing.without`."""
-        from fedcar.retriever import editing
+        """A new retriever that never had these documents' texts, vectors, rows and words; this one stays as it is.
 
-        return editing.without(self, ids)
+        What the questions about them taught the parts that all documents share (adapter, query map, mixture, other
+        documents' rows) stays: that goes only with a new training.
+
+        Raises FedcarError for an id that is not there, and where no document would be left.
+
+        Formal guarantees:
+            removed_document_never_returns: and nothing of it stands in any file of the retriever.
+        """
+        wanted = dict.fromkeys([ids] if isinstance(ids, str) else ids)
+        rows = {document.id: row for row, document in enumerate(self.documents)}
+        if not wanted:
+            raise FedcarError("no document to remove; give the id of at least one")
+        if unknown := [identifier for identifier in wanted if identifier not in rows]:
+            raise FedcarError(f"{_named(unknown)}: not in the retriever; nothing was removed, check the id")
+        if len(wanted) == len(rows):
+            message = f"all {len(rows)} documents would be removed; leave one, or delete the retriever's folder"
+            raise FedcarError(message)
+        gone = sorted(rows[identifier] for identifier in wanted)
+        return replace(
+            self,
+            documents=tuple(document for document in self.documents if document.id not in wanted),
+            evidence=self.evidence.without(gone),
+            head=self.head.without(gone),
+            ridge=self.ridge.without(gone) if self.ridge is not None else None,
+            row_index=self.row_index.without(gone) if self.row_index is not None else None,
+        )
 
     # ---------------------------------------------------------------- on disk
 
@@ -279,7 +168,7 @@ class Retriever:
         if self.ridge is not None:
             save_file(self.ridge.tensors(), folder / "ridge.safetensors")
         self.evidence.write(folder)
-        if (index := index_for(self)) is not None:
+        if (index := self.index()) is not None:
             index.write(folder)
         if self.training.get("privacy"):
             write_json(folder / "privacy.json", self.training["privacy"])
@@ -293,17 +182,13 @@ class Retriever:
             {
                 "encoder": {
                     "name": str(self.encoder.folder) if Path(self.encoder.name).is_dir() else self.encoder.name,
-                    "revision": self.encoder.revision,
-                    "weights_sha256": self.encoder.weight_hash,
+                    "revision": self.encoder.model.revision,
+                    "weights_sha256": self.encoder.model.weight_hash,
                     "fingerprint": self.encoder.fingerprint,
                     "pooling": self.encoder.pooling,
                 },
                 "adapter": adapter.variant if adapter is not None else None,
-                "head": {
-                    "kind": self.head.kind,
-                    "pre_classifier": self.head.pre_classifier,
-                    "query_map": self.head.query_map,
-                },
+                "head": self.head.layers,
                 "feature_seed": self.ridge.feature_map.seed if self.ridge is not None else None,
                 "weights": dict(zip(WEIGHT_NAMES, map(float, self.weights), strict=True)),
                 "calibration": asdict(self.calibration),
@@ -318,13 +203,6 @@ class Retriever:
         Raises FedcarError for a folder that is not a retriever, a changed file, and an encoder that is missing or not
         the one the retriever was trained with.
         """
-        import torch
-
-        from fedcar.encoder.adapter import Adapter
-        from fedcar.encoder.encoder import Encoder
-        from fedcar.head.head import Head
-        from fedcar.head.ridge_rows import RidgeRows
-
         folder = Path(folder)
         check_folder(folder, KIND)
         settings = json.loads((folder / "retriever.json").read_text(encoding="utf-8"))
@@ -335,13 +213,12 @@ class Retriever:
                 f"{found.name} has {found.fingerprint[:12]}; give the original encoder's folder"
             )
         state = read_tensors(folder / "head.safetensors")
-        head = Head(state["embeddings"], **settings["head"])
-        head.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
+        head = Head.of_state({name: torch.from_numpy(array) for name, array in state.items()}, **settings["head"])
         if settings["adapter"]:
             tensors = read_tensors(folder / "adapter.safetensors")
             adapter = Adapter(settings["adapter"], next(iter(tensors.values())).shape[0])
             adapter.load_state_dict({name: torch.from_numpy(array) for name, array in tensors.items()})
-            found.insert(adapter)
+            found = found.with_adapter(adapter)
         ridge = None
         if settings["feature_seed"] is not None:
             tensors = read_tensors(folder / "ridge.safetensors")
@@ -351,44 +228,41 @@ class Retriever:
         return cls(
             found,
             tuple(Document(record["_id"], record["title"], record["text"], record["metadata"]) for record in records),
-            Evidence.read(folder, found),
+            Evidence.read(folder),
             head,
             np.array([settings["weights"][name] for name in WEIGHT_NAMES], dtype=np.float32),
             ridge,
             Calibration(**settings["calibration"]),
-            settings["training"],
-            RowIndex.read(folder),
+            training=settings["training"],
+            row_index=RowIndex.read(folder),
         )
 
-
-def index_for(retriever: Retriever) -> RowIndex | None:
-    """The retriever's index, or a new one where it has none but many documents, and faiss is there."""
-    if retriever.row_index is not None or len(retriever.documents) < INDEX_FROM or not is_installed():
-        return retriever.row_index
-    return RowIndex.build(retriever.evidence.embeddings)
-
-
-def indexed_candidates(
-    retriever: Retriever,
-    index: RowIndex,
-    hidden_states: NDArray[np.float32],
-    lexical: NDArray[np.float32],
-) -> NDArray[np.int64]:
-    """`Evidence.candidates` among the documents nearest by encoder and by words: (n, c).
-
-    Hidden states (n, d) have unit length, `lexical` is (n, N).
-    """
-    embeddings = retriever.evidence.embeddings
-    _, near = index.search(hidden_states, embeddings, POOL, rescored=1)
-    candidates = []
-    for row, state in enumerate(hidden_states):
-        places = np.unique(np.concatenate([near[row], _highest(lexical[row])]))
-        scores = embeddings[places] @ state
-        candidates.append(places[retriever.evidence.candidates(scores[None], lexical[row, places][None])[0]])
-    return np.stack(candidates)
+    def index(self) -> RowIndex | None:
+        """Its index, or a new one where it has none but many documents, and faiss is there."""
+        if self.row_index is not None or len(self.documents) < INDEX_FROM or not is_installed():
+            return self.row_index
+        return RowIndex.build(self.evidence.embeddings)
 
 
-def _highest(scores: NDArray[np.float32]) -> NDArray[np.int64]:
-    """The places of the POOL highest scores, as far as they are above 0."""
-    places = np.argpartition(-scores, POOL)[:POOL]
-    return places[scores[places] > 0]
+def _check_new(retriever: Retriever, documents: Sequence[Document]) -> None:
+    if not documents:
+        raise FedcarError("no document to add; give at least one")
+    taken, here = {document.id for document in retriever.documents}, set()
+    for document in documents:
+        check_identifier(document.id, "documents to add")
+        for key, text in (("title", document.title), ("text", document.text)):
+            check_text(text, key, f"document {quoted(document.id)}")
+        if document.id in here:
+            raise FedcarError(f"document {quoted(document.id)}: given twice; nothing was added, make the ids unique")
+        here.add(document.id)
+    if there := [identifier for identifier in here if identifier in taken]:
+        message = "in the retriever already; nothing was added, remove it first or take another id"
+        raise FedcarError(f"{_named(sorted(there))}: {message}")
+    if empty := sum(not document.full_text for document in documents):
+        message = f"{empty} of {len(documents)} documents to add are empty; kept, never returned"
+        warnings.warn(message, FedcarWarning, stacklevel=4)
+
+
+def _named(ids: Sequence[str]) -> str:
+    more = f" and {len(ids) - 1} more" if len(ids) > 1 else ""
+    return f"document {quoted(ids[0])}{more}"

@@ -85,6 +85,7 @@ def fit(
     if not best.epoch:
         report.say(f"{settings.method}: no epoch was better on the selection questions than before")
         trainer.reset()
+    retriever = replace(retriever, encoder=trainer.encoder)
     if on_folds is None:
         return Fitted(retriever, (Weighting(retriever.weights),))
     return Fitted(retriever, on_folds.weightings(best.epoch, retriever, selection, standard or Standard()))
@@ -121,7 +122,6 @@ class OnFolds:
                         pass
                     of_epochs.append(trainer.learned_of(held))
             learned.append(of_epochs)
-            trainer.reset()
         together = tuple(map(np.concatenate, zip(*learned, strict=True)))
         return cls(training.take(np.concatenate(rows)), np.concatenate(offsets), np.concatenate(apart), together)
 
@@ -186,7 +186,7 @@ class Trainer:
 
     def __init__(self, retriever: Retriever, training: Questions, settings: Settings) -> None:
         self.head = retriever.head
-        self.encoder = retriever.encoder
+        self.encoder = retriever.encoder.untrained
         self.weights = retriever.weights
         self.empty = retriever.empty
         self.training = training
@@ -196,12 +196,12 @@ class Trainer:
             self.head.active.copy_(torch.from_numpy(training.counts(ids) > 0))
         self.token_ids: list[list[int]] = []
         if settings.method == "adapter":
-            self.encoder.insert(Adapter(settings.adapter, self.encoder.embedding_width, settings.seed))
+            self.encoder = self.encoder.with_adapter(
+                Adapter(settings.adapter, self.encoder.embedding_width, settings.seed),
+                halved=multiplies_bfloat16(),
+                recomputed=settings.gradient_checkpointing,
+            )
             self.token_ids = self.encoder.tokenize(training.texts)
-            if multiplies_bfloat16():
-                self.encoder.halve()
-            if settings.gradient_checkpointing:
-                self.encoder.checkpoint_gradients()
         self.hidden_states = torch.from_numpy(np.ascontiguousarray(training.hidden_states))
         self.candidates = torch.from_numpy(training.candidates)
         self.every_document = training.candidates.shape[1] == len(retriever.documents)
@@ -363,8 +363,7 @@ class Trainer:
             self.head.map.zero_()
         if self.head.pre_classifier:
             self.head.outer.zero_()
-        if self.encoder.adapter is not None:
-            self.encoder.remove_adapter()
+        self.encoder = self.encoder.untrained
 
 
 def of_like_length(texts: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -68,8 +68,7 @@ def _rows_of(retriever: Retriever, chosen: NDArray[np.int64]) -> tuple[NDArray[n
     own = np.array([row_of[identifier] for identifier in pseudo.document_ids], dtype=np.int64)
     texts, solved = [*pseudo.texts, *_nearest_texts(retriever, chosen)], np.unique(own)
     if retriever.ridge is not None:
-        with retriever.encoder.untrained():
-            features = retriever.ridge.feature_map(retriever.encoder.encode_states(texts))
+        features = retriever.ridge.feature_map(retriever.encoder.untrained.encode_states(texts))
         wanted = np.ones(len(own), dtype=np.float32)
     else:
         features, wanted = _missing(retriever.head, torch.from_numpy(retriever.encoder.encode(texts)), own)

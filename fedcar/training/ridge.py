@@ -378,8 +378,7 @@ class PseudoSums:
         weights = sparse.csr_array((pseudo.weights, places), shape=(len(rows), len(document_rows)), dtype=np.float32)
         words = NaiveBayes(sparse.csr_array(weights.T @ gram_counts(pseudo.texts)))
         statistics = None
-        with retriever.encoder.untrained():
-            states = cache.states(retriever.encoder, pseudo.texts)
+        states = cache.states(retriever.encoder.untrained, pseudo.texts)
         for start in range(0, len(rows), TEXTS_AT_ONCE):
             part = slice(start, start + TEXTS_AT_ONCE)
             found = Statistics.of_pseudo_queries(fixed(states[part]), weights[part])

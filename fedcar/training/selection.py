@@ -177,8 +177,6 @@ def select(
     kept = max((before, *candidates), key=lambda one: one.score)
     numbers = f"{kept.score.success:.3f} of the selection questions right, before {before.score.success:.3f}"
     report.say(f"kept: {kept.name} ({numbers})")
-    if kept.name != "adapter" and untrained.encoder.adapter is not None:
-        untrained.encoder.remove_adapter()
     return kept
 
 

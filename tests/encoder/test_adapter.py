@@ -99,11 +99,11 @@ def test_folded_equals_adapter(
 ) -> None:
     encoder = Encoder.load(model_folder, "mean")
     before = encoder.encode(TEXTS)
-    encoder.insert(trained(variant, encoder.embedding_width))
+    encoder = encoder.with_adapter(trained(variant, encoder.embedding_width))
     adapted = encoder.encode(TEXTS)
-    encoder.fold()
+    encoder = encoder.folded()
     folded = encoder.encode(TEXTS)
-    assert encoder.adapter is None and not isinstance(encoder.model.get_input_embeddings(), SoftEmbedding)
+    assert encoder.adapter is None and not isinstance(encoder.model.transformer.get_input_embeddings(), SoftEmbedding)
     difference = float(np.abs(folded - adapted).max())
     record_property("difference", difference)
     assert np.abs(adapted - before).max() > 0.01
@@ -115,11 +115,11 @@ def test_a_folded_encoder_is_a_stock_model(model_folder: Path, tmp_path: Path, v
     from transformers import AutoModel
 
     encoder = Encoder.load(model_folder, "mean")
-    encoder.insert(trained(variant, encoder.embedding_width))
+    encoder = encoder.with_adapter(trained(variant, encoder.embedding_width))
     ids = encoder.tokenize(TEXTS[:1])
     adapted = encoder.hidden_states(ids)
-    encoder.fold()
-    encoder.model.save_pretrained(tmp_path)
+    encoder = encoder.folded()
+    encoder.model.transformer.save_pretrained(tmp_path)
     stock = AutoModel.from_pretrained(tmp_path).eval()
     with torch.no_grad():
         torch.testing.assert_close(
@@ -130,11 +130,11 @@ def test_a_folded_encoder_is_a_stock_model(model_folder: Path, tmp_path: Path, v
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gradients_reach_the_adapter_only(model_folder: Path, variant: str) -> None:
     encoder = Encoder.load(model_folder, "mean")
-    encoder.insert(trained(variant, encoder.embedding_width))
+    encoder = encoder.with_adapter(trained(variant, encoder.embedding_width))
     encoder.hidden_states(encoder.tokenize(TEXTS)).square().sum().backward()
     assert encoder.adapter is not None
     own = {id(parameter) for parameter in encoder.adapter.parameters()}
-    for name, parameter in encoder.model.named_parameters():
+    for name, parameter in encoder.transformer.named_parameters():
         if id(parameter) in own:
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
         else:
@@ -145,8 +145,8 @@ def test_the_gradient_at_the_start_is_that_of_the_matrix(encoder_folder: Path) -
     """Against finite differences, in the direction of the gradient itself."""
     encoder = Encoder.load(encoder_folder, "mean")
     adapter = Adapter("full", encoder.embedding_width)
-    encoder.model.double()
-    encoder.insert(adapter.double())
+    encoder.model.transformer.double()
+    encoder = encoder.with_adapter(adapter.double())
     ids = encoder.tokenize(TEXTS)
     encoder.hidden_states(ids).square().sum().backward()
     gradient = adapter.difference.grad
@@ -163,20 +163,18 @@ def test_the_gradient_at_the_start_is_that_of_the_matrix(encoder_folder: Path) -
 def test_halved_blocks_give_nearly_the_same_gradient(model_folder: Path) -> None:
     encoder = Encoder.load(model_folder, "mean")
     adapter = trained("full", encoder.embedding_width)
-    encoder.insert(adapter)
+    encoder = encoder.with_adapter(adapter)
     ids = encoder.tokenize(TEXTS)
     gradients = []
-    for _ in range(2):
+    for halved in (False, True):
+        encoder = encoder.with_adapter(adapter, halved=halved)
         adapter.zero_grad()
         encoder.hidden_states(ids).square().sum().backward()
         assert adapter.difference.grad is not None and adapter.difference.grad.dtype == torch.float32
         gradients.append(adapter.difference.grad.flatten())
-        encoder.halve()
     assert torch.cosine_similarity(*gradients, dim=0) > 0.99 and not torch.equal(*gradients)
-    another = trained(
-        "full", encoder.embedding_width
-    )  # as each client of a federation has one, and the encoder all share
-    encoder.insert(another)
+    another = trained("full", encoder.embedding_width)  # as each client of a federation has one, and all one model
+    encoder = encoder.with_adapter(another, halved=True)
     assert torch.equal(encoder.hidden_states(ids), encoder.hidden_states(ids))
     encoder.hidden_states(ids).square().sum().backward()
     assert torch.cosine_similarity(another.difference.grad.flatten(), gradients[1], dim=0) > 0.99
@@ -189,15 +187,15 @@ def test_texts_of_like_length_share_a_pass() -> None:
     assert of_like_length(texts[:1]) == [[0]]
 
 
-def test_removing_the_adapter_restores_the_encoder(model_folder: Path) -> None:
+def test_no_adapter_leaves_a_trace_in_the_frozen_model(model_folder: Path) -> None:
     encoder = Encoder.load(model_folder)
-    before, module = encoder.encode(TEXTS), encoder.model.get_input_embeddings()
+    before, module = encoder.encode(TEXTS), encoder.model.transformer.get_input_embeddings()
     for variant in VARIANTS:  # each replaces the one before
-        encoder.insert(trained(variant, encoder.embedding_width))
-        assert encoder.embedding is module
+        encoder = encoder.with_adapter(trained(variant, encoder.embedding_width))
+        assert encoder.model.embedding is module
     assert np.abs(encoder.encode(TEXTS) - before).max() > 0.01
-    encoder.remove_adapter()
-    assert encoder.adapter is None and encoder.model.get_input_embeddings() is module
+    encoder = encoder.with_adapter(None)
+    assert encoder.adapter is None and encoder.model.transformer.get_input_embeddings() is module
     np.testing.assert_array_equal(encoder.encode(TEXTS), before)
-    encoder.fold()  # nothing to fold
+    encoder = encoder.folded()  # nothing to fold
     np.testing.assert_array_equal(encoder.encode(TEXTS), before)

@@ -15,7 +15,6 @@ from fedcar.collection.collection import Collection
 from fedcar.encoder.adapter import Adapter
 from fedcar.encoder.encoder import Encoder
 from fedcar.encoder.runtimes import choice
-from fedcar.encoder.runtimes.torch_bf16 import TorchBfloat16
 from fedcar.export.bundle import load_bundle
 from fedcar.retriever.retriever import Retriever
 
@@ -32,15 +31,15 @@ def encoder(tiny_model: Callable[..., Path]) -> Encoder:
 def beside(tiny_model: Callable[..., Path]) -> Encoder:
     """The same encoder, on the processor."""
     encoder = Encoder.load(tiny_model("bert"), "mean")
-    encoder.device = torch.device("cpu")
+    encoder.model.device = torch.device("cpu")
     return encoder
 
 
 def test_states_are_those_of_the_processor(encoder: Encoder, beside: Encoder) -> None:
-    assert encoder.device.type == "cuda" and next(encoder.model.parameters()).is_cuda
+    assert encoder.model.device.type == "cuda" and next(encoder.model.transformer.parameters()).is_cuda
     np.testing.assert_allclose(encoder.encode(TEXTS), beside.encode(TEXTS), rtol=1e-3, atol=1e-4)
-    assert choice.candidates(encoder) == ["torch", "torch-bf16"]
-    encoder._runtime_name, encoder._runtime = "torch-bf16", TorchBfloat16(encoder)
+    assert choice.candidates(encoder.model) == ["torch", "torch-bf16"]
+    encoder = Encoder(encoder.model, runtime="torch-bf16")
     np.testing.assert_allclose(encoder.encode(TEXTS), beside.encode(TEXTS), rtol=0.1, atol=0.05)
 
 
@@ -48,12 +47,12 @@ def test_the_adapters_gradient_is_that_of_the_processor(encoder: Encoder, beside
     gradients = []
     for one in (encoder, beside):
         adapter = Adapter("full", one.embedding_width)
-        one.insert(adapter)
+        one = one.with_adapter(adapter)
         one.hidden_states(one.tokenize(TEXTS)).square().sum().backward()
         assert adapter.difference.grad is not None
         gradients.append(adapter.difference.grad.cpu())
     torch.testing.assert_close(*gradients, rtol=1e-2, atol=1e-3)
-    encoder.halve()
+    encoder = encoder.with_adapter(Adapter("full", encoder.embedding_width), halved=True)
     encoder.hidden_states(encoder.tokenize(TEXTS)).square().sum().backward()
 
 

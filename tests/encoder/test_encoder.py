@@ -16,8 +16,8 @@ from support.models import FAMILIES, POSITIONS, VOCABULARY
 
 from fedcar.encoder.adapter import Adapter
 from fedcar.encoder.cache import FeatureCache
-from fedcar.encoder.encoder import MAX_TOKENS, POOLINGS, Encoder
-from fedcar.encoder.model import pool
+from fedcar.encoder.encoder import Encoder
+from fedcar.encoder.model import MAX_TOKENS, POOLINGS, pool
 from fedcar.encoder.runtimes.protocol import batches_by_length
 from fedcar.errors import FedcarError, FedcarWarning
 
@@ -54,7 +54,7 @@ def test_a_text_alone_equals_the_text_in_a_ragged_batch(model_folder: Path, pool
     alone = np.concatenate([encoder.encode([text]) for text in RAGGED])
     np.testing.assert_allclose(together, alone, atol=1e-5)
     np.testing.assert_allclose(together[0], together[4], atol=1e-6)
-    first_of_a_decoder = pooling == "cls" and encoder.config["model_type"] in ("llama", "gemma")
+    first_of_a_decoder = pooling == "cls" and encoder.model.config["model_type"] in ("llama", "gemma")
     assert (np.abs(together[0] - together[1]).max() > 0.01) != first_of_a_decoder
 
 
@@ -127,10 +127,10 @@ def test_a_padding_token_outside_the_table_is_not_used(copy: Callable[..., Path]
     if padding is None:
         encoder = Encoder.load(folder, "mean")
         assert encoder.tokenizer.pad_token_id is None
-        assert encoder.padding_id == encoder.tokenizer.eos_token_id
+        assert encoder.model.padding_id == encoder.tokenizer.eos_token_id
     else:
         encoder = Encoder.load(folder, "mean")
-        assert encoder.padding_id == 2
+        assert encoder.model.padding_id == 2
 
 
 def test_batches_hold_every_row_once_within_the_token_budget() -> None:
@@ -148,10 +148,10 @@ def test_the_end_token_stands_there_exactly_once(tiny_model: Callable[..., Path]
     encoder = Encoder.load(tiny_model(family), "last")
     end = encoder.tokenizer.eos_token_id
     with pytest.warns(FedcarWarning):
-        ids = encoder.tokenize([*RAGGED, LONG, " fan" * (encoder.max_tokens - 2)])
+        ids = encoder.tokenize([*RAGGED, LONG, " fan" * (encoder.model.max_tokens - 2)])
     assert all(row[-1] == end and row.count(end) == 1 for row in ids)
     assert all(row[0] == encoder.tokenizer.bos_token_id for row in ids)
-    assert len(ids[-2]) == encoder.max_tokens
+    assert len(ids[-2]) == encoder.model.max_tokens
     others = Encoder.load(tiny_model(family), "mean").tokenize(RAGGED)
     assert [row.count(end) for row in others] == [int(family in ("roberta", "mpnet"))] * len(RAGGED)
 
@@ -159,12 +159,12 @@ def test_the_end_token_stands_there_exactly_once(tiny_model: Callable[..., Path]
 @pytest.mark.parametrize("family", ["llama", "roberta"])
 def test_a_text_of_just_the_limit_is_not_cut(tiny_model: Callable[..., Path], family: str) -> None:
     encoder = Encoder.load(tiny_model(family), "last")
-    words = " fan" * (encoder.max_tokens - 2)
+    words = " fan" * (encoder.model.max_tokens - 2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ids = encoder.tokenize([words])
-    assert len(ids[0]) == encoder.max_tokens
-    assert encoder.texts_cut == 0
+    assert len(ids[0]) == encoder.model.max_tokens
+    assert encoder.model.texts_cut == 0
 
 
 # -------------------------------------------------------------------- long texts
@@ -178,23 +178,23 @@ def test_long_texts_are_cut_counted_and_said_once(encoder_folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         encoder.encode([LONG])
-    assert encoder.texts_cut == 3
+    assert encoder.model.texts_cut == 3
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.filterwarnings("ignore::fedcar.errors.FedcarWarning")
 def test_every_model_takes_a_text_of_the_maximum_length(model_folder: Path, pooling: str) -> None:
     encoder = Encoder.load(model_folder, pooling)
-    family = encoder.config["model_type"]
-    assert encoder.max_tokens == (POSITIONS - 2 if family in ("roberta", "mpnet") else POSITIONS)
-    assert [len(ids) for ids in encoder.tokenize([LONG])] == [encoder.max_tokens]
+    family = encoder.model.config["model_type"]
+    assert encoder.model.max_tokens == (POSITIONS - 2 if family in ("roberta", "mpnet") else POSITIONS)
+    assert [len(ids) for ids in encoder.tokenize([LONG])] == [encoder.model.max_tokens]
     together = encoder.encode([LONG, "fan"])
     assert np.isfinite(together).all()
     np.testing.assert_allclose(together[1], encoder.encode(["fan"])[0], atol=1e-5)
 
 
 def test_no_more_than_256_tokens_are_kept(tiny_model: Callable[..., Path]) -> None:
-    assert Encoder.load(tiny_model("bert", max_position_embeddings=600)).max_tokens == MAX_TOKENS
+    assert Encoder.load(tiny_model("bert", max_position_embeddings=600)).model.max_tokens == MAX_TOKENS
 
 
 def test_the_limit_of_a_model_that_names_it_otherwise(copy: Callable[..., Path]) -> None:
@@ -209,7 +209,7 @@ def test_the_limit_of_a_model_that_names_it_otherwise(copy: Callable[..., Path])
     }
     (folder / "config.json").write_text(json.dumps(settings))
     encoder = Encoder.load(folder)
-    assert (encoder.max_tokens, encoder.dimension, encoder.pooling) == (24, 32, "mean")
+    assert (encoder.model.max_tokens, encoder.dimension, encoder.pooling) == (24, 32, "mean")
 
 
 # -------------------------------------------------------------------- the adapter's place
@@ -219,7 +219,7 @@ def test_the_limit_of_a_model_that_names_it_otherwise(copy: Callable[..., Path])
 def test_the_adapter_at_identity_changes_nothing(model_folder: Path, variant: str) -> None:
     encoder = Encoder.load(model_folder, "mean")
     before = encoder.encode(RAGGED)
-    encoder.insert(Adapter(variant, encoder.embedding_width))
+    encoder = encoder.with_adapter(Adapter(variant, encoder.embedding_width))
     np.testing.assert_array_equal(encoder.encode(RAGGED), before)
 
 
@@ -228,27 +228,34 @@ def test_electra_has_an_embedding_width_of_its_own(tiny_model: Callable[..., Pat
     assert (encoder.dimension, encoder.embedding_width) == (32, 16)
     before = encoder.encode(RAGGED)
     assert before.shape == (5, 32)
-    encoder.insert(Adapter("full", 16))
+    encoder = encoder.with_adapter(Adapter("full", 16))
     np.testing.assert_array_equal(encoder.encode(RAGGED), before)
     with pytest.raises(FedcarError, match="width 32, the embedding table of .* 16") as error:
-        encoder.insert(Adapter("full", 32))
+        encoder.with_adapter(Adapter("full", 32))
     one_line(error)
 
 
-def test_untrained_is_left_by_an_exception_too(encoder_folder: Path) -> None:
+def test_another_encoder_leaves_the_first_as_it_was(encoder_folder: Path) -> None:
     encoder = Encoder.load(encoder_folder)
-    adapter = Adapter("full", encoder.embedding_width)
-    encoder.insert(adapter)
-    with pytest.raises(KeyboardInterrupt), encoder.untrained():
-        assert encoder.adapter is None
-        raise KeyboardInterrupt
-    assert encoder.adapter is adapter
+    before, adapter = encoder.encode(RAGGED), Adapter("full", encoder.embedding_width)
+    adapter.difference.data.normal_()
+    trained = encoder.with_adapter(adapter)
+    assert trained.adapter is adapter and encoder.adapter is None
+    assert trained.untrained is encoder is trained.with_adapter(None)
+    assert np.abs(trained.encode(RAGGED) - before).max() > 0.01
+    np.testing.assert_array_equal(encoder.encode(RAGGED), before)
+    shared = {tensor.data_ptr() for tensor in encoder.model.transformer.parameters()}
+    own = {tensor.data_ptr() for tensor in trained.transformer.parameters()} - shared
+    assert own == {adapter.difference.data_ptr()}, "the frozen weights are held once"
 
 
 def test_weights_read_while_encoding_can_be_trained_through(model_folder: Path) -> None:
     encoder = Encoder.load(model_folder)
     encoder.encode(["fan"])  # reads the weights in inference mode
-    assert not any(tensor.is_inference() for tensor in [*encoder.model.parameters(), *encoder.model.buffers()])
+    assert not any(
+        tensor.is_inference()
+        for tensor in [*encoder.model.transformer.parameters(), *encoder.model.transformer.buffers()]
+    )
     gradients(encoder, Adapter("full", encoder.embedding_width))
 
 
@@ -256,7 +263,8 @@ def test_weights_read_while_encoding_can_be_trained_through(model_folder: Path) 
 
 
 def gradients(encoder: Encoder, adapter: Adapter) -> list[torch.Tensor]:
-    encoder.insert(adapter)
+    if encoder.adapter is not adapter:
+        encoder = encoder.with_adapter(adapter)
     adapter.zero_grad()
     encoder.hidden_states(encoder.tokenize(RAGGED)).square().sum().backward()
     found = [parameter.grad for parameter in adapter.parameters()]
@@ -271,9 +279,9 @@ def test_gradient_checkpointing_gives_the_same_gradients(
     encoder = Encoder.load(tiny_model(family))
     adapter = Adapter("full", encoder.embedding_width)
     plain, states = gradients(encoder, adapter), encoder.encode(RAGGED)
-    encoder.checkpoint_gradients()
-    calls = count_calls_of_the_first_block(encoder, monkeypatch)
-    again = gradients(encoder, adapter)
+    recomputed = encoder.with_adapter(adapter, recomputed=True)
+    calls = count_calls_of_the_first_block(recomputed, monkeypatch)
+    again = gradients(recomputed, adapter)
     assert len(calls) == 2  # forward, and once more while going back: it does checkpoint
     for one, other in zip(plain, again, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
@@ -284,7 +292,9 @@ def count_calls_of_the_first_block(encoder: Encoder, monkeypatch: pytest.MonkeyP
     calls: list[int] = []
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    block = next(module for module in encoder.model.modules() if isinstance(module, GradientCheckpointingLayer))
+    block = next(
+        module for module in encoder._with_gradients.modules() if isinstance(module, GradientCheckpointingLayer)
+    )
     inside = next(module for module in block.modules() if isinstance(module, torch.nn.Linear))
     forward = inside.forward
 
@@ -297,15 +307,17 @@ def count_calls_of_the_first_block(encoder: Encoder, monkeypatch: pytest.MonkeyP
 
 
 def test_a_model_without_gradient_checkpointing_says_so(tiny_model: Callable[..., Path]) -> None:
+    encoder = Encoder.load(tiny_model("mpnet"))
+    encoder = encoder.with_adapter(Adapter("full", encoder.embedding_width), recomputed=True)
     with pytest.raises(FedcarError, match="no gradient checkpointing; train without it") as error:
-        Encoder.load(tiny_model("mpnet")).checkpoint_gradients()
+        encoder.hidden_states(encoder.tokenize(RAGGED))
     one_line(error)
 
 
 def test_training_mode_does_not_switch_dropout_on(model_folder: Path) -> None:
     encoder = Encoder.load(model_folder)
     before = encoder.encode(RAGGED)
-    encoder.model.train()
+    encoder.model.transformer.train()
     np.testing.assert_array_equal(encoder.encode(RAGGED), before)
 
 
@@ -315,7 +327,7 @@ def test_training_mode_does_not_switch_dropout_on(model_folder: Path) -> None:
 def test_the_fingerprint_is_the_content_and_not_the_folder(copy: Callable[..., Path]) -> None:
     one, other = copy(name="one"), copy(name="other")
     assert Encoder.load(one).fingerprint == Encoder.load(other).fingerprint
-    assert Encoder.load(one).weight_hash == Encoder.load(other).weight_hash
+    assert Encoder.load(one).model.weight_hash == Encoder.load(other).model.weight_hash
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "tokenizer_config.json", "config.json"])
@@ -343,17 +355,16 @@ def test_the_state_fingerprint_follows_the_adapter(encoder_folder: Path, tmp_pat
     encoder = Encoder.load(encoder_folder)
     assert encoder.state_fingerprint == encoder.fingerprint
     adapter = Adapter("full", encoder.embedding_width)
-    encoder.insert(adapter)
+    encoder = encoder.with_adapter(adapter)
     seen = {encoder.fingerprint, encoder.state_fingerprint}
     with torch.no_grad():
         adapter.difference[0, 1] = 0.5
     seen.add(encoder.state_fingerprint)
     assert len(seen) == 3
     trained = encoder.encode(["fan"])
-    with encoder.untrained():
-        assert encoder.state_fingerprint == encoder.fingerprint
-        untrained = FeatureCache(tmp_path).hidden_states(encoder, ["fan"])
-    encoder.fold()
+    assert encoder.untrained.state_fingerprint == encoder.fingerprint
+    untrained = FeatureCache(tmp_path).hidden_states(encoder.untrained, ["fan"])
+    encoder = encoder.folded()
     assert encoder.state_fingerprint in seen and encoder.state_fingerprint != encoder.fingerprint
     cached = FeatureCache(tmp_path).hidden_states(encoder, ["fan"])  # not those of the untrained encoder
     np.testing.assert_allclose(cached, trained, atol=1e-6)

@@ -25,7 +25,7 @@ from fedcar.encoder.encoder import Encoder
 from fedcar.errors import FedcarError, FedcarWarning
 from fedcar.head.ridge_rows import RidgeRows
 from fedcar.retriever.retriever import Retriever
-from fedcar.training.refine import MARGIN
+from fedcar.training.refine import MARGIN, refined
 
 QUESTIONS = ("the fan is broken", "blower sucker", "who charges the battery over night?", "water", "nothing of it")
 NEW = (
@@ -159,11 +159,13 @@ def test_adding_makes_a_new_retriever(retriever: Retriever) -> None:
 
 def test_scores_of_the_others_change_only_by_how_rare_words_are(retriever: Retriever) -> None:
     """Cosine and what was learned stay; a document of no known word leaves the words' order as well."""
-    states = retriever.encoder.encode_states(list(QUESTIONS))
-    added = retriever.add(NEW)
+    reading = retriever.encoder.read(QUESTIONS)
+    states, added = reading.states, retriever.add(NEW)
     n = len(retriever.documents)
     everyone = np.tile(np.arange(n), (len(QUESTIONS), 1))
-    old, new = (one.evidence.features(QUESTIONS, states["pooled"], everyone) for one in (retriever, added))
+    old, new = (
+        one.evidence.features(QUESTIONS, states["pooled"], everyone, reading.tokens) for one in (retriever, added)
+    )
     names = retriever.evidence.NAMES
     for name in ("cosine", "sentence"):
         np.testing.assert_allclose(new[..., names.index(name)], old[..., names.index(name)], atol=1e-6)
@@ -221,12 +223,12 @@ def test_refining_touches_no_other_row(
     retriever = made(kind, Collection.read(toy_collection).documents, Encoder.load(encoder_folder), cache)
     before = learned_of(retriever)
     with pytest.warns(FedcarWarning, match="are empty"):
-        refined = retriever.add([*NEW, Document("blank", "", "")], refine=True)
-    check_equal(learned_of(refined), before)
-    assert touched(refined) == touched(retriever) | {"kettle", "lamp"}
+        changed = refined(retriever.add([*NEW, Document("blank", "", "")]), 3)
+    check_equal(learned_of(changed), before)
+    assert touched(changed) == touched(retriever) | {"kettle", "lamp"}
     questions = ["Kettle", "Let the lamp cool before you change the bulb."]
-    states = refined.encoder.encode_states(questions)
-    learned = refined.learned(questions, states)[:, -3:, 0]
+    states = changed.encoder.encode_states(questions)
+    learned = changed.learned(questions, states)[:, -3:, 0]
     assert not learned[:, 2].any()
     if kind == "ridge":
         np.testing.assert_allclose(learned[:, :2], np.eye(2), atol=0.3)
@@ -235,7 +237,7 @@ def test_refining_touches_no_other_row(
         missing = np.delete(plain, 6, axis=1).max(axis=1)[0] + MARGIN - plain[0, 6]
         assert learned[0, 0] == pytest.approx(missing, rel=0.3) and missing > 1
         assert learned[1, 0] <= 0 and not learned[:, 1].any()
-    again = refined.remove(["kettle", "lamp", "blank"])
+    again = changed.remove(["kettle", "lamp", "blank"])
     check_equal(learned_of(again), before)
     assert hits(again) == hits(retriever)
 
@@ -245,9 +247,9 @@ def test_many_are_refined_in_parts(
 ) -> None:
     """What is solved together only says what the rows must not answer for: the neighbours say it otherwise."""
     retriever = made("ridge", Collection.read(toy_collection).documents, Encoder.load(encoder_folder), cache)
-    together = retriever.add(NEW, refine=True)
+    together = refined(retriever.add(NEW), len(NEW))
     monkeypatch.setattr("fedcar.training.refine.REFINED_AT_ONCE", 1)
-    apart = retriever.add(NEW, refine=True)
+    apart = refined(retriever.add(NEW), len(NEW))
     assert touched(apart) == touched(together)
     check_equal(learned_of(apart), learned_of(retriever))
     states = retriever.encoder.encode_states(["Kettle", NEW[1].text])
@@ -261,8 +263,8 @@ def test_where_there_are_no_rows_to_solve_for_refining_says_so(
 ) -> None:
     retriever = made(kind, Collection.read(toy_collection).documents, Encoder.load(encoder_folder), cache)
     with pytest.warns(FedcarWarning, match="no rows to solve for"):
-        refined = retriever.add(NEW, refine=True)
-    check_equal(learned_of(refined), learned_of(retriever.add(NEW)))
+        changed = refined(retriever.add(NEW), len(NEW))
+    check_equal(learned_of(changed), learned_of(retriever.add(NEW)))
 
 
 # -------------------------------------------------------------------- remove

@@ -14,11 +14,12 @@ from support.toy import TOY_DOCUMENTS, TOY_QUESTIONS
 import fedcar.retriever.evidence as module
 from fedcar.collection.collection import Document
 from fedcar.collection.words import bigrams, stems
+from fedcar.common.vectors import unit
 from fedcar.encoder.adapter import Adapter
 from fedcar.encoder.encoder import Encoder
 from fedcar.errors import FedcarError, FedcarWarning
 from fedcar.retriever.evidence import Evidence, median_words
-from fedcar.retriever.late_interaction import LateInteraction, unit
+from fedcar.retriever.late_interaction import LateInteraction
 from fedcar.retriever.lexical import LexicalIndex, SentenceCoverage
 
 SENTENCES = [text for _, text, _ in TOY_DOCUMENTS.values()]
@@ -50,10 +51,9 @@ def build(documents: Sequence[Document], encoder: Encoder) -> Evidence:
     return Evidence.build(documents, encoder, embeddings(documents, encoder))
 
 
-def all_features(evidence: Evidence, questions: Sequence[str] = QUESTIONS) -> np.ndarray:
-    with evidence.encoder.untrained():
-        hidden_states = evidence.encoder.encode(questions)
-    return evidence.features(questions, hidden_states, np.tile(np.arange(len(evidence)), (len(questions), 1)))
+def all_features(evidence: Evidence, encoder: Encoder, questions: Sequence[str] = QUESTIONS) -> np.ndarray:
+    reading, everyone = encoder.read(questions), np.tile(np.arange(len(evidence)), (len(questions), 1))
+    return evidence.features(questions, reading.states["pooled"], everyone, reading.tokens)
 
 
 def named(features: np.ndarray, name: str) -> np.ndarray:
@@ -69,7 +69,7 @@ def over_maximum(scores: np.ndarray) -> np.ndarray:
 
 def test_features_equal_a_plain_loop(encoder: Encoder) -> None:
     evidence = build(TEXTS, encoder)
-    found = all_features(evidence)
+    found = all_features(evidence, encoder)
     assert evidence.deep and found.shape == (9, 6, 8) and found.dtype == np.float32
     texts = [document.full_text for document in TEXTS]
     cosines = [[state @ row for row in embeddings(TEXTS, encoder)] for state in unit(encoder.encode(QUESTIONS))]
@@ -95,7 +95,7 @@ def test_features_equal_a_plain_loop(encoder: Encoder) -> None:
 
 
 def test_an_empty_document_and_a_question_of_stop_words(encoder: Encoder) -> None:
-    found = all_features(build(TEXTS, encoder))
+    found = all_features(build(TEXTS, encoder), encoder)
     assert not found[:, 2].any()
     silent = found[QUESTIONS.index("the of and")]
     assert not silent[:, [Evidence.NAMES.index(name) for name in ("lexical", "stems", "bigrams", "coverage")]].any()
@@ -103,7 +103,7 @@ def test_an_empty_document_and_a_question_of_stop_words(encoder: Encoder) -> Non
 
 
 def test_words_in_another_form_are_found_by_their_stem(encoder: Encoder) -> None:
-    found = all_features(build(TEXTS, encoder), ["hoses"])[0]
+    found = all_features(build(TEXTS, encoder), encoder, ["hoses"])[0]
     assert not named(found, "lexical").any()
     assert np.flatnonzero(named(found, "stems")).tolist() == [3, 5]
     assert named(found, "coverage")[5] == 1
@@ -112,41 +112,43 @@ def test_words_in_another_form_are_found_by_their_stem(encoder: Encoder) -> None
 def test_candidates_in_any_order_and_number(encoder: Encoder) -> None:
     evidence = build(TEXTS, encoder)
     chosen = np.random.default_rng(0).permuted(np.tile(np.arange(6), (9, 1)), axis=1)[:, :4]
-    found = evidence.features(QUESTIONS, encoder.encode(QUESTIONS), chosen)
-    np.testing.assert_allclose(found, np.take_along_axis(all_features(evidence), chosen[..., None], 1), atol=1e-6)
+    found = evidence.features(QUESTIONS, encoder.encode(QUESTIONS), chosen, encoder.token_states(QUESTIONS))
+    np.testing.assert_allclose(
+        found, np.take_along_axis(all_features(evidence, encoder), chosen[..., None], 1), atol=1e-6
+    )
 
 
 def test_the_bound_on_memory_changes_nothing(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     evidence = build(TEXTS, encoder)
-    expected = all_features(evidence)
+    expected = all_features(evidence, encoder)
     monkeypatch.setattr(module, "QUESTIONS_AT_ONCE", 2)
-    np.testing.assert_allclose(all_features(evidence), expected, atol=2e-3)
+    np.testing.assert_allclose(all_features(evidence, encoder), expected, atol=2e-3)
 
 
 def test_one_question_equals_the_same_among_many(encoder: Encoder) -> None:
     evidence = build(TEXTS, encoder)
-    alone = np.concatenate([all_features(evidence, [question]) for question in QUESTIONS])
-    np.testing.assert_allclose(alone, all_features(evidence), atol=2e-3)
+    alone = np.concatenate([all_features(evidence, encoder, [question]) for question in QUESTIONS])
+    np.testing.assert_allclose(alone, all_features(evidence, encoder), atol=2e-3)
 
 
 def test_no_question_and_a_single_document(encoder: Encoder) -> None:
     evidence = build(TEXTS, encoder)
     assert evidence.features([], np.zeros((0, 32), np.float32), np.zeros((0, 6), np.int64)).shape == (0, 6, 8)
     single = build(TEXTS[:1], encoder)
-    found = all_features(single)
+    found = all_features(single, encoder)
     assert found.shape == (9, 1, 8) and named(found, "lexical").max() == 1
     assert single.candidates(named(found, "cosine"), named(found, "lexical")).tolist() == [[0]] * 9
 
 
 def test_features_come_from_the_untrained_encoder(encoder: Encoder) -> None:
-    expected = all_features(build(TEXTS, encoder))
+    expected = all_features(build(TEXTS, encoder), encoder)
     base = embeddings(TEXTS, encoder)
     adapter = Adapter("full", 32)
     for parameter in adapter.parameters():
         torch.nn.init.normal_(parameter)
-    encoder.insert(adapter)
+    encoder = encoder.with_adapter(adapter)
     evidence = Evidence.build(TEXTS, encoder, base)
-    np.testing.assert_allclose(all_features(evidence), expected, atol=1e-6)
+    np.testing.assert_allclose(all_features(evidence, encoder), expected, atol=1e-6)
     assert encoder.adapter is adapter
 
 
@@ -156,14 +158,14 @@ def test_features_come_from_the_untrained_encoder(encoder: Encoder) -> None:
 def test_labels_are_not_read_token_by_token(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Encoder, "token_states", None)
     evidence = build(LABELS, encoder)
-    found = all_features(evidence)
+    found = all_features(evidence, encoder)
     assert not evidence.deep
     assert not found[..., [Evidence.NAMES.index(name) for name in ("sentence", "tokens", "sentence_tokens")]].any()
     assert named(found, "stems").any()
 
 
 def test_untrained_evidence_equals_hybrid_for_labels(encoder: Encoder) -> None:
-    found = all_features(build(LABELS, encoder))
+    found = all_features(build(LABELS, encoder), encoder)
     hybrid = named(found, "cosine") + np.float32(0.2) * named(found, "lexical")
     np.testing.assert_allclose(found @ Evidence.default_weights(LABELS), 20 * hybrid, rtol=1e-5)
 
@@ -201,7 +203,7 @@ def test_lexical_warns_of_stop_words_and_features_do_not(encoder: Encoder) -> No
     assert found.shape == (2, 6) and found.max() == 1 and not found[0].any()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        all_features(evidence)
+        all_features(evidence, encoder)
 
 
 # -------------------------------------------------------------------- on disk, documents that come and go
@@ -212,8 +214,8 @@ def test_saved_and_read_gives_the_same(documents: tuple[Document, ...], encoder:
     evidence = build(documents, encoder)
     evidence.write(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["evidence.safetensors", "words.json"]
-    again = Evidence.read(tmp_path, encoder)
-    np.testing.assert_array_equal(all_features(again), all_features(evidence))
+    again = Evidence.read(tmp_path)
+    np.testing.assert_array_equal(all_features(again, encoder), all_features(evidence, encoder))
     assert again.deep == evidence.deep and len(again) == len(documents)
     assert again.tensors().keys() == evidence.tensors().keys()
 
@@ -222,7 +224,7 @@ def test_a_damaged_file_is_refused(encoder: Encoder, tmp_path: Path) -> None:
     build(LABELS, encoder).write(tmp_path)
     (tmp_path / "evidence.safetensors").write_bytes(b"no safetensors")
     with pytest.raises(FedcarError, match="evidence.safetensors: not a safetensors file"):
-        Evidence.read(tmp_path, encoder)
+        Evidence.read(tmp_path)
 
 
 def test_arrays_may_be_read_only(encoder: Encoder) -> None:
@@ -230,35 +232,38 @@ def test_arrays_may_be_read_only(encoder: Encoder) -> None:
     tensors = evidence.tensors()
     for array in tensors.values():
         array.flags.writeable = False
-    again = Evidence.from_tensors(tensors, evidence.vocabularies(), encoder)
-    np.testing.assert_array_equal(all_features(again), all_features(evidence))
-    again.add(LABELS, encoder, embeddings(LABELS, encoder)).remove([0])
+    again = Evidence.from_tensors(tensors, evidence.vocabularies())
+    np.testing.assert_array_equal(all_features(again, encoder), all_features(evidence, encoder))
+    again = again.added(LABELS, encoder, embeddings(LABELS, encoder)).without([0])
     assert len(again) == 11
 
 
 @pytest.mark.parametrize("first", [1, 3, 6])
 def test_added_equals_build_of_all(encoder: Encoder, first: int) -> None:
     evidence = build(TEXTS[:first], encoder)
-    assert evidence.add(TEXTS[first:], encoder, embeddings(TEXTS[first:], encoder)) is evidence
-    np.testing.assert_allclose(all_features(evidence), all_features(build(TEXTS, encoder)), atol=2e-3)
+    before = len(evidence)
+    added = evidence.added(TEXTS[first:], encoder, embeddings(TEXTS[first:], encoder))
+    assert len(evidence) == before == first, "the one before stays"
+    evidence = added
+    np.testing.assert_allclose(all_features(evidence, encoder), all_features(build(TEXTS, encoder), encoder), atol=2e-3)
 
 
 def test_added_document_leaves_the_others_vectors(encoder: Encoder) -> None:
     evidence = build(TEXTS, encoder)
     before = evidence.tensors()
-    evidence.add(TEXTS[:2], encoder, embeddings(TEXTS[:2], encoder)).remove([6, 7])
+    evidence = evidence.added(TEXTS[:2], encoder, embeddings(TEXTS[:2], encoder)).without([6, 7])
     for name in ("embeddings", "late.tokens", "late.sentences"):
         np.testing.assert_array_equal(evidence.tensors()[name], before[name])
 
 
 def test_added_to_labels_they_stay_labels(encoder: Encoder) -> None:
-    evidence = build(LABELS, encoder).add(TEXTS, encoder, embeddings(TEXTS, encoder))
-    assert not evidence.deep and len(evidence) == 12 and all_features(evidence).shape == (9, 12, 8)
+    evidence = build(LABELS, encoder).added(TEXTS, encoder, embeddings(TEXTS, encoder))
+    assert not evidence.deep and len(evidence) == 12 and all_features(evidence, encoder).shape == (9, 12, 8)
 
 
 @pytest.mark.parametrize("rows", [[], [2], [0, 4], [5, 1, 0, 3], [0, 1, 2, 3, 4]])
 def test_removed_equals_never_having_had_them(encoder: Encoder, rows: list[int]) -> None:
-    evidence = build(TEXTS, encoder).remove(rows)
+    evidence = build(TEXTS, encoder).without(rows)
     kept = [document for row, document in enumerate(TEXTS) if row not in rows]
     expected = Evidence.build(TEXTS, encoder, embeddings(TEXTS, encoder)) if not rows else None
     assert len(evidence) == len(kept)
@@ -266,7 +271,7 @@ def test_removed_equals_never_having_had_them(encoder: Encoder, rows: list[int])
         base, late = embeddings(kept, encoder), LateInteraction.build(kept, encoder)
         expected = Evidence.build(kept, encoder, base)
         expected.late = late  # also where those left are short
-    np.testing.assert_allclose(all_features(evidence), all_features(expected), atol=2e-3)
+    np.testing.assert_allclose(all_features(evidence, encoder), all_features(expected, encoder), atol=2e-3)
     assert {name: set(words) for name, words in evidence.vocabularies().items()} == {
         name: set(words) for name, words in expected.vocabularies().items()
     }
@@ -274,7 +279,7 @@ def test_removed_equals_never_having_had_them(encoder: Encoder, rows: list[int])
 
 def test_a_failed_addition_changes_nothing(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     evidence = build(TEXTS, encoder)
-    expected = all_features(evidence)
+    expected = all_features(evidence, encoder)
 
     def fail(*arguments: object) -> None:
         raise OSError
@@ -282,13 +287,13 @@ def test_a_failed_addition_changes_nothing(encoder: Encoder, monkeypatch: pytest
     with monkeypatch.context() as patch:
         patch.setattr(Encoder, "token_states", fail)
         with pytest.raises(OSError):
-            evidence.add(TEXTS, encoder, embeddings(TEXTS, encoder))
-    np.testing.assert_array_equal(all_features(evidence), expected)
+            evidence.added(TEXTS, encoder, embeddings(TEXTS, encoder))
+    np.testing.assert_array_equal(all_features(evidence, encoder), expected)
 
 
 def test_every_family_of_encoders(model_folder: Path) -> None:
     encoder = Encoder.load(model_folder)
-    found = all_features(build(TEXTS, encoder))
+    found = all_features(build(TEXTS, encoder), encoder)
     assert np.isfinite(found).all() and found[0, 0].any() and np.abs(found).max() < 1.1
 
 

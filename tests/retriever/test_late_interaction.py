@@ -12,10 +12,11 @@ from support.toy import TOY_DOCUMENTS, TOY_QUESTIONS
 
 import fedcar.retriever.late_interaction as module
 from fedcar.collection.collection import Document
+from fedcar.common.vectors import unit
 from fedcar.encoder.adapter import Adapter
 from fedcar.encoder.encoder import Encoder
 from fedcar.encoder.runtimes.protocol import TokenStates
-from fedcar.retriever.late_interaction import LateInteraction, body_sentences, main_directions, packed, unit, unpacked
+from fedcar.retriever.late_interaction import LateInteraction, body_sentences, main_directions, packed, unpacked
 
 SENTENCES = [text for _, text, _ in TOY_DOCUMENTS.values()]
 DOCUMENTS = (
@@ -158,7 +159,7 @@ def test_the_untrained_encoder_reads_the_documents(encoder: Encoder) -> None:
     adapter = Adapter("full", 32)
     for parameter in adapter.parameters():
         torch.nn.init.normal_(parameter)
-    encoder.insert(adapter)
+    encoder = encoder.with_adapter(adapter)
     found = LateInteraction.build(DOCUMENTS, encoder)
     assert encoder.adapter is adapter
     np.testing.assert_array_equal(found.arrays["tokens"], expected.arrays["tokens"])
@@ -219,7 +220,7 @@ def test_token_states_alone_and_in_a_ragged_batch(model_folder: Path) -> None:
         np.testing.assert_allclose(alone.states, found.states, atol=2e-3)
         assert alone.states.shape == (len(alone.ids), 32) and alone.offsets.shape == (len(alone.ids), 2)
     assert together[4].states.shape == (0, 32)
-    assert 30 < len(together[-1].ids) <= encoder.max_tokens
+    assert 30 < len(together[-1].ids) <= encoder.model.max_tokens
     assert encoder.token_states([]) == []
 
 

@@ -61,9 +61,10 @@ def test_training_looks_at_the_candidates_that_are_searched(
     weights[LEARNED:APART] = 1e6
     trained = replace(retriever, weights=weights)
     texts = ["my pump is broken", "who looks after the display", "fan"]
-    states = trained.encoder.encode_states(texts)
-    assert trained.is_trained and trained.evidence_for(texts, states)[0].shape == (3, 3)
-    np.testing.assert_array_equal(trained.evidence_for(texts, states)[0], untrained.evidence_for(texts, states)[0])
+    reading = trained.encoder.read(texts)
+    looked_at = [one.evidence_for(texts, reading.states, reading.tokens)[0] for one in (trained, untrained)]
+    assert trained.is_trained and looked_at[0].shape == (3, 3)
+    np.testing.assert_array_equal(*looked_at)
 
 
 def test_an_empty_document_is_kept_and_never_returned(retriever: Retriever) -> None:
@@ -154,10 +155,9 @@ def test_one_question_and_many_score_the_same(retriever: Retriever) -> None:
     questions = ["blower", "who primes the pump, and with what water", "tube"]
 
     def scores(texts: list[str]) -> np.ndarray:
-        with retriever.encoder.untrained():
-            states = retriever.encoder.encode_states(texts)
-        candidates, evidence = retriever.evidence_for(texts, states)
-        found = retriever.scores(texts, states, candidates, evidence)
+        reading = retriever.encoder.read(texts)
+        candidates, evidence = retriever.evidence_for(texts, reading.states, reading.tokens)
+        found = retriever.scores(texts, reading.states, candidates, evidence)
         return np.take_along_axis(found, candidates.argsort(axis=1), axis=1)
 
     together = scores(questions)

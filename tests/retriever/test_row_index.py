@@ -12,12 +12,12 @@ from support.toy import TOY_DOCUMENTS
 
 from fedcar.bench.search import clustered
 from fedcar.collection.collection import Collection, Document
+from fedcar.common.vectors import unit
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
 from fedcar.head.rows import Rows
 from fedcar.retriever import retriever as retriever_module
-from fedcar.retriever import row_index
-from fedcar.retriever.late_interaction import unit
+from fedcar.retriever import row_index, searcher
 from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.row_index import RowIndex
 
@@ -111,7 +111,7 @@ def retriever(
 ) -> Retriever:
     """300 documents, of which those of the toy are the last; an index from the first document on."""
     monkeypatch.setattr(retriever_module, "INDEX_FROM", 1)
-    monkeypatch.setattr(retriever_module, "POOL", 120)
+    monkeypatch.setattr(searcher, "POOL", 120)
     toy = Collection.read(toy_collection).documents
     titles = [title for title, _, _ in TOY_DOCUMENTS.values()]
     more = [Document(f"more{n}", "", f"{titles[n % 6]} number {n} needs {'no ' * (n % 5)}care.") for n in range(294)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,3 +42,16 @@ def made(kind: str, documents: tuple[Document, ...], encoder: Encoder, cache: Fe
     if kind not in ("labels", "untrained"):
         retriever = replace(retriever, weights=weights_of(retriever.weights[:LEARNED], 1.0, 0.5))
     return retriever
+
+
+def passes_of(runtime: Any) -> list[tuple[int, ...]]:
+    """The shape of each batch that goes through the runtime from now on."""
+    passes: list[tuple[int, ...]] = []
+    run = runtime.run
+
+    def counted(token_ids: np.ndarray, mask: np.ndarray) -> Any:
+        passes.append(token_ids.shape)
+        return run(token_ids, mask)
+
+    runtime.run = counted
+    return passes

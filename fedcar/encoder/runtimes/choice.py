@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedcar.common.measure import processor
+from fedcar.common.vectors import unit
 from fedcar.encoder.model_files import parameter_count
 from fedcar.encoder.runtimes.protocol import Runtime, batches_by_length, padded
 from fedcar.errors import FedcarError, quoted
-from fedcar.retriever.late_interaction import unit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from fedcar.encoder.encoder import Encoder
+    from fedcar.encoder.model import FrozenModel
 
 EXACT = "torch"  # float32, the reference for all others
 NAMES = (EXACT, "torch-bf16", "openvino", "openvino-bf16", "onnx", "onnx-int8")
@@ -57,43 +57,43 @@ def use(name: str, agreement: float = AGREEMENT) -> None:
     setting.name, setting.agreement = name, agreement
 
 
-def chosen(encoder: Encoder, texts: Sequence[str]) -> str:
-    """The name of the runtime for this encoder; with `auto` measured on these texts where nothing is remembered.
+def chosen(model: FrozenModel, texts: Sequence[str]) -> str:
+    """The name of the runtime for this model; with `auto` measured on these texts where nothing is remembered.
 
     For few texts, which would be encoded by the time that a measurement takes, it is torch: always the same for the
     same texts.
     """
     if setting.name != "auto":
         return setting.name
-    if not is_worth_it(encoder, texts):
+    if not is_worth_it(model, texts):
         return EXACT
-    memory, key = _memory(), _key(encoder)
+    memory, key = _memory(), _key(model)
     name = memory.get(key)
     if name not in NAMES or not is_installed(name):
-        name = fastest(encoder, texts)
+        name = fastest(model, texts)
         _remember(memory | {key: name})
     return name
 
 
-def is_worth_it(encoder: Encoder, texts: Sequence[str]) -> bool:
+def is_worth_it(model: FrozenModel, texts: Sequence[str]) -> bool:
     """Whether encoding takes long enough: two operations a weight and token, a token being four characters."""
-    return 2 * parameter_count(encoder.folder) * sum(map(len, texts)) / 4 > WORTH
+    return 2 * parameter_count(model.folder) * sum(map(len, texts)) / 4 > WORTH
 
 
-def fastest(encoder: Encoder, texts: Sequence[str]) -> str:
+def fastest(model: FrozenModel, texts: Sequence[str]) -> str:
     """Run every installed runtime on some of the texts; the fastest that agrees."""
     order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
     picked = [texts[order[place]] for place in np.linspace(0, len(order) - 1, min(PROBES, len(order))).astype(int)]
-    token_ids = encoder.tokenize(picked)
+    token_ids = model.tokenize(picked)
     batches = [
-        padded([token_ids[row] for row in rows], encoder.padding_id)
+        padded([token_ids[row] for row in rows], model.padding_id)
         for rows in batches_by_length([len(ids) for ids in token_ids], 1024)
     ]
     runtimes: dict[str, Runtime] = {}
     wanted: NDArray[np.float32] | None = None
-    for name in candidates(encoder):
+    for name in candidates(model):
         try:
-            runtime = built(encoder, name)
+            runtime = built(model, name)
             found = unit(np.concatenate([runtime.run(*batch).pooled for batch in batches]))
         except FedcarError:
             continue  # what cannot express this model is no candidate
@@ -121,14 +121,14 @@ def measured(
             return times
 
 
-def candidates(encoder: Encoder) -> list[str]:
+def candidates(model: FrozenModel) -> list[str]:
     """The installed runtimes that may agree; on a GPU torch's alone. Eight bits only where less agreement will do.
 
     ONNX Runtime, whose file takes five seconds to write, only where OpenVINO is missing or eight bits are wanted: in
     float32 it was the slower one in every measurement (docs/log.md). By name it is to be had everywhere.
     """
     names = [name for name in NAMES if is_installed(name)]
-    if encoder.device.type != "cpu":
+    if model.device.type != "cpu":
         return [name for name in names if name.startswith("torch")]
     if setting.agreement < EIGHT_BITS:
         return names
@@ -140,30 +140,38 @@ def is_installed(name: str) -> bool:
     return all(find_spec(package) is not None for package in packages)
 
 
-def built(encoder: Encoder, name: str) -> Runtime:
-    """The runtime for the encoder as it is now, without an adapter; its file is kept in the user's cache folder."""
-    if name == EXACT:
-        return encoder
-    if name == "torch-bf16":
-        from fedcar.encoder.runtimes.torch_bf16 import TorchBfloat16
+def runtime(model: FrozenModel, name: str) -> Runtime:
+    """The model in that runtime, made once."""
+    found: Runtime = model.once(f"runtime {name}", lambda: built(model, name))
+    return found
 
-        return TorchBfloat16(encoder)
+
+def built(model: FrozenModel, name: str) -> Runtime:
+    """The model in that runtime; its file is kept in the user's cache folder."""
+    if name == EXACT:
+        from fedcar.encoder.runtimes.torch_float32 import TorchFloat32
+
+        return TorchFloat32(model.transformer, model)
+    if name == "torch-bf16":
+        from fedcar.encoder.runtimes.torch_bf16 import torch_bfloat16
+
+        return torch_bfloat16(model)
     from fedcar.encoder.runtimes import onnx, onnx_file, openvino
 
     def in_onnx(precision: str) -> Path:
-        return _file(encoder, f"{precision}.onnx", lambda file: onnx_file.write(encoder, file, precision))
+        return _file(model, f"{precision}.onnx", lambda file: onnx_file.write(model, file, precision))
 
     if name.startswith("onnx"):
         return onnx.OnnxRuntime(in_onnx("int8" if name.endswith("int8") else "fp32"))
-    file = _file(encoder, "openvino.xml", lambda file: openvino.write(encoder, file, lambda: in_onnx("fp32")))
+    file = _file(model, "openvino.xml", lambda file: openvino.write(model, file, lambda: in_onnx("fp32")))
     return openvino.OpenVino(file, "bf16" if name.endswith("bf16") else "f32")
 
 
-def _file(encoder: Encoder, name: str, write: Callable[[Path], None]) -> Path:
+def _file(model: FrozenModel, name: str, write: Callable[[Path], None]) -> Path:
     """The encoder in a file of this name, with what it needs beside it; written the first time."""
     from fedcar.common.files import default_cache
 
-    folder = default_cache() / "encoders" / f"{encoder.state_fingerprint[:24]}-{encoder.pooling}-{name}"
+    folder = default_cache() / "encoders" / f"{model.state_fingerprint[:24]}-{model.pooling}-{name}"
     if not (folder / name).is_file():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -178,11 +186,11 @@ def _file(encoder: Encoder, name: str, write: Callable[[Path], None]) -> Path:
     return folder / name
 
 
-def _key(encoder: Encoder) -> str:
+def _key(model: FrozenModel) -> str:
     """The machine, the packages and the encoder that a measurement holds for."""
     parts = [platform.platform(), processor(), str(os.environ.get("OMP_NUM_THREADS")), str(os.cpu_count())]
     parts += [f"{package}={_version(package)}" for package in ("torch", "openvino", "onnxruntime")]
-    parts += [encoder.state_fingerprint, encoder.pooling, str(setting.agreement), encoder.device.type]
+    parts += [model.state_fingerprint, model.pooling, str(setting.agreement), model.device.type]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

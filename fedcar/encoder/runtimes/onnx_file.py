@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fedcar.encoder.encoder import Encoder
-from fedcar.encoder.model import states_of
+from fedcar.encoder.model import FrozenModel, states_of
 from fedcar.encoder.model_files import first_line
 from fedcar.encoder.runtimes.onnx import INPUTS, OUTPUTS
 from fedcar.errors import FedcarError
@@ -29,9 +28,9 @@ PRECISIONS = ("fp32", "int8")
 class Graph(nn.Module):
     """Token ids and mask (n, t) -> the three states; with two tables of an untrained and then an adapted batch."""
 
-    def __init__(self, encoder: Encoder, both: bool) -> None:
+    def __init__(self, transformer: nn.Module, model: FrozenModel, both: bool = False) -> None:
         super().__init__()
-        self.model, self.layers, self.pooling, self.both = encoder.model, encoder.layers, encoder.pooling, both
+        self.model, self.layers, self.pooling, self.both = transformer, model.layers, model.pooling, both
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.both:
@@ -55,11 +54,11 @@ class _TwoTables(nn.Module):
         return torch.cat([self.embedding(token_ids[:half]), self.folded(token_ids[half:])])
 
 
-def write(encoder: Encoder, file: Path, precision: str = "fp32", *, both: bool = False) -> None:
-    """Write the encoder as it is; with `both`, without its adapter and with it, the blocks' weights once.
+def write(model: FrozenModel, file: Path, precision: str = "fp32", adapter: Adapter | None = None) -> None:
+    """Write the model; with an adapter without it and with it, the blocks' weights once.
 
     Inputs are `input_ids` and `attention_mask` (n, t), padded on the right; outputs `token_states` (n, t, d), `pooled`
-    (n, d) and `layers` (n, k, d), all of them twice as many rows with `both`: first untrained, then adapted.
+    (n, d) and `layers` (n, k, d), with an adapter all of them twice as many rows: first untrained, then adapted.
 
     Raises FedcarError where the exporter's packages are missing or cannot express the model.
     """
@@ -68,23 +67,20 @@ def write(encoder: Encoder, file: Path, precision: str = "fp32", *, both: bool =
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise FedcarError(f"{error.name} is not installed; pip install 'fedcar[onnx]'") from error
-    adapter, model = encoder.adapter, encoder.model
-    table = encoder.embedding
     try:
-        if both and adapter is not None:
-            model.set_input_embeddings(_TwoTables(table, adapter))
-        model.cpu()  # the file belongs to no device
-        _write(Graph(encoder, both).eval(), file, precision)
+        embedding = model.embedding if adapter is None else _TwoTables(model.embedding, adapter)
+        _write(Graph(on_processor(model.behind(embedding)), model, adapter is not None).eval(), file, precision)
     except FedcarError:
         raise
     except Exception as error:  # the exporter raises many kinds; each means that this model cannot be written
-        message = f"{encoder.name}: cannot be written as ONNX ({first_line(error)})"
+        message = f"{model.name}: cannot be written as ONNX ({first_line(error)})"
         raise FedcarError(f"{message}; take --format transformers") from error
-    finally:
-        model.set_input_embeddings(table)
-        model.to(encoder.device)
-        if adapter is not None:
-            encoder.insert(adapter)
+
+
+def on_processor(transformer: nn.Module) -> nn.Module:
+    """The transformer, or a copy of one that lies on a GPU: a file belongs to no device."""
+    devices = {parameter.device.type for parameter in transformer.parameters()}
+    return transformer if devices == {"cpu"} else copy.deepcopy(transformer).cpu()
 
 
 def _write(graph: nn.Module, file: Path, precision: str) -> None:

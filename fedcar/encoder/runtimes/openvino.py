@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from fedcar.encoder.encoder import Encoder
+    from fedcar.encoder.model import FrozenModel
 
 
 class OpenVino:
@@ -30,6 +31,7 @@ class OpenVino:
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
         if threads := int(os.environ.get("OMP_NUM_THREADS") or 0):
             settings["INFERENCE_NUM_THREADS"] = threads
+        self._of_thread = threading.local()  # a request holds the numbers of one batch, so each thread has its own
         try:
             self._model = core.compile_model(core.read_model(str(file)), "CPU", settings)
         except RuntimeError as error:
@@ -37,11 +39,13 @@ class OpenVino:
 
     def run(self, token_ids: NDArray[np.int64], mask: NDArray[np.int64]) -> States:
         """See `runtime.protocol.Runtime`."""
-        found = self._model(dict(zip(INPUTS, (token_ids, mask), strict=True)))
-        return States(*(found[name] for name in OUTPUTS))
+        if not hasattr(self._of_thread, "request"):
+            self._of_thread.request = self._model.create_infer_request()
+        states = self._of_thread.request.infer(dict(zip(INPUTS, (token_ids, mask), strict=True)), share_outputs=False)
+        return States(*(states[name] for name in OUTPUTS))
 
 
-def write(encoder: Encoder, file: Path, onnx: Callable[[], Path]) -> None:
+def write(model: FrozenModel, file: Path, onnx: Callable[[], Path]) -> None:
     """Write the encoder as it is in OpenVINO's own form: FILE.xml, and its weights in a .bin beside it.
 
     Straight from torch where OpenVINO reads the model there, in half of the time that an ONNX file takes; else from an
@@ -51,25 +55,22 @@ def write(encoder: Encoder, file: Path, onnx: Callable[[], Path]) -> None:
     """
     library = _library()
     try:
-        found = _converted(library, encoder)
+        found = _converted(library, model)
     except Exception:  # the library raises many kinds; each means that it cannot read this model from torch
         found = library.convert_model(str(onnx()))
     library.save_model(found, str(file), compress_to_fp16=False)
 
 
-def _converted(library: Any, encoder: Encoder) -> Any:  # noqa: ANN401 - the library has no types
+def _converted(library: Any, model: FrozenModel) -> Any:  # noqa: ANN401 - the library has no types
     import torch
 
-    from fedcar.encoder.runtimes.onnx_file import Graph
+    from fedcar.encoder.runtimes.onnx_file import Graph, on_processor
 
-    token_ids, mask, model = torch.ones((2, 3), dtype=torch.long), torch.tensor([[1, 1, 1], [1, 1, 0]]), encoder.model
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            model.cpu()
-            found = library.convert_model(Graph(encoder, both=False).eval(), example_input=(token_ids, mask))
-    finally:
-        model.to(encoder.device)
+    token_ids, mask = torch.ones((2, 3), dtype=torch.long), torch.tensor([[1, 1, 1], [1, 1, 0]])
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        graph = Graph(on_processor(model.behind(model.embedding)), model).eval()
+        found = library.convert_model(graph, example_input=(token_ids, mask))
     for ports, names in ((found.inputs, INPUTS), (found.outputs, OUTPUTS)):
         for port, name in zip(ports, names, strict=True):
             port.get_tensor().set_names({name})

@@ -43,6 +43,18 @@ class Tokens(NamedTuple):
     special: Sequence[int]
 
 
+class Reading(NamedTuple):
+    """What one pass of n texts gives.
+
+    Records (n,) of `state_type` untrained; pooled states with the adapter (n, d), equal to the records' where there is
+    none; the untrained states of the tokens, where they were asked for.
+    """
+
+    states: NDArray[np.void]
+    adapted: NDArray[np.float32]
+    tokens: Sequence[TokenStates]
+
+
 class Runtime(Protocol):
     """Runs the frozen model on one batch, padded on the right."""
 
@@ -74,35 +86,43 @@ def encoded(
     return result
 
 
-def encoded_tokens(
+def read(
     runtime: Runtime,
     texts: Sequence[Tokens],
+    state_type: np.dtype[np.void],
     padding_id: int,
     progress: Progress | None = None,
     tokens_per_batch: int = TOKENS_PER_BATCH,
-    records: NDArray[np.void] | None = None,
-) -> list[TokenStates]:
-    """Tokens of n texts -> the last hidden states of those that are not special, of unit length, float16.
+    *,
+    tokens: bool = True,
+) -> Reading:
+    """Tokens of n texts -> all that is asked of their states, each text through the model once.
 
-    The same passes fill `records` (n,) of `state_type`, where they are given, as `encoded` would.
+    A runtime that gives twice as many rows as it was asked for gives them untrained and then adapted.
     """
-    result: dict[int, TokenStates] = {}
+    records, of_tokens = np.empty(len(texts), dtype=state_type), dict[int, TokenStates]()
+    adapted = np.empty_like(records["pooled"])
     for rows in batches_by_length([len(text.ids) for text in texts], tokens_per_batch):
         states = runtime.run(*padded([texts[row].ids or [padding_id] for row in rows], padding_id))
-        if records is not None:
-            records["pooled"][rows], records["layers"][rows] = states.pooled, states.layers
-        for place, row in enumerate(rows):
-            own = np.flatnonzero(np.asarray(texts[row].special, dtype=np.int64) == 0)
-            found = states.tokens[place, own]
-            lengths = np.sqrt(np.einsum("td,td->t", found, found))[:, None]
-            result[row] = TokenStates(
-                np.asarray(texts[row].ids, dtype=np.int64)[own],
-                np.asarray(texts[row].offsets, dtype=np.int64).reshape(-1, 2)[own],
-                (found / np.maximum(lengths, np.float32(1e-12))).astype(np.float16),
-            )
+        records["pooled"][rows], records["layers"][rows] = states.pooled[: len(rows)], states.layers[: len(rows)]
+        adapted[rows] = states.pooled[-len(rows) :]
+        for place, row in enumerate(rows if tokens else ()):
+            of_tokens[row] = _token_states(texts[row], states.tokens[place])
         if progress is not None:
             progress(len(rows))
-    return [result[row] for row in range(len(texts))]
+    return Reading(records, adapted, [of_tokens[row] for row in range(len(of_tokens))])
+
+
+def _token_states(text: Tokens, states: NDArray[np.float32]) -> TokenStates:
+    """A text's last hidden states, without those of special tokens and of what fills it up."""
+    words = np.flatnonzero(np.asarray(text.special, dtype=np.int64) == 0)
+    chosen = states[words]
+    lengths = np.sqrt(np.einsum("td,td->t", chosen, chosen))[:, None]
+    return TokenStates(
+        np.asarray(text.ids, dtype=np.int64)[words],
+        np.asarray(text.offsets, dtype=np.int64).reshape(-1, 2)[words],
+        (chosen / np.maximum(lengths, np.float32(1e-12))).astype(np.float16),
+    )
 
 
 def ahead(make: Callable[[Part], Made], parts: Iterable[Part]) -> Iterator[Made]:

@@ -219,8 +219,6 @@ class Device:
         return self.client, rounds, {**decode(wire, known(self.client.initial, rounds)), **fixed}, number
 
     def _made(self, setup: Setup, weights: Tensor) -> Client:
-        if self.untrained.encoder.adapter is not None:
-            self.untrained.encoder.remove_adapter()
         settings = Settings(**setup.settings)
         retriever = replace(
             self.untrained, weights=with_learned(weights.numpy()), head=prepared(self.untrained.head, settings)

@@ -64,6 +64,4 @@ def select_by(
         f"kept: {kept.name} ({kept.score.success:.3f} of the devices' held-out questions right, before "
         f"{before.score.success:.3f})"
     )
-    if kept.name != "adapter" and untrained.encoder.adapter is not None:
-        untrained.encoder.remove_adapter()
     return kept

@@ -74,7 +74,6 @@ class Client:
         self.name = name
         rows = {document.id: row for row, document in enumerate(retriever.documents)}
         self.trainer = LocalTrainer(retriever, training, settings)
-        self.adapter = retriever.encoder.adapter if settings.method == "adapter" else None
         self.row_questions = torch.from_numpy(training.counts(rows))
         self.own_rows = self.row_questions > 0
         self.initial = self.trainer.trained_tensors()
@@ -129,8 +128,6 @@ class Client:
 
     def _load(self, state: Tensors, settings: RoundSettings) -> None:
         trainer = self.trainer
-        if self.adapter is not None and trainer.encoder.adapter is not self.adapter:
-            trainer.encoder.insert(self.adapter)
         trainer.load_tensors({**self.initial, **self.local_head, **{n: state[n] for n in self.initial if n in state}})
         if settings.local_optimizer == "shared":
             load_moments(trainer, state)

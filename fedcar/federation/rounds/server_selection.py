@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
@@ -28,7 +29,6 @@ class ServerSelection:
         self.retriever = retriever
         self.selection = selection
         self.trainer = Trainer(retriever, selection, settings)
-        self.adapter = retriever.encoder.adapter
         self.initial = self.trainer.trained_tensors()
         self.active = torch.zeros_like(retriever.head.active)
         reached = Standard().score(selection, self.trainer.offsets(selection)) if len(selection) else UNKNOWN
@@ -54,15 +54,9 @@ class ServerSelection:
             self.best = Best(number, Score(True, share, 0.0, share), self.trainer.trained_tensors())
 
     def load(self, tensors: Tensors) -> None:
-        self.install()
         self.trainer.load_tensors({**self.initial, **{name: tensors[name] for name in self.initial if name in tensors}})
         self.active = tensors.get(FIXED[0], torch.zeros_like(self.active))
         self.retriever.head.active.copy_(self.active)
-
-    def install(self) -> None:
-        """Put the judge's own adapter into the encoder that all share."""
-        if self.adapter is not None and self.retriever.encoder.adapter is not self.adapter:
-            self.retriever.encoder.insert(self.adapter)
 
     def finish(self) -> Retriever:
         """The retriever with the best round's tensors; as before training where no round was better."""
@@ -70,4 +64,4 @@ class ServerSelection:
             self.load({**self.best.tensors, FIXED[0]: self.active})
         else:
             self.trainer.reset()
-        return self.retriever
+        return replace(self.retriever, encoder=self.trainer.encoder)

@@ -235,8 +235,6 @@ def central_training(
     )
     kept = select(untrained, selection, candidates, view.standard, Silent())
     result = {"central": measure(kept.retriever), "selection": kept.score.success}
-    if untrained.encoder.adapter is not None:
-        untrained.encoder.remove_adapter()
     folder.keep_central(result)
     return result
 

@@ -67,7 +67,6 @@ def attack_collection(
         for name, tensor in device.answer(Request.of(plan, 2 + number, state)).items():
             noised[name] += tensor
     deviation = plan.step.standard_deviation * plan.steps**0.5
-    encoder.remove_adapter()
     return {
         "questions": len(asked),
         "epsilon": target.epsilon,
@@ -101,7 +100,7 @@ def words(
     encoder: Encoder, asked: ClippedSums, plain: dict[str, Tensor], noised: dict[str, Tensor], deviation: float
 ) -> dict[str, Any]:
     """The row-space test on the adapter's update: all words, and those that only one question has."""
-    table = encoder.embedding.weight.detach().float().cpu().numpy()
+    table = encoder.model.embedding.weight.detach().float().cpu().numpy()
     counts = Counter(token for ids in asked.token_ids for token in set(ids))
     truth, single = set(counts), {token for token, count in counts.items() if count == 1}
     absent = set(range(len(table))) - truth

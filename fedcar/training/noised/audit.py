@@ -59,8 +59,6 @@ def audit_collection(
     adapter = Adapter("full", encoder.embedding_width, seed) if plan.method == "adapter" else None
     asked = ClippedSums(untrained, some, adapter)
     checks = [*replayed(untrained, asked, plan, adapter), *of_the_noise(asked, plan), *of_a_run(untrained, asked, plan)]
-    if adapter is not None:
-        encoder.remove_adapter()
     return [*checks, with_canaries(asked, plan)]
 
 

@@ -78,11 +78,11 @@ def prepared(
 
 def prepare_privately(untrained: Retriever, judged: Judged, features: FeatureCache) -> Questions:
     """As `questions.prepare`, without the progress and the warnings that count these questions."""
-    cut = untrained.encoder.texts_cut
+    cut = untrained.encoder.model.texts_cut
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FedcarWarning)
         found = prepare(untrained, judged, features, Silent(), "training questions")
-    untrained.encoder.texts_cut = cut
+    untrained.encoder.model.texts_cut = cut
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,7 @@ from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.weights import LEARNED, weights_of
 from fedcar.training.noised.clients import Clients, Request
 from fedcar.training.noised.plan import HELD_OUT, LARGEST_CLIP_NORM, LEAST_CLIP_NORM, LEAST_STRENGTH, PrivatePlan
-from fedcar.training.noised.sums import ADAPTER_SCALE, BELOW, BELOW_SHARE, COUNT, EVIDENCE_SHARE, ROWS
+from fedcar.training.noised.sums import ADAPTER_SCALE, BELOW, BELOW_SHARE, COUNT, EVIDENCE_SHARE, ROWS, load_adapter
 from fedcar.training.selection import Score, Standard, baseline_weights, best_weights
 
 ROW_LENGTH, ROW_LENGTH_ALONE = 12.0, 20.0  # of a row made of class sums, before steps and without
@@ -283,14 +284,10 @@ class PrivateTraining:
         state, reached, name = self.best
         if state is None:
             kept = self.untrained if self.selection is None else self.untrained_best
-            if self.untrained.encoder.adapter is not None:
-                self.untrained.encoder.remove_adapter()
             if len(self.outcome.records) > 1 and self.outcome.refusal is None:
                 self.report.say("nothing trained under this budget was better on the public dev questions than search")
         else:
             kept = self.retriever(state)
-            if len(state) == 1 and kept.encoder.adapter is not None:
-                kept.encoder.remove_adapter()
         self.outcome.retriever, self.outcome.name = kept, name
         if reached is not None:
             self.report.say(f"kept: {name} ({reached.success:.3f} of the public dev questions right)")
@@ -305,11 +302,12 @@ def retriever_of(untrained: Retriever, state: Mapping[str, Tensor], adapter: Ada
     with torch.no_grad():
         head.rows.copy_(state[ROWS] / START_SCALE)
         head.active.fill_(True)
-        if adapter is not None and len(state) > 1:
-            for name, tensor in adapter.named_parameters():
-                tensor.copy_(ADAPTER_SCALE * state[name])
-            untrained.encoder.insert(adapter)
-    return replace(untrained, head=head, weights=weights)
+    encoder = untrained.encoder
+    if adapter is not None and len(state) > 1:
+        adapter = copy.deepcopy(adapter)
+        load_adapter(adapter, state)
+        encoder = encoder.with_adapter(adapter)
+    return replace(untrained, head=head, weights=weights, encoder=encoder)
 
 
 def held_out_counts(

@@ -11,7 +11,6 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from fedcar.encoder.adapter import Adapter, SoftEmbedding
-from fedcar.encoder.encoder import Encoder
 from fedcar.encoder.runtimes.protocol import batches_by_length
 from fedcar.errors import FedcarWarning
 from fedcar.head.head import START_SCALE
@@ -40,7 +39,7 @@ class ClippedSums:
 
     def __init__(self, retriever: Retriever, questions: Questions, adapter: Adapter | None = None) -> None:
         self.head = retriever.head
-        self.encoder = retriever.encoder
+        self.encoder = retriever.encoder.with_adapter(adapter)
         self.documents = len(retriever.documents)
         self.untrained = torch.from_numpy(np.ascontiguousarray(questions.hidden_states))
         self.x = usual_vectors(self.untrained, self.head.centre)
@@ -128,8 +127,10 @@ class ClippedSums:
         return x @ rows.T if self.all_in_order else row_scores(x, rows, self.candidates[chosen])
 
     def parts_through_the_encoder(self, state: Tensors, rows: Tensor) -> list[Part]:
-        adapter = load_adapter(self.encoder, self.adapter, state)
-        tape = record_embeddings(self.encoder.model.get_input_embeddings())
+        adapter = self.encoder.adapter
+        assert adapter is not None
+        load_adapter(adapter, state)
+        tape = record_embeddings(self.encoder.transformer.get_input_embeddings())
         hidden = self.encoder.hidden_states([self.token_ids[row] for row in rows.tolist()])
         before, after = tape()
         hidden = hidden.cpu()
@@ -167,15 +168,11 @@ def row_scores(x: Tensor, rows: Tensor, candidates: Tensor) -> Tensor:
     return torch.einsum("bd,bcd->bc", x, rows[candidates])
 
 
-def load_adapter(encoder: Encoder, adapter: Adapter | None, state: Tensors) -> Adapter:
-    """Put the state's adapter (in units of ADAPTER_SCALE) into the encoder."""
-    assert adapter is not None
-    with torch.no_grad():
-        for name, tensor in adapter.named_parameters():
-            tensor.copy_(ADAPTER_SCALE * state[name])
-    if encoder.adapter is not adapter:
-        encoder.insert(adapter)
-    return adapter
+@torch.no_grad()
+def load_adapter(adapter: Adapter, state: Tensors) -> None:
+    """Put the state's tensors (in units of ADAPTER_SCALE) into the adapter."""
+    for name, tensor in adapter.named_parameters():
+        tensor.copy_(ADAPTER_SCALE * state[name])
 
 
 def record_embeddings(module: SoftEmbedding) -> Callable[[], tuple[Tensor, Tensor]]:

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 from support.command import fedcar
+from support.retrievers import passes_of
 
 from fedcar.encoder.adapter import Adapter
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
+from fedcar.encoder.model import FrozenModel
 from fedcar.encoder.runtimes import choice
-from fedcar.encoder.runtimes.protocol import States, ahead
+from fedcar.encoder.runtimes.protocol import Runtime, States, ahead
 from fedcar.errors import FedcarError
 
 TEXTS = ["the fan is broken", "who charges the battery over night?", "water", "Prime the pump. " * 4, ""]
@@ -69,12 +71,12 @@ class Made:
     """A runtime that gives these vectors after so many seconds."""
 
     def __init__(self, encoder: Encoder, seconds: float, wrong: bool) -> None:
-        self.encoder, self.seconds, self.wrong, self.runs = encoder, seconds, wrong, 0
+        self.exact, self.seconds, self.wrong, self.runs = choice.built(encoder.model, "torch"), seconds, wrong, 0
 
     def run(self, token_ids: np.ndarray, mask: np.ndarray) -> States:
         self.runs += 1
         time.sleep(self.seconds)
-        found = self.encoder.run(token_ids, mask)
+        found = self.exact.run(token_ids, mask)
         return found._replace(pooled=-found.pooled) if self.wrong else found
 
 
@@ -90,18 +92,18 @@ def test_auto_takes_the_fastest_that_agrees_and_remembers_it(
     monkeypatch.setattr(choice, "built", lambda encoder, name: made[name])
     monkeypatch.setattr(choice, "is_installed", lambda name: True)
     choice.use("auto")
-    assert choice.chosen(encoder, TEXTS) == "torch" and not made["openvino"].runs, "few texts are not worth it"
+    assert choice.chosen(encoder.model, TEXTS) == "torch" and not made["openvino"].runs, "few texts are not worth it"
     monkeypatch.setattr(choice, "WORTH", 0.0)
-    assert choice.chosen(encoder, TEXTS) == "openvino"
+    assert choice.chosen(encoder.model, TEXTS) == "openvino"
     runs = made["openvino"].runs
     assert runs > 1 and made["onnx"].runs == 1, "what does not agree is not timed"
-    assert choice.chosen(Encoder.load(tiny_model("llama"), "mean"), TEXTS) == "openvino"
+    assert choice.chosen(Encoder.load(tiny_model("llama"), "mean").model, TEXTS) == "openvino"
     assert made["openvino"].runs == runs, "remembered, not measured again"
     other = Encoder.load(tiny_model("bert"), "mean")
-    other_run = choice.chosen(other, TEXTS)
+    other_run = choice.chosen(other.model, TEXTS)
     assert made["openvino"].runs > runs and other_run == "openvino", "another encoder is measured by itself"
     choice.use("auto", agreement=-1.0)
-    assert choice.chosen(encoder, TEXTS) == "onnx", "asked for less, it takes the fastest"
+    assert choice.chosen(encoder.model, TEXTS) == "onnx", "asked for less, it takes the fastest"
     memory = json.loads((tmp_path / "cache" / "fedcar" / "runtime.json").read_text())
     assert sorted(memory.values()) == ["onnx", "openvino", "openvino"]
 
@@ -109,14 +111,16 @@ def test_auto_takes_the_fastest_that_agrees_and_remembers_it(
 def test_a_runtime_that_cannot_express_the_model_is_no_candidate(
     encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def built(encoder: Encoder, name: str) -> Encoder:
+    exact = choice.built(encoder.model, "torch")
+
+    def built(model: FrozenModel, name: str) -> Runtime:
         if name != "torch":
             raise FedcarError("cannot be written as ONNX")
-        return encoder
+        return exact
 
     monkeypatch.setattr(choice, "candidates", lambda encoder: ["torch", "onnx"])
     monkeypatch.setattr(choice, "built", built)
-    assert choice.fastest(encoder, TEXTS) == "torch"
+    assert choice.fastest(encoder.model, TEXTS) == "torch"
 
 
 def test_states_of_runtimes_are_kept_apart(encoder: Encoder, tiny_model: Callable[..., Path], tmp_path: Path) -> None:
@@ -130,9 +134,7 @@ def test_states_of_runtimes_are_kept_apart(encoder: Encoder, tiny_model: Callabl
 
 
 def test_one_pass_gives_what_two_give(encoder: Encoder, tiny_model: Callable[..., Path], tmp_path: Path) -> None:
-    passes = []
-    run = encoder.run
-    encoder.run = lambda *batch: passes.append(1) or run(*batch)  # type: ignore[method-assign, func-returns-value]
+    passes = passes_of(encoder.runtime(TEXTS))
     [(states, tokens)] = encoder.read_parts([TEXTS])
     assert len(passes) == 1 and cosines(states["pooled"], encoder.encode_states(TEXTS)["pooled"]).min() > 0.99999
     for ours, wanted in zip(tokens, encoder.token_states(TEXTS), strict=True):
@@ -142,13 +144,16 @@ def test_one_pass_gives_what_two_give(encoder: Encoder, tiny_model: Callable[...
     cache.keep(encoder, TEXTS[:1], states[1:2])  # what is there stays
     np.testing.assert_array_equal(cache.states(encoder, TEXTS[:2]), states[:2])
     last = Encoder.load(tiny_model("llama"), "last")
-    [(states, _)] = last.read_parts([TEXTS])
+    [(states, tokens)] = last.read_parts([TEXTS])
     np.testing.assert_array_equal(states, last.encode_states(TEXTS))
+    for ours, wanted in zip(tokens, last.token_states(TEXTS), strict=True):  # a decoder does not see the EOS behind
+        np.testing.assert_allclose(ours.states, wanted.states[: len(ours.ids)], atol=2e-3)
 
 
 def test_the_next_part_is_tokenised_while_the_model_runs_on_the_one_before(encoder: Encoder) -> None:
     """Neither order nor states change by it, another call of the tokenizer in between waits, an error comes out."""
-    begun, run, tokenize = threading.Event(), encoder.run, encoder.tokenize
+    begun, runtime, tokenize = threading.Event(), encoder.runtime(TEXTS), encoder.tokenize
+    run = runtime.run
 
     def model(*batch: Any) -> Any:
         assert begun.wait(10), "nobody reads the next part"
@@ -161,12 +166,12 @@ def test_the_next_part_is_tokenised_while_the_model_runs_on_the_one_before(encod
         return tokenize(texts)
 
     calls: list[Sequence[str]] = []
-    encoder.run, encoder.tokenize = model, counted  # type: ignore[method-assign]
+    runtime.run, encoder.tokenize = model, counted  # type: ignore[method-assign]
     found = []
     for states in encoder.encode_parts([TEXTS[:2], TEXTS[2:]]):
         assert len(encoder.token_states(TEXTS)) == len(TEXTS)
         found.append(states)
-    encoder.run, encoder.tokenize = run, tokenize  # type: ignore[method-assign]
+    runtime.run, encoder.tokenize = run, tokenize  # type: ignore[method-assign]
     assert calls == [TEXTS[:2], TEXTS[2:]]
     np.testing.assert_array_equal(found[0], encoder.encode_states(TEXTS[:2]))
     np.testing.assert_array_equal(found[1], encoder.encode_states(TEXTS[2:]))
@@ -177,16 +182,15 @@ def test_the_next_part_is_tokenised_while_the_model_runs_on_the_one_before(encod
 
 def test_with_an_adapter_torch_encodes(encoder: Encoder) -> None:
     choice.use("torch-bf16")
-    assert encoder.runtime_name(TEXTS) == "torch-bf16" and encoder.runtime(TEXTS) is not encoder
+    assert encoder.runtime_name(TEXTS) == "torch-bf16" and encoder.runtime(TEXTS) is encoder.runtime(TEXTS)
     adapter = Adapter("full", encoder.embedding_width)
     adapter.difference.data.normal_(std=0.2)
-    encoder.insert(adapter)
-    assert encoder.runtime_name(TEXTS) == "torch" and encoder.runtime(TEXTS) is encoder
-    adapted = encoder.encode(TEXTS)
-    with encoder.untrained():
-        assert encoder.runtime_name(TEXTS) == "torch-bf16"
-        assert np.abs(encoder.encode(TEXTS) - adapted).max() > 0.01
-    encoder.fold()  # the runtime of the unfolded encoder is not taken for it
+    trained = encoder.with_adapter(adapter)
+    assert trained.runtime_name(TEXTS) == "torch" and trained.runtime(TEXTS) is not encoder.runtime(TEXTS)
+    adapted = trained.encode(TEXTS)
+    assert trained.untrained is encoder and encoder.runtime_name(TEXTS) == "torch-bf16"
+    assert np.abs(encoder.encode(TEXTS) - adapted).max() > 0.01
+    encoder = trained.folded()  # the runtime of the unfolded encoder is not taken for it
     assert cosines(encoder.encode(TEXTS), adapted).min() > 0.99
 
 

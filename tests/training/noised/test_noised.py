@@ -49,7 +49,6 @@ def trained(collection: Collection, encoder: Any, folder: Path, **options: Any) 
             collection, encoder=encoder, noise_seed=0, cache=folder.parent / "cache", report=Console(), **options
         )
     found.save(folder)
-    found.encoder.remove_adapter()
     return tree(folder), said.getvalue()
 
 
@@ -149,7 +148,6 @@ def test_the_gradient_is_that_of_the_retriever_that_ships(
         step = 0.02 * gradient / gradient.norm()
         ahead, behind = ({**state, name: state[name] + sign * step} for sign in (1, -1))
         assert (loss(ahead) - loss(behind)) / 0.04 == pytest.approx(float(gradient.norm()), rel=0.02), name
-    retriever.encoder.remove_adapter()
 
 
 def plan(epsilon: float, method: str = "head", documents: int = 6, **options: Any) -> Any:

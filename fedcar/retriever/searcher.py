@@ -1,0 +1,267 @@
+"""Searching: what answers a question, be it a retriever or a bundle of one. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from fedcar.collection.collection import Document
+from fedcar.common.vectors import top_k, unit
+from fedcar.errors import FedcarError, FedcarWarning
+from fedcar.head.rows import products
+from fedcar.retriever.calibration import Calibration
+from fedcar.retriever.evidence import Evidence, at_once
+from fedcar.retriever.row_index import RowIndex
+from fedcar.retriever.weights import LEARNED, mixed_features
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fedcar.encoder.runtimes.protocol import Reading, TokenStates
+    from fedcar.head.ridge_rows import RidgeRows
+    from fedcar.retriever.questions import Questions
+
+CHUNK = 256
+POOL = 400  # documents nearest by encoder, and by words, among which the candidates are chosen
+
+
+class Reader(Protocol):
+    """What searching asks of an encoder."""
+
+    @property
+    def adapter(self) -> object | None:
+        """What was trained of it, if anything."""
+        ...
+
+    def read(self, texts: Sequence[str], tokens: bool = True) -> Reading:
+        """All states of n texts by one pass; those of their tokens only where they are asked for."""
+        ...
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Hidden states (n, d) with the adapter."""
+        ...
+
+
+class Learned(Protocol):
+    """What searching asks of a head."""
+
+    @property
+    def query_map(self) -> bool: ...
+    @property
+    def has_row(self) -> NDArray[np.bool_]:
+        """Which documents have a trained row (N,)."""
+        ...
+
+    def learned_scores(
+        self,
+        hidden_states: NDArray[np.float32],
+        untrained: NDArray[np.float32],
+        candidates: NDArray[np.int64] | None = None,
+    ) -> NDArray[np.float32]:
+        """What training adds, from hidden states (n, d) with the adapter and without: (n, N) or (n, c)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One document found; `confidence` is the estimated probability that it answers the question."""
+
+    id: str
+    score: float
+    confidence: float
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The hits of one question, best first; not `answered` where the retriever does not know."""
+
+    query: str
+    answered: bool
+    hits: tuple[Hit, ...]
+
+    def __iter__(self) -> Iterator[Hit]:
+        return iter(self.hits)
+
+
+@dataclass
+class Searcher:
+    """Everything that answers a question; searching changes nothing of it, so threads may share one.
+
+    The score of a document is weights . (evidence, learned): the evidence of encoder and words, and what training has
+    learned (`head` or `ridge`). Where some documents have trained rows, the others stand apart: they are mixed with
+    weights of their own and a constant, which put both kinds on one scale. All documents are compared; where there are
+    very many, and faiss is installed, a saved retriever has an index that says which.
+
+    Formal guarantees:
+        no_network_at_search: searching looks on this machine only.
+    """
+
+    encoder: Reader
+    documents: Sequence[Document]
+    evidence: Evidence
+    head: Learned
+    weights: NDArray[np.float32]
+    ridge: RidgeRows | None = None
+    calibration: Calibration = field(default_factory=Calibration)
+    row_index: RowIndex | None = field(default=None, kw_only=True)
+
+    def search(self, question: str, k: int = 5) -> Answer:
+        """The k best documents for the question; fewer where there are fewer, never an empty document."""
+        if not question.strip():
+            raise FedcarError("the question is empty; ask something")
+        if k < 1:
+            raise FedcarError(f"k is {k}; it must be 1 or more")
+        if k > len(self.documents):
+            message = f"k is {k}, but there are {len(self.documents)} documents; all are returned"
+            warnings.warn(message, FedcarWarning, stacklevel=2)
+        reading = self.encoder.read([question], self.evidence.deep)
+        candidates, evidence = self.evidence_for([question], reading.states, reading.tokens)
+        scores = self.scores([question], reading.states, candidates, evidence, reading.adapted)
+        confidence = self.calibration.confidences(scores)[0]
+        hits = tuple(
+            Hit(document.id, float(scores[0, place]), float(confidence[place]), document.title, document.text)
+            for place in top_k(scores, k)[0]
+            if np.isfinite(scores[0, place])
+            for document in [self.documents[candidates[0, place]]]
+        )
+        answered = bool(hits) and self.calibration.answers(scores)[0]
+        return Answer(question, bool(answered), hits)
+
+    # ---------------------------------------------------------------- scores
+
+    def evidence_for(
+        self,
+        texts: Sequence[str],
+        states: NDArray[np.void],
+        tokens: Sequence[TokenStates] = (),
+        advance: Callable[[int], None] | None = None,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Questions and their untrained states -> candidate rows (n, c) and their evidence (n, c, F).
+
+        `tokens` are their token states, where the documents were read token by token.
+        """
+        candidates, evidence = [], []
+        for start in range(0, len(texts), step := at_once(CHUNK, len(self.documents))):
+            part, chunk = slice(start, start + step), list(texts[start : start + step])
+            found = np.sort(self.candidates(chunk, states[part]), axis=1)  # ties go to the first, as in the baselines
+            candidates.append(found)
+            evidence.append(self.evidence.features(chunk, states["pooled"][part], found, tokens[part]))
+            if advance is not None:
+                advance(len(chunk))
+        if not candidates:
+            return np.empty((0, 0), dtype=np.int64), np.empty((0, 0, LEARNED), dtype=np.float32)
+        return np.concatenate(candidates), np.concatenate(evidence)
+
+    def candidates(self, texts: Sequence[str], states: NDArray[np.void]) -> NDArray[np.int64]:
+        """The documents worth a closer look (n, c), by encoder and words: those that training and selection looked at.
+
+        What was learned has no say: a map or rows that were never seen to rank others would crowd out right ones.
+        """
+        hidden_states, lexical = unit(states["pooled"]), self.evidence.lexical(texts)
+        if self.row_index is not None:
+            return indexed_candidates(self.evidence, self.row_index, hidden_states, lexical)
+        return self.evidence.candidates(products(hidden_states, self.evidence.embeddings), lexical)
+
+    def learned(
+        self,
+        texts: Sequence[str],
+        states: NDArray[np.void],
+        candidates: NDArray[np.int64] | None = None,
+        adapted: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
+        """What training has learned, by rows and by words: (n, documents, 2), or (n, c, 2) for the candidates.
+
+        `adapted` (n, d) are the hidden states with the adapter, where they are known already.
+        """
+        if self.ridge is not None:
+            scores = self.ridge.scores(texts, states)
+            return scores if candidates is None else np.take_along_axis(scores, candidates[..., None], axis=1)
+        shape = (len(texts), len(self.documents)) if candidates is None else candidates.shape
+        learned = np.zeros((*shape, 2), dtype=np.float32)
+        if self.is_trained:
+            if adapted is None:
+                adapted = states["pooled"] if self.encoder.adapter is None else self.encoder.encode(texts)
+            learned[..., 0] = self.head.learned_scores(adapted, states["pooled"], candidates)
+        return learned
+
+    @property
+    def is_trained(self) -> bool:
+        return self.ridge is not None or self.head.query_map or bool(self.head.has_row.any())
+
+    @property
+    def apart(self) -> NDArray[np.bool_]:
+        """Which documents have no row of their own while others have one (N,)."""
+        if self.ridge is not None:
+            rows = np.zeros(len(self.documents), dtype=bool)
+            rows[self.ridge.documents] = True
+        else:
+            rows = self.head.has_row
+        return ~rows if rows.any() else np.zeros(len(rows), dtype=bool)
+
+    def features(self, questions: Questions) -> NDArray[np.float32]:
+        """All that the weights mix, (n, c, F), in the order of `WEIGHT_NAMES`."""
+        learned = self.learned(questions.texts, questions.states, questions.candidates)
+        return mixed_features(questions.evidence, learned, self.apart[questions.candidates])
+
+    def scores(
+        self,
+        texts: Sequence[str],
+        states: NDArray[np.void],
+        candidates: NDArray[np.int64],
+        evidence: NDArray[np.float32],
+        adapted: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
+        """Scores of the candidates (n, c); -inf for an empty document. `adapted` as for `learned`."""
+        learned = self.learned(texts, states, candidates, adapted)
+        mixed = mixed_features(evidence, learned, self.apart[candidates]) @ self.weights
+        return np.where(self.empty[candidates], -np.inf, mixed).astype(np.float32)
+
+    def scores_of(self, questions: Questions) -> NDArray[np.float32]:
+        """Scores of prepared questions (n, c)."""
+        return self.scores(questions.texts, questions.states, questions.candidates, questions.evidence)
+
+    def ranked(self, questions: Questions, scores: NDArray[np.float32], k: int = 10) -> list[list[str]]:
+        """Scores (n, c) -> the ids of the k best candidates of each question, without those that score -inf."""
+        return [
+            [self.documents[candidates[place]].id for place in places if np.isfinite(row[place])]
+            for candidates, row, places in zip(questions.candidates, scores, top_k(scores, k), strict=True)
+        ]
+
+    @cached_property
+    def empty(self) -> NDArray[np.bool_]:
+        """Which documents have no text: kept, never returned."""
+        stored: NDArray[np.bool_] | None = getattr(self.documents, "empty", None)  # a bundle's, read when asked for
+        return np.array([not one.full_text for one in self.documents], dtype=bool) if stored is None else stored
+
+
+def indexed_candidates(
+    evidence: Evidence,
+    index: RowIndex,
+    hidden_states: NDArray[np.float32],
+    lexical: NDArray[np.float32],
+) -> NDArray[np.int64]:
+    """`Evidence.candidates` among the documents nearest by encoder and by words: (n, c).
+
+    Hidden states (n, d) have unit length, `lexical` is (n, N).
+    """
+    embeddings = evidence.embeddings
+    _, near = index.search(hidden_states, embeddings, POOL, rescored=1)
+    candidates = []
+    for row, state in enumerate(hidden_states):
+        places = np.unique(np.concatenate([near[row], _highest(lexical[row])]))
+        scores = embeddings[places] @ state
+        candidates.append(places[evidence.candidates(scores[None], lexical[row, places][None])[0]])
+    return np.stack(candidates)
+
+
+def _highest(scores: NDArray[np.float32]) -> NDArray[np.int64]:
+    """The places of the POOL highest scores, as far as they are above 0."""
+    places = np.argpartition(-scores, POOL)[:POOL]
+    return places[scores[places] > 0]
