@@ -42,6 +42,15 @@ def test_an_arrow_that_a_longer_way_implies_is_left_out() -> None:
     assert house.reduced(found, floors) == ({("top", "middle"), ("middle", "bottom")}, {("bottom", "top")})
 
 
+@pytest.mark.parametrize("inside", ["", "federation"])
+def test_all_arrows_point_down(inside: str) -> None:
+    floors = house.FEDERATION if inside else house.HOUSE
+    numbers = {name: number for number, names in enumerate(floors) for name in names}
+    prefix = f"fedcar.{inside}" if inside else "fedcar"
+    down, wrong = house.reduced(house.arrows(house.ROOT / "fedcar" / inside, prefix), numbers)
+    assert len(down) > 8 and wrong == set()
+
+
 # ---------------------------------------------------------------- commands, files, guarantees
 
 
