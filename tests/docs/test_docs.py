@@ -128,3 +128,11 @@ def test_the_python_of_the_readme_runs(
     (block,) = blocks(REPOSITORY / "README.md", "python")
     exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
     assert (tmp_path / "my-retriever" / "manifest.json").is_file()
+
+
+def test_every_entry_of_the_log_has_a_heading_that_says_what_was_decided() -> None:
+    lines = (REPOSITORY / "docs" / "log.md").read_text(encoding="utf-8").splitlines()
+    entries = [number for number, line in enumerate(lines) if line.startswith("**")]
+    headings = [lines[number - 2] for number in entries]
+    assert len(entries) > 80 and all(heading.startswith("### ") for heading in headings)
+    assert len(set(headings)) == len(headings) and not [line for line in lines if line.startswith("- **")]
