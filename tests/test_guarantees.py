@@ -1,4 +1,4 @@
-"""The guarantees of the design, section 6, by their names; those of training are in test_train.py."""
+"""The guarantees of a retriever by their names (docs/guarantees.md); those of training are in test_train.py."""
 
 from __future__ import annotations
 

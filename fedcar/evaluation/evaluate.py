@@ -40,7 +40,7 @@ def evaluate(
     run: str | Path | None = None,
     report: Silent | None = None,
 ) -> dict[str, Any]:
-    """Measure the four systems on the split's judged queries; the shape is design section 4's.
+    """Measure the four systems on the split's judged queries; docs/cli.md has the shape.
 
     Queries whose text stands in train are counted and left out. A query is unseen when none of its relevant documents
     has a training judgement. `run` names a TREC run file to write for the retriever.

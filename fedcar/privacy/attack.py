@@ -1,7 +1,7 @@
 """What an update gives away: the words in an adapter update, the documents behind head rows, questions in class sums.
 
-These are the attacks of the design's section 7, as a reader of updates would run them. They show a leak; a failed one
-shows nothing: only the statement's epsilon says what no attack can do. Arrays are numpy or CPU tensors.
+These are attacks as a reader of updates would run them (docs/privacy.md has what they found). They show a leak; a
+failed one shows nothing: only the statement's epsilon says what no attack can do. Arrays are numpy or CPU tensors.
 """
 
 import math
