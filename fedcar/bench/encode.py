@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -31,48 +32,61 @@ PARAGRAPH_WORDS = 150  # about 200 tokens
 MATRIX = 2048
 
 
+@dataclass(frozen=True)
+class EncodeBench:
+    """What `bench_encode` is asked for: which runtimes, how many texts of each kind, how often, by which clock.
+
+    The clock `cpu` counts CPU seconds, for one thread (OMP_NUM_THREADS=1) on a machine that does other work as well.
+    With `success` also how many of the test questions find a right document first by the cosine of what each runtime
+    makes of them, and in float32.
+    """
+
+    runtimes: Sequence[str] = ("auto",)
+    encoder: str = DEFAULT_ENCODER
+    questions: int = 256
+    paragraphs: int = 64
+    runs: int = 5
+    clock: str = "wall"
+    success: bool = False
+
+
 def bench_encode(
     folder: str | Path,
+    settings: EncodeBench | None = None,
     *,
-    runtimes: Sequence[str] = ("auto",),
-    encoder: str = DEFAULT_ENCODER,
-    questions: int = 256,
-    paragraphs: int = 64,
-    runs: int = 5,
-    clock: str = "wall",
-    success: bool = False,
     report: Silent | None = None,
+    **changes: Any,  # noqa: ANN401 - fields of the settings, by name
 ) -> dict[str, Any]:
     """Time fedcar's runtimes and SentenceTransformer.encode (its defaults) in turns; medians over the runs.
 
-    The clock `cpu` counts CPU seconds, for one thread (OMP_NUM_THREADS=1) on a machine that does other work as well.
-
     Two kinds of text: the collection's questions, and paragraphs of 150 words (about 200 tokens) cut from its documents
     laid end to end. Beside each row of the contract's shape stand the mean cosine with float32 and the share of the
-    FLOP/s that a large matrix product reaches in the same precision and run. With `success` also how many of the test
-    questions find a right document first by the cosine of what each runtime makes of them, and in float32.
+    FLOP/s that a large matrix product reaches in the same precision and run.
 
     Raises FedcarError where sentence-transformers is missing or the collection has no text.
     """
-    report = report or Silent()
-    if runs < 1 or questions < 1 or paragraphs < 1:
+    report, asked = report or Silent(), replace(settings or EncodeBench(), **changes)
+    runs, clock = asked.runs, CLOCKS[asked.clock]
+    if min(runs, asked.questions, asked.paragraphs) < 1:
         raise FedcarError("--runs, --questions and --paragraphs: must each be 1 or more")
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise FedcarError("sentence-transformers is not installed, so there is nothing to compare with") from error
     collection = Collection.read(folder)
-    texts = texts_of(collection, questions, paragraphs)
-    ours = Encoder.load(encoder)
+    texts = texts_of(collection, asked.questions, asked.paragraphs)
+    ours = Encoder.load(asked.encoder)
     names = list(
-        dict.fromkeys(choice.fastest(ours.model, texts["paragraph"]) if one == "auto" else one for one in runtimes)
+        dict.fromkeys(
+            choice.fastest(ours.model, texts["paragraph"]) if one == "auto" else one for one in asked.runtimes
+        )
     )
     peer = SentenceTransformer(str(ours.folder), device=str(ours.model.device))
     peer.max_seq_length = ours.model.max_tokens
     encoders = {name: Encoder(ours.model, runtime=name) for name in names}
     rows, details = [], []
     right: dict[str, float] = {}
-    if success:
+    if asked.success:
         report.say("success@1 by what each runtime makes of documents and test questions")
         right = {name: success_of(one, collection) for name, one in {choice.EXACT: ours, **encoders}.items()}
     for kind, chosen in texts.items():
@@ -80,7 +94,7 @@ def bench_encode(
         exact = unit(ours.encode(chosen))
         jobs: dict[str, Callable[[], object]] = {PEER: partial(peer.encode, list(chosen))}
         jobs |= {name: partial(one.encode, chosen) for name, one in encoders.items()}
-        seconds, ratios = in_turns(jobs, runs, CLOCKS[clock])
+        seconds, ratios = in_turns(jobs, runs, clock)
         work = flop(ours, chosen)
         for name, one in encoders.items():
             found = row(
@@ -88,7 +102,7 @@ def bench_encode(
             )
             rows.append({**found, "unit": "texts/s", "ratio": round(ratios[name], 4)})
             cosine = float(np.einsum("nd,nd->n", unit(one.encode(chosen)), exact).mean())
-            reached, peak = work / seconds[name], peak_flops("bf16" in name, CLOCKS[clock])
+            reached, peak = work / seconds[name], peak_flops("bf16" in name, clock)
             details.append(
                 {
                     "what": f"{kind}, {name}",
@@ -102,7 +116,13 @@ def bench_encode(
                     ),
                 }
             )
-    about = {**machine(), "clock": clock, "device": str(ours.model.device), "encoder": str(encoder), "encoded": details}
+    about = {
+        **machine(),
+        "clock": asked.clock,
+        "device": str(ours.model.device),
+        "encoder": str(asked.encoder),
+        "encoded": details,
+    }
     return {"machine": about, "rows": rows, "speedup": speedup(rows)}
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,42 +37,52 @@ EPOCHS = (1, 3)
 MEASURES = ("success@1", "mrr@10", "ndcg@10")
 
 
+@dataclass(frozen=True)
+class TrainBench:
+    """What `bench_train` is asked for: which peers, with which encoder, how often.
+
+    `epochs` are those of sentence-transformers, each a training of its own; `limit` bounds the training questions of
+    every system, for a smoke run; `budget` the seconds that SetFit may train. The runs' seeds follow `seed`.
+    """
+
+    against: Sequence[str] = TRAIN_PEERS
+    encoder: str = DEFAULT_ENCODER
+    pooling: str | None = None
+    runs: int = 1
+    limit: int = 0
+    epochs: Sequence[int] = EPOCHS
+    seed: int = 0
+    budget: int = BUDGET_SECONDS
+
+
 def bench_train(
     folder: str | Path,
+    settings: TrainBench | None = None,
     *,
-    against: Sequence[str] = TRAIN_PEERS,
-    encoder: str = DEFAULT_ENCODER,
-    pooling: str | None = None,
-    runs: int = 1,
-    limit: int = 0,
-    epochs: Sequence[int] = EPOCHS,
-    seed: int = 0,
-    budget: int = BUDGET_SECONDS,
     report: Silent | None = None,
+    **changes: Any,  # noqa: ANN401 - fields of the settings, by name
 ) -> dict[str, Any]:
     """Train fedcar and the peers on the collection and measure all of them on its test split; the contract's shape.
 
-    `epochs` are those of sentence-transformers, each a training of its own; `limit` bounds the training questions of
-    every system, for a smoke run; `budget` the seconds that SetFit may train. Figures are medians over the runs, whose
-    seeds follow `seed`. A peer that is not installed, does not fit the collection or fails is left out: `report` says
-    why, and so does machine["left_out"].
+    Figures are medians over the runs. A peer that is not installed, does not fit the collection or fails is left out:
+    `report` says why, and so does machine["left_out"].
 
     Raises FedcarError for what cannot be compared, and where fedcar itself fails.
     """
-    report = report or Silent()
-    check_arguments(against, runs, limit, epochs)
-    collection = limited(Collection.read(folder), limit)
+    report, plan = report or Silent(), replace(settings or TrainBench(), **changes)
+    check_arguments(plan)
+    collection, runs = limited(Collection.read(folder), plan.limit), plan.runs
     asked = fresh_questions(collection)
     if not len(asked):
         raise FedcarError(f"{folder}: no judged query in the split test that is not in train, so nothing to compare by")
-    model, _ = find(str(encoder), offline=False)
-    pooling = pooling or default_pooling(model)
-    task = Task("fedcar", str(Path(folder).resolve()), str(model), pooling, limit=limit, budget=budget)
+    model, _ = find(str(plan.encoder), offline=False)
+    pooling = plan.pooling or default_pooling(model)
+    task = Task("fedcar", str(Path(folder).resolve()), str(model), pooling, limit=plan.limit, budget=plan.budget)
     measured: dict[str, list[Outcome]] = {}
     left_out: dict[str, str] = {}
     device: str | None = None
     for run in range(runs):
-        for job in jobs(replace(task, seed=seed + run), against, epochs):
+        for job in jobs(replace(task, seed=plan.seed + run), plan.against, plan.epochs):
             name = job_name(job)
             if name in left_out:
                 continue
@@ -102,7 +112,7 @@ def bench_train(
                 "training_questions": len(collection.judged("train")),
                 "test_questions": len(asked),
             },
-            "encoder": str(encoder),
+            "encoder": str(plan.encoder),
             "left_out": left_out,
         },
         "rows": rows,
@@ -110,16 +120,16 @@ def bench_train(
     }
 
 
-def check_arguments(against: Sequence[str], runs: int, limit: int, epochs: Sequence[int]) -> None:
+def check_arguments(plan: TrainBench) -> None:
     """Refuse what cannot be run before anything runs."""
-    if unknown := [peer for peer in against if peer not in TRAIN_PEERS]:
+    if unknown := [peer for peer in plan.against if peer not in TRAIN_PEERS]:
         raise FedcarError(f'--against "{unknown[0]}": not known; give some of {",".join(TRAIN_PEERS)}')
-    if runs < 1:
-        raise FedcarError(f"--runs {runs}: must be 1 or more")
-    if limit < 0:
-        raise FedcarError(f"--limit {limit}: must be 0 (no limit) or more")
-    if not epochs or min(epochs) < 1:
-        raise FedcarError(f"--epochs {','.join(map(str, epochs))}: must be 1 or more")
+    if plan.runs < 1:
+        raise FedcarError(f"--runs {plan.runs}: must be 1 or more")
+    if plan.limit < 0:
+        raise FedcarError(f"--limit {plan.limit}: must be 0 (no limit) or more")
+    if not plan.epochs or min(plan.epochs) < 1:
+        raise FedcarError(f"--epochs {','.join(map(str, plan.epochs))}: must be 1 or more")
 
 
 def jobs(task: Task, against: Sequence[str], epochs: Sequence[int]) -> list[Task]:

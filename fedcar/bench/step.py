@@ -53,52 +53,63 @@ STEPS = 3  # of an update that is watched for memory; the first one warms up
 Jobs = dict[str, Callable[[], object]]
 
 
+@dataclass(frozen=True)
+class StepBench:
+    """What `bench_step` is asked for: how many questions, the adapter's batch of each kind, how often, by which clock.
+
+    With `memory` an update of the adapter is compared with full fine-tuning and LoRA on the batch of paragraphs, each
+    in processes of its own.
+    """
+
+    encoder: str = DEFAULT_ENCODER
+    questions: int = 2048
+    batch: int = 64
+    paragraphs: int = 16
+    runs: int = 5
+    clock: str = "wall"
+    memory: bool = True
+
+
 def bench_step(
     folder: str | Path,
+    settings: StepBench | None = None,
     *,
-    encoder: str = DEFAULT_ENCODER,
-    questions: int = 2048,
-    batch: int = 64,
-    paragraphs: int = 16,
-    runs: int = 5,
-    clock: str = "wall",
-    memory: bool = True,
     report: Silent | None = None,
+    **changes: Any,  # noqa: ANN401 - fields of the settings, by name
 ) -> dict[str, Any]:
     """Time `head`, `ridge` and the adapter's step in turns with what they consist of; medians over the runs.
 
     Head and ridge on made-up states, as many documents as the collection's and for the head 1,000 too, beside bare
     products of the same matrices; the adapter's step on a batch of the collection's questions and one of paragraphs
-    beside a forward pass of the same batch, in float32 and where the processor has it in bfloat16. With `memory` an
-    update of the adapter is compared with full fine-tuning and LoRA on the batch of paragraphs, each in
-    processes of its own. The contract's shape: a ratio above 1 means that fedcar is faster or smaller, so that a share
-    of its products is at most about 1.
+    beside a forward pass of the same batch, in float32 and where the processor has it in bfloat16. The contract's
+    shape: a ratio above 1 means that fedcar is faster or smaller, so that a share of its products is at most about 1.
 
     Raises FedcarError where the collection has no text.
     """
-    report = report or Silent()
-    if min(runs, questions, batch, paragraphs) < 1:
+    report, asked = report or Silent(), replace(settings or StepBench(), **changes)
+    runs, encoder, batch = asked.runs, asked.encoder, asked.batch
+    if min(runs, asked.questions, batch, asked.paragraphs) < 1:
         raise FedcarError("--runs, --questions, --batch and --paragraphs: must each be 1 or more")
     collection, model = Collection.read(folder), Encoder.load(encoder)
     jobs = {}
     for documents in dict.fromkeys([len(collection.documents), MANY_DOCUMENTS]):
-        made = made_up(model, documents, questions)
+        made = made_up(model, documents, asked.questions)
         jobs[f"head, {documents} documents"] = PRODUCTS, head_jobs(*made)
         if documents == len(collection.documents):
             jobs[f"ridge, {documents} documents"] = PRODUCTS, ridge_jobs(*made)
-    texts = texts_of(collection, batch, paragraphs)
+    texts = texts_of(collection, batch, asked.paragraphs)
     for kind, chosen in texts.items():
         for precision in ("float32", "bfloat16") if multiplies_bfloat16() else ("float32",):
             jobs[f"adapter, {kind}, {precision}"] = FORWARD, adapter_jobs(encoder, chosen, precision == "bfloat16")
     rows = []
     for name, (peer, one) in jobs.items():
         report.say(f"{name}: {runs} runs")
-        seconds, ratios = in_turns(one, runs, CLOCKS[clock])
+        seconds, ratios = in_turns(one, runs, CLOCKS[asked.clock])
         found = row(name, seconds["ours"], seconds["peer"], peer, "s", runs)
         rows.append({**found, "ratio": round(ratios["ours"], 4)})
-    if memory:
+    if asked.memory:
         rows += memory_rows(Update("", str(model.folder), texts["paragraph"]), runs, report)
-    about = {**machine(), "clock": clock, "device": str(model.model.device), "encoder": str(encoder)}
+    about = {**machine(), "clock": asked.clock, "device": str(model.model.device), "encoder": str(encoder)}
     return {"machine": about, "rows": rows, "speedup": None}
 
 

@@ -55,7 +55,6 @@ def fixed_order_release(
     participations: int,
     separation: int,
     unit: str = "example",
-    noise: str = "operating-system",
 ) -> Release:
     """Return the accountant's entry for a run with CorrelatedNoise: one Gaussian release of all its steps together.
 
@@ -72,7 +71,6 @@ def fixed_order_release(
         sampler="fixed-order",
         unit=unit,
         adjacency="zero-out-one",
-        noise=noise,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -69,6 +70,26 @@ class Checkpoint:
             history.add(**past)
         best = record["best"]
         return Best(best["epoch"], Score(*best["score"]), load_file(self.folder / "best.safetensors"))
+
+
+@dataclass(frozen=True)
+class Course:
+    """A gradient training on its way: what happened so far, and where it is kept, if anywhere, to go on from."""
+
+    history: History = field(default_factory=History)
+    checkpoint: Checkpoint | None = None
+    resume: bool = False
+
+    def restore(self, trainer: Trainer) -> Best | None:
+        """Put the trainer where it was; None where there is nothing to go on from."""
+        if self.checkpoint is None or not self.resume:
+            return None
+        return self.checkpoint.restore(trainer, self.history)
+
+    def write(self, trainer: Trainer, best: Best) -> None:
+        """Keep what an epoch came to."""
+        if self.checkpoint is not None:
+            self.checkpoint.write(trainer, best, self.history)
 
 
 def difference(what: str, before: object, now: object) -> str:

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedcar.common.history import History
 from fedcar.common.measure import multiplies_bfloat16
 from fedcar.common.progress import Silent
 from fedcar.encoder.adapter import Adapter
@@ -23,7 +22,7 @@ from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.weights import APART, LEARNED, WEIGHT_NAMES, mixed_features
 from fedcar.training.adam import Adam, Group
-from fedcar.training.checkpoint import Best, Checkpoint
+from fedcar.training.checkpoint import Best, Course
 from fedcar.training.folds import MOST_SHARE, Fold
 from fedcar.training.mixture import fit_mixture
 from fedcar.training.paper_recipe import PaperRecipe
@@ -43,9 +42,7 @@ def fit(
     training: Questions,
     selection: Questions,
     settings: Settings,
-    history: History,
-    checkpoint: Checkpoint | None,
-    resume: bool,
+    course: Course,
     report: Silent,
     folds: Sequence[Fold] = (),
     standard: Standard | None = None,
@@ -65,22 +62,20 @@ def fit(
         return of_epochs.score(selection, scores, on_folds.success(epoch) if on_folds and settings.query_map else 0.0)
 
     best = Best(0, judged(0, trainer.offsets(selection)), trainer.trained_tensors())
-    if resume and checkpoint is not None:
-        best = checkpoint.restore(trainer, history) or best
+    best = course.restore(trainer) or best
     report.say(f"{settings.method}: {len(training)} training questions, {len(retriever.documents)} documents")
-    for epoch in range(len(history) + 1, settings.epochs + 1):
+    for epoch in range(len(course.history) + 1, settings.epochs + 1):
         start = time.monotonic()
         with report.track(f"epoch {epoch} of {settings.epochs}", len(training)) as advance:
             loss = sum(trainer.epoch(epoch, advance)) / len(training)
         reached = judged(epoch, trainer.scores(selection))
         seconds = round(time.monotonic() - start, 3)
-        history.add(epoch=epoch, loss=loss, selection=reached.success, seconds=seconds)
+        course.history.add(epoch=epoch, loss=loss, selection=reached.success, seconds=seconds)
         numbers = f"loss {loss:.4f}, selection {reached.success:.3f}, {seconds:.1f} s"
         report.say(f"epoch {epoch} of {settings.epochs}: {numbers}")
         if reached > best.score:
             best = Best(epoch, reached, trainer.trained_tensors())
-        if checkpoint is not None:
-            checkpoint.write(trainer, best, history)
+        course.write(trainer, best)
     trainer.load_tensors(best.tensors)
     if not best.epoch:
         report.say(f"{settings.method}: no epoch was better on the selection questions than before")

@@ -40,7 +40,7 @@ from fedcar.privacy.errors import BudgetError, LedgerError
 from fedcar.retriever.prepare import prepare
 from fedcar.retriever.retriever import Retriever
 from fedcar.training.gradient import prepared, with_learned
-from fedcar.training.noised.central import prepare_privately
+from fedcar.training.job import prepare_privately
 from fedcar.training.settings import Settings
 from fedcar.version import __version__
 

@@ -21,8 +21,10 @@ from fedcar.federation.rounds.run_folder import RunFolder, refuse_another
 from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.privacy.ledger import LedgerHead
 from fedcar.privacy.noise import NoiseSource
+from fedcar.retriever.retriever import Retriever
 from fedcar.training.noised.clients import Clients, NoisedClient
 from fedcar.training.noised.plan import PrivatePlan, Target
+from fedcar.training.noised.settings import PrivateSettings
 from fedcar.training.noised.sums import ClippedSums
 
 PRIVATE = "private.json"  # beside the history: the run's name, what it belongs to, where each ledger stood last
@@ -34,35 +36,41 @@ def check_participation(target: Target, rounds: RoundSettings) -> None:
         raise FedcarError("--participation: with --unit example every client takes part in every round; leave it out")
 
 
+def settings_of(method: str, adapter: str, target: Target, rounds: RoundSettings) -> PrivateSettings:
+    """What the plan follows from: a round is a step, and clients are drawn for it where they are what is hidden."""
+    rate = rounds.participation if target.unit == "client" else None
+    return PrivateSettings(target, method, rounds.rounds or None, rate, adapter, rounds.seed)
+
+
 def over_a_network(
-    network: RemoteNetwork, plan: PrivatePlan, place: PrivateRun, books: Path, rounds: RoundSettings
+    network: RemoteNetwork, plan: PrivatePlan, place: PrivateRun, ledgers: Path, rounds: RoundSettings
 ) -> RemoteDevices | RemoteCohort:
     """The same behind a network: each device keeps its own ledger, for unit "client" the server."""
     if plan.target.unit == "client":
-        door = device("server", None, plan, place, books, 0)
+        door = device("server", None, plan, place, ledgers, 0)
         return RemoteCohort(network, plan, door, rounds, place.folder / COINS)
     return RemoteDevices(network, plan, place.heads, rounds)
 
 
-def noting(place: PrivateRun, crowd: Clients, watch: Watch) -> Watch:
+def noting(place: PrivateRun, clients: Clients, watch: Watch) -> Watch:
     """After every exchange: the ledgers' heads and the record on disk, then whoever watches."""
 
     def noted(record: Mapping[str, Any]) -> None:
-        place.note(record, crowd.heads)
+        place.note(record, clients.heads)
         watch(shown(record))
 
     return noted
 
 
 def device(
-    name: str, asked: ClippedSums | None, plan: PrivatePlan, place: PrivateRun, ledgers: Path, number: int
+    name: str, sums: ClippedSums | None, plan: PrivatePlan, place: PrivateRun, ledgers: Path, number: int
 ) -> NoisedClient:
     """A client with its ledger; refuses one that the server knows to be longer."""
     head = place.heads.get(name)
     ledger = opened_ledger(ledgers / file_name(name) / LEDGER, head, plan.target)
     seed = plan.target.noise_seed
     source = NoiseSource(None if seed is None else seed + number)
-    return NoisedClient(name, asked, source, ledger, place.name, head)
+    return NoisedClient(name, sums, source, ledger, place.name, head)
 
 
 class PrivateRun:
@@ -110,6 +118,13 @@ def belongs_to(
     settings = {**asdict(plan.target), "method": plan.method, "steps": plan.steps, "partition": kind, "seed": seed}
     settings["participation"] = rate  # what a step was charged by
     return {"documents": documents, "encoder": model.fingerprint, "settings": {**settings, "clients": clients}}
+
+
+def stated(folder: Path, retriever: Retriever) -> dict[str, Any]:
+    """The statement of a run, beside its history as it is in the retriever."""
+    statement: dict[str, Any] = retriever.training["privacy"]
+    replace_json(folder / "privacy.json", statement)
+    return statement
 
 
 def shown(record: Mapping[str, Any]) -> dict[str, Any]:

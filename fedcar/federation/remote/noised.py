@@ -21,12 +21,13 @@ from fedcar.federation.rounds.round import choose_cohort, note_failures, quorum
 from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.federation.wire.exchange import MOST, Replies
 from fedcar.federation.wire.payload import GIVEN, REASONS, STATE, Payload, Value, named, with_prefix
-from fedcar.federation.wire.setup import PrivateSettings, head_of, state_forms
+from fedcar.federation.wire.setup import head_of, state_forms
 from fedcar.privacy.errors import BudgetError
 from fedcar.privacy.ledger import LedgerHead
 from fedcar.privacy.release import Release
 from fedcar.training.noised.clients import Answers, NoisedClient, Request, poisson
 from fedcar.training.noised.plan import HELD_OUT, PrivatePlan
+from fedcar.training.noised.settings import PrivateSettings
 from fedcar.training.noised.sums import BELOW, COUNT, ROWS, Tensors
 
 ROUNDING = 1e-4  # by which the length of an honest device's mean may stand above its bound

@@ -16,13 +16,14 @@ from fedcar.encoder.encoder import Encoder
 from fedcar.federation.device.device import Device
 from fedcar.federation.ledgers import Ledgers
 from fedcar.federation.wire.payload import Payload
-from fedcar.federation.wire.setup import PrivateSettings, Setup
+from fedcar.federation.wire.setup import Setup
 from fedcar.privacy.clip import Part, clip
 from fedcar.privacy.errors import PrivacyError
 from fedcar.privacy.ledger import Budget, Ledger
 from fedcar.privacy.noise import NoiseSource
 from fedcar.training.noised.clients import noised
 from fedcar.training.noised.plan import LEAST_CLIP_NORM, Target, make_plan
+from fedcar.training.noised.settings import PrivateSettings
 from fedcar.version import __version__
 
 BUDGET = Budget(8.0, 1e-5)

@@ -19,8 +19,8 @@ from fedcar.federation.device.device import Device
 from fedcar.federation.ledgers import Ledgers
 from fedcar.federation.remote.noised import Exchanges, within
 from fedcar.federation.rounds.settings import RoundSettings
-from fedcar.federation.simulate.federate import Federation
 from fedcar.federation.simulate.noised import federate_under_epsilon
+from fedcar.federation.simulate.settings import Federation
 from fedcar.federation.wire.payload import Payload
 from fedcar.federation.wire.setup import Setup
 from fedcar.privacy.errors import PrivacyError
