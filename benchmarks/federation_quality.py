@@ -83,7 +83,7 @@ class Bench:
         with tempfile.TemporaryDirectory() as place:
             learned = learn(FederatedJob(self.job, method, settings, rounds, RunFolder(Path(place)), shares), mixed, {})
         kept = selected(self.job, mixed, learned, {})
-        return self.success(kept.retriever)["success@1"], kept, learned.records
+        return self.success(kept.retriever)["success@1"], kept, learned.history
 
 
 def parse_settings(text: str) -> dict[str, Any]:

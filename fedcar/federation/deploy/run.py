@@ -89,13 +89,13 @@ def train_over(network: RemoteNetwork, untrained: Retriever, run: ServedRun) -> 
     )
     learned = learn(federated, mixed, shown)
     if options.method == "ridge":
-        run.watch({**shown, **learned.records[-1]})
+        run.watch({**shown, **learned.history[-1]})
     kept = selected(job, mixed, learned, shares)
     told = {**asdict(rounds), "clients": len(members), "mixture_rounds": exchanges, "run": run.folder.name}
-    retriever = conclude(job, kept, TrainingRecord(asdict(settings), learned.records, questions, federation=told))
+    retriever = conclude(job, kept, TrainingRecord(asdict(settings), learned.history, questions, federation=told))
     retriever.save(run.folder / RETRIEVER)
     return {
-        "run": str(run.folder), "retriever": str(run.folder / RETRIEVER), "rounds": learned.records,
+        "run": str(run.folder), "retriever": str(run.folder / RETRIEVER), "rounds": learned.history,
         "selection": kept.score.success, "bytes_per_round": bytes_per_round(learned.records),
         "seconds": {"all": round(time.monotonic() - start, 1)}, "privacy": None,
     }  # fmt: skip

@@ -87,7 +87,7 @@ def train_privately_over(network: RemoteNetwork, untrained: Retriever, run: Serv
     records = [shown(record) for record in outcome.records]
     return {
         "run": str(run.folder), "retriever": str(run.folder / RETRIEVER), "rounds": records,
-        "selection": max(outcome.scores.values(), default=None), "bytes_per_round": bytes_per_round(records),
+        "selection": max(outcome.scores.values(), default=None), "bytes_per_round": bytes_per_round(outcome.records),
         "seconds": {"all": round(time.monotonic() - start, 1)}, "privacy": statement,
         "refused": str(outcome.refusal) if outcome.refusal is not None else None,
     }  # fmt: skip

@@ -21,6 +21,7 @@ from fedcar.federation.rounds.aggregate import FIXED
 from fedcar.federation.rounds.client import Client, first_moments
 from fedcar.federation.rounds.clock import VirtualClock
 from fedcar.federation.rounds.in_process import LocalNetwork
+from fedcar.federation.rounds.record import RoundRecord
 from fedcar.federation.rounds.round import federated_round
 from fedcar.federation.rounds.run_folder import RunFolder
 from fedcar.federation.rounds.server_selection import ServerSelection
@@ -33,6 +34,7 @@ from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.weights import LEARNED, weights_of
 from fedcar.training.gradient import Trainer, prepared, with_learned
 from fedcar.training.job import Job
+from fedcar.training.noised.record import ExchangeRecord
 from fedcar.training.selection import Candidate, Score, Standard, baseline_weights, best_weights, candidate, select
 from fedcar.training.settings import Settings, TrainingSettings, choose_settings, suited_to
 
@@ -64,7 +66,12 @@ class Learned(NamedTuple):
 
     candidates: list[Candidate]
     standard: Standard
-    records: list[dict[str, Any]]
+    records: list[RoundRecord]
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The records as they stand in the history."""
+        return [record.to_json() for record in self.records]
 
 
 def check_method(method: str, adapter: str, rounds: RoundSettings) -> None:
@@ -154,7 +161,7 @@ def selected(job: Job, mixed: Retriever, learned: Learned, shares_right: Mapping
 
 def train_rounds(
     federated: FederatedJob, mixed: Retriever, shown: Mapping[str, float | None]
-) -> tuple[Retriever, list[dict[str, Any]], Score]:
+) -> tuple[Retriever, list[RoundRecord], Score]:
     """Rounds of gradient training on top of the evidence: the best round's retriever, the history, the best score."""
     rounds = federated.rounds
     settings = of_a_client(federated.settings, rounds)
@@ -172,32 +179,32 @@ def train_rounds(
 
 def run_rounds(
     network: LocalNetwork | RemoteNetwork,
-    judge: ServerSelection,
+    selection: ServerSelection,
     settings: RoundSettings,
     folder: RunFolder,
     resume: bool,
     watch: Watch,
     shown: Mapping[str, float | None],
-) -> list[dict[str, Any]]:
+) -> list[RoundRecord]:
     """All rounds that are still to do, each with a checkpoint; returns the history."""
     enrolled = {name: client.enrol() for name, client in network.clients.items()}
-    state = ServerState(0, first_tensors(judge.trainer, enrolled, settings))
-    records: list[dict[str, Any]] = []
+    state = ServerState(0, first_tensors(selection.trainer, enrolled, settings))
+    records: list[RoundRecord] = []
     before = folder.restore() if resume else None
     if before is not None:
-        state, kept, judge.best, records = before
+        state, kept, selection.best, records = before
         for name, client in network.clients.items():
             client.load_kept(kept.get(name, {}), state.round)
-    judge.active = state.tensors.get(FIXED[0], judge.active)
+    selection.active = state.tensors.get(FIXED[0], selection.active)
     for _ in range(state.round, settings.rounds):
         received = state
-        state, record = federated_round(state, enrolled, settings, network, judge)
-        judge.heard(received.round, received.tensors, record.get("held_out"))
-        folder.write(state, {name: client.kept() for name, client in network.clients.items()}, judge.best, record)
+        state, record = federated_round(state, enrolled, settings, network, selection)
+        selection.heard(received.round, received.tensors, record.held_out)
+        folder.write(state, {name: client.kept() for name, client in network.clients.items()}, selection.best, record)
         records.append(record)
-        watch({**shown, **record})
-    if isinstance(network, RemoteNetwork) and not len(judge.selection):
-        judge.heard(state.round, state.tensors, network.held_out(state))
+        watch({**shown, **record.to_json()})
+    if isinstance(network, RemoteNetwork) and not len(selection.selection):
+        selection.heard(state.round, state.tensors, network.held_out(state))
     return records
 
 
@@ -230,27 +237,26 @@ def ridge_candidates(federated: FederatedJob, mixed: Retriever) -> Learned:
             candidates.append(candidate_by(remote.held_out_share, name, ridge.fitted, standard, job.report))
         else:
             candidates.append(candidate(name, ridge.fitted, job.selection, standard, job.report))
-        record = {
-            "round": 1,
-            "what": name,
-            "exchanges": ridge.exchanges,
-            "selection": candidates[-1].score.success,
-            "loss": None,
-            "clients": sorted(clients.sums()),
-            "questions": sum(part.statistics.questions for part in clients.sums().values()),
-            "refused": {},
-            "failed": dict(clients.failed),
-            "bytes_down": ridge.bytes_down,
-            "bytes_up": ridge.bytes_up,
-            "client_seconds": dict(ridge.client_seconds),
-            "clock_seconds": round(time.perf_counter() - start, 4),
-        }
+        record = RoundRecord(
+            round=1,
+            what=name,
+            exchanges=ridge.exchanges,
+            selection=candidates[-1].score.success,
+            clients=sorted(clients.sums()),
+            questions=sum(part.statistics.questions for part in clients.sums().values()),
+            refused={},
+            failed=dict(clients.failed),
+            bytes_down=ridge.bytes_down,
+            bytes_up=ridge.bytes_up,
+            client_seconds=dict(ridge.client_seconds),
+            clock_seconds=round(time.perf_counter() - start, 4),
+        )
         records.append(record)
     if not federated.folder.records():  # or it stands there from before a resume
-        federated.folder.append(records[-1])
+        federated.folder.append(records[-1].to_json())
     return Learned(candidates, standard, records[-1:])
 
 
-def bytes_per_round(records: Sequence[Mapping[str, Any]]) -> int:
+def bytes_per_round(records: Sequence[RoundRecord] | Sequence[ExchangeRecord]) -> int:
     """What a round takes over the network, down and up, as a mean."""
-    return sum(int(record["bytes_down"] + record["bytes_up"]) for record in records) // max(1, len(records))
+    return sum(record.bytes_down + record.bytes_up for record in records) // max(1, len(records))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from fedcar.privacy.noise import NoiseSource
 from fedcar.retriever.retriever import Retriever
 from fedcar.training.noised.clients import Clients, NoisedClient
 from fedcar.training.noised.plan import PrivatePlan, Target
+from fedcar.training.noised.record import ExchangeRecord
 from fedcar.training.noised.settings import PrivateSettings
 from fedcar.training.noised.sums import ClippedSums
 
@@ -52,10 +53,10 @@ def over_a_network(
     return RemoteDevices(network, plan, place.heads, rounds)
 
 
-def noting(place: PrivateRun, clients: Clients, watch: Watch) -> Watch:
+def noting(place: PrivateRun, clients: Clients, watch: Watch) -> Callable[[ExchangeRecord], None]:
     """After every exchange: the ledgers' heads and the record on disk, then whoever watches."""
 
-    def noted(record: Mapping[str, Any]) -> None:
+    def noted(record: ExchangeRecord) -> None:
         place.note(record, clients.heads)
         watch(shown(record))
 
@@ -97,12 +98,12 @@ class PrivateRun:
         self.noted = {record["round"] for record in self.history.records()}
         self.write()
 
-    def note(self, record: Mapping[str, Any], heads: Mapping[str, LedgerHead]) -> None:
+    def note(self, record: ExchangeRecord, heads: Mapping[str, LedgerHead]) -> None:
         """An exchange is done: the ledgers' heads, then the record, unless it stands there from before a resume."""
         self.heads |= heads
         self.write()
-        if record["round"] not in self.noted:
-            self.history.append(record)
+        if record.round not in self.noted:
+            self.history.append(record.to_json())
 
     def write(self) -> None:
         heads = {name: [head.number, head.hash] for name, head in self.heads.items()}
@@ -127,7 +128,7 @@ def stated(folder: Path, retriever: Retriever) -> dict[str, Any]:
     return statement
 
 
-def shown(record: Mapping[str, Any]) -> dict[str, Any]:
+def shown(record: ExchangeRecord) -> dict[str, Any]:
     """A record with the columns of the live table; what would need an un-noised look is empty."""
     empty: dict[str, Any] = {
         "selection": None,
@@ -137,4 +138,4 @@ def shown(record: Mapping[str, Any]) -> dict[str, Any]:
         "bytes_up": 0,
         "clock_seconds": 0.0,
     }
-    return {**empty, **record}
+    return {**empty, **record.to_json()}

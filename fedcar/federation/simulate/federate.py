@@ -110,13 +110,13 @@ def federate(
     seconds.lap("rounds")
     kept = selected(job, mixed, learned, {})
     told = {**asdict(rounds), "partition": asked.kind, "clients": len(parts), "mixture_rounds": mixture_rounds}
-    record = TrainingRecord(asdict(steps), learned.records, len(job.training), federation=told)
+    record = TrainingRecord(asdict(steps), learned.history, len(job.training), federation=told)
     claim = no_guarantee(kept.name, DELTA) if asked.recipe == "paper" else None
     retriever = conclude(job, kept, record, claim)
     measures = measure(retriever)
     seconds.lap("evaluate")
     return Federation(
-        retriever, Path(run), learned.records, central.get("central"), measures, bytes_per_round(learned.records),
+        retriever, Path(run), learned.history, central.get("central"), measures, bytes_per_round(learned.records),
         seconds.seconds, retriever.training.get("privacy"),
     )  # fmt: skip
 

@@ -116,7 +116,7 @@ def federate_under_epsilon(
     seconds.lap("evaluate")
     records = [shown(record) for record in outcome.records]
     return Federation(
-        retriever, place.folder, records, None, measures, bytes_per_round(records), seconds.seconds, statement,
+        retriever, place.folder, records, None, measures, bytes_per_round(outcome.records), seconds.seconds, statement,
         outcome.refusal,
     )  # fmt: skip
 

@@ -64,7 +64,7 @@ def concluded(job: Job, outcome: Outcome, plan: PrivatePlan, federation: Mapping
             "steps": plan.steps,
             "clip_norm": plan.clip_norm,
         },
-        history=outcome.records,
+        history=[record.to_json() for record in outcome.records],
         selection=dict(outcome.scores),
         federation=federation,
     )
