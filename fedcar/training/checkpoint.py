@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -74,11 +74,22 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Course:
-    """How far a training has come; with a checkpoint that is kept, and `resume` goes on from there."""
+    """A gradient training on its way: what happened so far, and where it is kept, if anywhere, to go on from."""
 
-    history: History
+    history: History = field(default_factory=History)
     checkpoint: Checkpoint | None = None
     resume: bool = False
+
+    def restore(self, trainer: Trainer) -> Best | None:
+        """Put the trainer where it was; None where there is nothing to go on from."""
+        if self.checkpoint is None or not self.resume:
+            return None
+        return self.checkpoint.restore(trainer, self.history)
+
+    def write(self, trainer: Trainer, best: Best) -> None:
+        """Keep what an epoch came to."""
+        if self.checkpoint is not None:
+            self.checkpoint.write(trainer, best, self.history)
 
 
 def difference(what: str, before: object, now: object) -> str:
