@@ -25,6 +25,7 @@ from fedcar.collection.lines import (
     text_lines,
     windows_remarks,
 )
+from fedcar.collection.normal_forms import caseless
 from fedcar.errors import FedcarError, FedcarWarning, quoted
 
 SPLITS = ("train", "dev", "test")
@@ -184,8 +185,8 @@ class Collection:
 
 
 def normalised(text: str) -> str:
-    """Return the text by which two queries count as equal: stripped, case folded, white space collapsed."""
-    return " ".join(text.casefold().split())
+    """Return the text by which two queries count as equal: `caseless`, stripped, white space collapsed."""
+    return " ".join(caseless(text).split())
 
 
 def read_documents(path: Path) -> tuple[Document, ...]:
