@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from functools import lru_cache
 
 # Characters without a shape of their own (UAX 44, Default_Ignorable_Code_Point), but for the tags that tell flags apart
@@ -41,6 +42,14 @@ def caseless(text: str) -> str:
         return text.casefold()
     folded = unicodedata.normalize("NFD", of_one_width(visible(text))).casefold()
     return unicodedata.normalize("NFC", folded)
+
+
+def look_alikes(names: Iterable[str]) -> list[list[str]]:
+    """Groups of names that differ only in case, blanks, "_", "-" or what cannot be seen."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(" ".join(re.split(r"[\s_-]+", caseless(name).strip())), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def of_one_width(text: str) -> str:
