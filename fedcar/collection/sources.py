@@ -1,12 +1,15 @@
-"""A file of somebody else as UTF-8 bytes: gzip is unpacked, UTF-16 recoded, and what would wait for ever is refused."""
+"""A file of somebody else as UTF-8 bytes: gzip is unpacked, UTF-16 recoded, and nothing is waited for without end."""
 
 from __future__ import annotations
 
 import codecs
 import gzip
 import io
+import os
+import select
 import shlex
 import stat
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +26,7 @@ WIDE = {  # by the mark they begin with; the longer marks first, as one begins w
     codecs.BOM_UTF16_BE: "utf-16",
 }
 CHUNK = 1 << 16
+PATIENCE = 10  # seconds
 WESTERN_SHARE = 0.3  # of the letters of a Western European line, at most, have an accent
 
 
@@ -37,26 +41,76 @@ def is_there(path: Path) -> bool:
     return True
 
 
-def check_not_a_pipe(path: Path, only_files: bool = False) -> None:
-    """Refuse a named pipe, whose writer may never come; with `only_files` a pipe or device of any kind.
+@contextmanager
+def as_file(path: Path) -> Iterator[Path]:
+    """A path to read as often as one likes: a pipe or standard input ("-") is copied first, and gone in the end.
 
-    Without it /dev/stdin and the shell's <(...) pass: their writer is there.
+    The name of the copy ends in what its content is, where the path does not say it. Nothing that comes within
+    PATIENCE seconds, and what is neither file, folder nor pipe, is refused. Errors name the path that was given.
     """
-    if str(path) == "-":
-        raise FedcarError(f"{path}: standard input is not read; write it into a file first: cat > FILE")
+    place = Path("/dev/stdin") if str(path) == "-" else path
+    mode = place.stat().st_mode if is_there(place) else stat.S_IFREG
+    if stat.S_ISDIR(mode) or stat.S_ISREG(mode) and place.parts[:2] != ("/", "dev"):
+        yield path
+        return
+    if not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode)):
+        raise FedcarError(f"{path}: a device or a terminal, not a file; write it into a file first")
+    with tempfile.TemporaryDirectory(prefix="fedcar-") as folder:
+        copy = Path(folder) / (place.name or "pipe")
+        try:
+            _drain(place, path, copy)
+        except OSError as error:
+            raise FedcarError(f"{path}: cannot be read ({error.strerror}); write it into a file first") from error
+        if not place.suffix:
+            copy = copy.rename(copy.with_suffix(_ending(copy)))
+        try:
+            yield copy
+        except FedcarError as error:
+            raise FedcarError(str(error).replace(str(copy), str(path))) from error
+
+
+def _drain(place: Path, path: Path, copy: Path) -> None:
+    """Copy what comes, as long as something comes; opening a pipe does not wait for its writer."""
+    descriptor = os.open(place, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     try:
-        mode = path.stat().st_mode
-        named = stat.S_ISFIFO(path.resolve().stat().st_mode) if stat.S_ISFIFO(mode) else False
+        with copy.open("wb") as file:
+            while True:
+                if not select.select([descriptor], [], [], PATIENCE)[0]:
+                    raise FedcarError(
+                        f"{path}: a pipe into which nothing came for {PATIENCE} s; write it into a file first"
+                    )
+                if not (chunk := os.read(descriptor, CHUNK)):
+                    return
+                file.write(chunk)
+    finally:
+        os.close(descriptor)
+
+
+def _ending(copy: Path) -> str:
+    with opened(copy) as file:
+        head = file.read(64).lstrip()
+    packed = ".gz" if copy.read_bytes()[:2] == GZIP else ""
+    return (".parquet" if head.startswith(b"PAR1") else ".jsonl" if head[:1] in (b"{", b"[") else ".csv") + packed
+
+
+def _refuse_named_pipe(path: Path) -> None:
+    """Refuse a pipe whose writer may never come; one that waits already is let go.
+
+    /dev/stdin and the shell's <(...) pass: their writer is there.
+    """
+    try:
+        named = stat.S_ISFIFO(path.resolve().stat().st_mode)
     except OSError:  # not there, or a pipe without a name
-        named, mode = False, path.stat().st_mode if is_there(path) else stat.S_IFREG
-    if named or only_files and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise FedcarError(f"{path}: a pipe or a device, not a file; write it into a file first: cat {path} > FILE")
+        return
+    if named:
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+        raise FedcarError(f"{path}: a pipe, not a file; write it into a file first: cat {path} > FILE")
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[IO[bytes]]:
     """The file, open to be read as UTF-8 bytes; FedcarError where it cannot be read, also while it is read."""
-    check_not_a_pipe(path)
+    _refuse_named_pipe(path)
     try:
         with path.open("rb") as file:
             yield _plain(file, path)

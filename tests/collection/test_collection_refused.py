@@ -116,7 +116,7 @@ def test_a_line_of_exactly_the_limit_is_read(tmp_path: Path, monkeypatch: pytest
 def test_a_named_pipe_is_refused_at_once(tmp_path: Path, name: str) -> None:
     put(tmp_path, {name: None})
     os.mkfifo(tmp_path / name)
-    with pytest.raises(FedcarError, match=f"{name}: a pipe or a device, not a file; write it into a file first"):
+    with pytest.raises(FedcarError, match=f"{name}: a pipe, not a file; write it into a file first"):
         Collection.read(tmp_path)
 
 
