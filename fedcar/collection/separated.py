@@ -37,7 +37,7 @@ def separated_rows(path: Path, packed_name: str) -> tuple[list[str], list[tuple[
     """Header ("" where a column has no name) and rows (line, cells) of a file; `packed_name` is its name without .gz.
 
     Excel's line `sep=;` is read as such. In a file parted by tabs a double quote is a sign like any other, unless the
-    header is quoted or cells hold what needs quoting (one FedcarWarning counts cells that only look quoted).
+    header is quoted or cells hold what needs quoting (one FedcarWarning counts cells that begin with one all the same).
     """
     limit = csv.field_size_limit(MAXIMUM_LINE_BYTES)  # a setting of the csv module: put back at the end
     try:
@@ -74,16 +74,19 @@ def _by_tabs(path: Path, form: _Form) -> list[tuple[int, list[str]]]:
         if isinstance(with_quotes, FedcarError):
             raise with_quotes
         return with_quotes
-    if isinstance(with_quotes, FedcarError) or not _needs_quotes(with_quotes, without):
-        if marked := sum(len(cell) > 1 and cell[0] == '"' == cell[-1] for _, row in without for cell in row):
-            warnings.warn(
-                f"{path}: {marked} cells stand in double quotes, which TSV keeps as part of the text; save it as CSV "
-                "if they are none",
-                FedcarWarning,
-                stacklevel=2,
-            )
+    if isinstance(with_quotes, FedcarError):
         return without
-    return with_quotes
+    if _needs_quotes(with_quotes, without):
+        return with_quotes
+    if with_quotes != without:
+        marked = sum(cell[:1] == '"' for _, row in without for cell in row)
+        warnings.warn(
+            f"{path}: {marked} cells begin with a double quote, which TSV keeps as part of the text; save it as CSV if "
+            "they are quoted",
+            FedcarWarning,
+            stacklevel=2,
+        )
+    return without
 
 
 def _needs_quotes(with_quotes: Sequence[tuple[int, list[str]]], without: Sequence[tuple[int, list[str]]]) -> bool:
@@ -153,11 +156,12 @@ def _form(path: Path, packed_name: str) -> _Form:
 
 def _columns(sample: Sequence[str], delimiter: str) -> tuple[bool, bool, int]:
     """Whether it cuts the header at all, whether all lines as the header, and how many columns the header has."""
+    width = 0
     try:
         width = len(next(csv.reader(sample[:1], delimiter=delimiter, skipinitialspace=True), []))
         rows = [row for row in csv.reader(sample, delimiter=delimiter, skipinitialspace=True) if any(row)]
     except csv.Error:  # reading the rows says what it is
-        return False, False, 0
+        return width > 1, False, width
     whole = rows[:-1] if len(sample) == SAMPLE else rows  # the last one may go on below the sample
     even = all(len(row) == width for row in whole)
     plain = all(line.count(delimiter) == width - 1 for line in sample if line.strip())

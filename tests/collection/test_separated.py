@@ -49,8 +49,14 @@ def test_what_tools_write_is_read_as_meant(tmp_path: Path, name: str, content: s
 
 
 def test_a_quotation_over_two_lines_of_a_tsv_stays_two_rows(tmp_path: Path) -> None:
-    content = 'text\tlabel\n"open the door\tdoor\nclose it"\tdoor\nlamp is off\tlamp\n'
-    assert [row["text"] for row in read(tmp_path, "a.tsv", content)] == ['"open the door', 'close it"', "lamp is off"]
+    (tmp_path / "a.tsv").write_text('text\tlabel\n"open the door\tdoor\nclose it"\tdoor\nlamp is off\tlamp\n')
+    with pytest.warns(FedcarWarning, match=r"a\.tsv: 1 cells begin with a double quote, which TSV keeps"):
+        table = Table.read(tmp_path / "a.tsv")
+    assert [row.values["text"] for row in table.rows] == ['"open the door', 'close it"', "lamp is off"]
+
+
+def test_a_tsv_that_no_quoting_fits_has_none(tmp_path: Path) -> None:
+    assert read(tmp_path, "a.tsv", 'text\tlabel\n"open the door\tdoor\n5" pipe\tpipe\n')[0]["text"] == '"open the door'
 
 
 def test_a_quoted_line_end_of_a_tsv_stays_in_its_cell(tmp_path: Path) -> None:
@@ -60,7 +66,7 @@ def test_a_quoted_line_end_of_a_tsv_stays_in_its_cell(tmp_path: Path) -> None:
 
 def test_cells_of_a_tsv_that_only_look_quoted_keep_their_quotes_and_are_counted(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text('text\tlabel\n"hello"\tx\n"you"\ty\n')
-    with pytest.warns(FedcarWarning, match=r"a\.tsv: 2 cells stand in double quotes, which TSV keeps"):
+    with pytest.warns(FedcarWarning, match=r"a\.tsv: 2 cells begin with a double quote, which TSV keeps"):
         table = Table.read(tmp_path / "a.tsv")
     assert [row.values["text"] for row in table.rows] == ['"hello"', '"you"']
 
@@ -88,6 +94,7 @@ REFUSED: dict[str, tuple[str, str | bytes, str]] = {
     "text behind a quoted cell": ("a.csv", 'text,label\n"a" b,c\n', "a.csv:2: broken CSV"),
     "backslash before a quote": ("a.csv", 'text,label\n"a \\"b\\", c",d\n', "a.csv:2: broken CSV"),
     "CR alone": ("a.csv", "text,label\ra,b\r", "lines that end in CR alone"),
+    "CR alone in a cell of a TSV": ("a.tsv", "text\tlabel, too\na\rb\tc\n", "lines that end in CR alone"),
     "NUL": ("a.csv", b"text,label\na\0,b\n", "a.csv:2: a NUL byte"),
     "UTF-16 without a mark": ("a.csv", "text,label\na,b\n".encode("utf-16-le"), "a.csv:1: a NUL byte"),
     "UTF-16 cut short": ("a.csv", "text,label\na,b\n".encode("utf-16")[:-1], "begins as UTF-16, but is not valid"),
