@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import secrets
+import shlex
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -294,7 +295,7 @@ def _read_queries(path: Path, leave_out_ambiguous: bool) -> _Asked:
         if query_id in found and not leave_out_ambiguous:
             raise FedcarError(
                 f'{where}: "_id" {quoted(query_id)} is taken by an earlier line; make it unique, or leave such queries '
-                f"out: fedcar import {path.parent} --out NEW"
+                f"out: fedcar import {shlex.quote(str(path.parent))} --out NEW"
             )
         text = record_text(record, "text", where)
         if is_blank(text):

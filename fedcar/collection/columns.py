@@ -18,6 +18,7 @@ ANSWER_NAMES = ("answer", "response", "reply", "solution")
 ANSWERED_BY_NAMES = (*ANSWER_NAMES, "document", "passage", "paragraph", "context", "article", "content", "body", "text")
 QUESTION_DOCUMENT_NAMES = ("document_id", "document", "doc_id", "docid", "corpus_id", "pid", *LABEL_NAMES)
 QUESTION_IDENTIFIER_NAMES = ("query_id", "question_id", "qid", "_id", "id")
+MISSING_WORDS = ("nan", "na", "n/a", "<na>", "null", "none", "nil", "#n/a")
 LONGEST_LABEL = 200  # characters; a longer one is a text, not a name
 
 
@@ -83,7 +84,7 @@ def text_and_label(table: Table, columns: Columns, with_queries: bool) -> tuple[
             answer = table.guess((*ANSWER_NAMES, "context") if of_documents else ANSWERED_BY_NAMES, (asked,))
         if answer:
             return asked, answer
-    names = (*TEXT_NAMES, *QUESTION_NAMES) if label else TEXT_NAMES
+    names = tuple(dict.fromkeys((*TEXT_NAMES, *QUESTION_NAMES))) if label else TEXT_NAMES
     besides = (label,) if label else ()
     if asked and not label and not with_queries and not given_text and table.guess(QUESTION_DOCUMENT_NAMES):
         raise FedcarError(

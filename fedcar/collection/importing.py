@@ -22,6 +22,7 @@ from fedcar.collection.asked import Counts, asked_rows, columns_without_name, co
 from fedcar.collection.collection import Collection, Document, alike_remark, check_free, label_text, normalised
 from fedcar.collection.columns import (
     IDENTIFIER_NAMES,
+    MISSING_WORDS,
     QUESTION_DOCUMENT_NAMES,
     QUESTION_NAMES,
     TITLE_NAMES,
@@ -127,7 +128,7 @@ def _documents_alone(table: Table, text: str, columns: Columns, with_queries: bo
     used: set[str] = {text, "metadata"}
     documents = tuple(_table_documents(table, text, columns, used))
     others = [column for column in table.columns if column not in used]
-    if not with_queries and columns.text_column is not None and others and len(used) == 2:
+    if not with_queries and others and len(used) == 2:
         warnings.warn(
             f"{table.path}: no label, so each of the {len(documents)} rows became a document and none a question; if "
             f"one of {quoted(', '.join(others), 120)} says the answer, type --label-column NAME",
@@ -167,6 +168,13 @@ def _warn_of_labels(table: Table, labels: Sequence[str]) -> None:
         warnings.warn(
             f"{table.path}: {alike_remark(groups, 'labels')}; they stay {sum(map(len, groups))} documents, whose "
             "questions count against each other: write them alike in the file",
+            FedcarWarning,
+            stacklevel=4,
+        )
+    if missing := [label for label in labels if label.lower() in MISSING_WORDS]:
+        warnings.warn(
+            f"{table.path}: {quoted(', '.join(missing), 120)} became a document, though other tools write that where "
+            "there is nothing; if so, remove its rows, or empty the cells and say answerable false",
             FedcarWarning,
             stacklevel=4,
         )

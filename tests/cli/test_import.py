@@ -53,6 +53,11 @@ def test_a_file_that_begins_with_a_dash_is_imported(tmp_path: Path) -> None:
     assert fedcar("import", "--out", "c", "--", "-a.csv", cwd=tmp_path).code == 0
 
 
+def test_an_id_that_begins_with_a_dash_is_no_option(tmp_path: Path) -> None:
+    result = fedcar("remove", tmp_path / "nowhere", "-40", "--x")
+    assert result.code == 1 and "No such option" not in result.err and "nowhere" in result.err
+
+
 def test_every_column_has_an_option_that_is_documented(tmp_path: Path) -> None:
     page = (REPOSITORY / "docs" / "import.md").read_text()
     options = {option.name: option for option in import_file.params}

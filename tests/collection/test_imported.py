@@ -164,6 +164,20 @@ def test_a_text_column_alone_makes_documents_and_says_what_to_type(tmp_path: Pat
     assert not found.collection.queries
 
 
+def test_rows_with_an_unknown_column_become_documents_and_that_is_said(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("Text;Kategorie\nhallo;gruss\n")
+    with pytest.warns(FedcarWarning, match=r'became a document .* "Kategorie" says the answer, type --label-column'):
+        collection = imported(tmp_path / "a.csv", tmp_path / "out").collection
+    assert collection.documents == (Document("1", "", "hallo", {"Kategorie": "gruss"}),)
+
+
+@pytest.mark.parametrize("word", ["NaN", "NA", "null", "None", "<NA>"])
+def test_a_label_that_stands_for_nothing_elsewhere_is_warned_of(tmp_path: Path, word: str) -> None:
+    (tmp_path / "a.csv").write_text(f"text,label\nhello,greet\nyou,{word}\n")
+    with pytest.warns(FedcarWarning, match=f'"{word}" became a document, though other tools write that where'):
+        assert len(imported(tmp_path / "a.csv", tmp_path / "out").collection.documents) == 2
+
+
 def test_every_column_can_be_named(tmp_path: Path) -> None:
     table = "Nr,Frage,Thema,Ort,Teil,klar\n7,wie?,fan,north,test,yes\n8,wer?,,south,dev,no\n9,wann?,pump,north,train,\n"
     columns = {"text": "Frage", "label": "Thema", "id": "Nr", "client": "Ort", "split": "Teil", "answerable": "klar"}
