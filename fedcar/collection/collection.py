@@ -24,7 +24,7 @@ from fedcar.collection.lines import (
     record_text,
     windows_remarks,
 )
-from fedcar.collection.normal_forms import caseless, is_blank, look_alikes
+from fedcar.collection.normal_forms import caseless, composed, is_blank, look_alikes
 from fedcar.collection.sources import is_there
 from fedcar.errors import FedcarError, FedcarWarning, quoted
 
@@ -203,6 +203,13 @@ def alike_remark(groups: Sequence[Sequence[str]], what: str) -> str:
     return f'{sum(map(len, groups))} {what} differ only in case, blanks, "_" or "-": {names}'
 
 
+def client_remarks(queries: Iterable[Query]) -> Iterator[str]:
+    """A line about clients that look the same: under a budget a client, one that counts as two is promised too much."""
+    clients = dict.fromkeys(query.client for query in queries if query.client is not None)
+    if alike := look_alikes(clients):
+        yield f"{alike_remark(alike, 'clients')}; they count as different ones, write them alike if they are not"
+
+
 def read_documents(path: Path) -> tuple[Document, ...]:
     """Read lines as in corpus.jsonl: at least one, ids unique."""
     documents: dict[str, Document] = {}
@@ -324,7 +331,7 @@ def _query(query_id: str, text: str, metadata: dict[str, Any], where: str) -> Qu
         raise FedcarError(f'{where}: "split" is {quoted(split)}; it must be one of {", ".join(SPLITS)}')
     else:  # of an answerable query the judgements say the split: another word there is the user's own
         split = None
-    return Query(query_id, text, client, answerable, split, metadata)
+    return Query(query_id, text, None if client is None else composed(client), answerable, split, metadata)
 
 
 def _repeat_remarks(asked: _Asked, left_out: Mapping[str, int], path: Path) -> Iterator[str]:
@@ -340,9 +347,7 @@ def _remarks(collection: Collection, folder: Path, part: bool) -> Iterator[str]:
     documents, queries = collection.documents, collection.queries
     if empty := sum(not document.full_text for document in documents):
         yield f"{folder / 'corpus.jsonl'}: {empty} of {len(documents)} documents empty; kept, never returned"
-    labels = [one.id for one in documents if not one.title and one.text == label_text(one.id)]
-    if alike := look_alikes(labels):
-        yield f"{folder / 'corpus.jsonl'}: {alike_remark(alike, 'documents')}; they stay apart"
+    yield from _alike_remarks(collection, folder)
     if not queries:
         if not part:
             yield f"{folder}: 0 queries (queries.jsonl); documents only, there is nothing to train or evaluate on"
@@ -359,6 +364,14 @@ def _remarks(collection: Collection, folder: Path, part: bool) -> Iterator[str]:
     for split, consequence in (("train", "nothing is trained"), ("dev", "nothing is held out to choose by")):
         if not part and not len(collection.judged(split)):
             yield f"{folder}: no {split} split (0 judged queries in qrels/{split}.tsv); {consequence}"
+
+
+def _alike_remarks(collection: Collection, folder: Path) -> Iterator[str]:
+    labels = [one.id for one in collection.documents if not one.title and one.text == label_text(one.id)]
+    if alike := look_alikes(labels):
+        yield f"{folder / 'corpus.jsonl'}: {alike_remark(alike, 'documents')}; they stay apart"
+    for remark in client_remarks(collection.queries.values()):
+        yield f"{folder / 'queries.jsonl'}: {remark}"
 
 
 def _checked_split(split: str) -> str:

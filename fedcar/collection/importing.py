@@ -19,7 +19,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fedcar.collection.asked import Counts, asked_rows, columns_without_name, counted, merged_questions
-from fedcar.collection.collection import Collection, Document, alike_remark, check_free, label_text, normalised
+from fedcar.collection.collection import (
+    Collection,
+    Document,
+    alike_remark,
+    check_free,
+    client_remarks,
+    label_text,
+    normalised,
+)
 from fedcar.collection.columns import (
     IDENTIFIER_NAMES,
     MISSING_WORDS,
@@ -71,6 +79,9 @@ def imported(
         collection, counts = _made(file, columns, questions, seed)
     collection = replace(collection, name=out.resolve().name)
     collection.write(out)
+    if counts.rows:  # of a BEIR folder reading it has said so
+        for remark in client_remarks(collection.queries.values()):
+            warnings.warn(f"{out}: {remark}", FedcarWarning, stacklevel=2)
     return Imported(collection, counts)
 
 

@@ -127,6 +127,13 @@ def test_judgements_below_0_are_read_as_0_and_counted(tmp_path: Path) -> None:
     assert [query.id for query in collection.judged("test").queries] == ["q4"]
 
 
+def test_a_client_in_two_normal_forms_is_one(tmp_path: Path) -> None:
+    forms = [unicodedata.normalize(form, "Süd") for form in ("NFC", "NFD")]
+    asked = [{**query, "metadata": {"client": one}} for query, one in zip(QUERIES, forms, strict=False)]
+    collection = read_silently(put(tmp_path, {"queries.jsonl": lines(*asked, *QUERIES[2:])}))
+    assert {collection.queries[name].client for name in ("q1", "q2")} == {"Süd"}
+
+
 def test_ids_in_another_normal_form_are_found(tmp_path: Path) -> None:
     nfc, nfd = (unicodedata.normalize(form, "Prüfung") for form in ("NFC", "NFD"))
     files: dict[str, str | bytes | None] = {
@@ -200,6 +207,10 @@ WARNED: dict[str, tuple[dict[str, str | bytes | None], list[str]]] = {
     "labels that look alike": (
         {"corpus.jsonl": lines(*DOCUMENTS, *({"_id": one, "text": one} for one in ("Refund", "refund", "REFUND")))},
         ['3 documents differ only in case, blanks, "_" or "-": Refund, refund, REFUND; they stay apart'],
+    ),
+    "clients that look alike": (
+        {"queries.jsonl": lines(QUERIES[0], {**QUERIES[1], "metadata": {"client": "North "}}, *QUERIES[2:])},
+        ['queries.jsonl: 2 clients differ only in case, blanks, "_" or "-": north, North ; they count as different'],
     ),
     "unanswerable without split": (
         {"queries.jsonl": lines(*QUERIES, {"_id": "q9", "text": "x", "metadata": {"answerable": False}})},

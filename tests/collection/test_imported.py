@@ -91,6 +91,14 @@ def test_labels_that_look_alike_stay_apart_and_are_named(tmp_path: Path) -> None
     assert "write them alike" in message
 
 
+def test_clients_that_look_alike_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label,client\na,x,North\nb,y,north\nc,y,south\n")
+    with pytest.warns(
+        FedcarWarning, match='2 clients differ only in case, blanks, "_" or "-": North, north; they count'
+    ):
+        imported(tmp_path / "a.csv", tmp_path / "out")
+
+
 def test_metadata_that_json_has_no_form_for_is_named(tmp_path: Path) -> None:
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     import datetime
