@@ -14,7 +14,7 @@ from fedcar.federation.wire.setup import head_of, state_forms
 from fedcar.privacy.noise import NoiseSource
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
-from fedcar.training.noised.clients import NoisedClient, Request, mean
+from fedcar.training.noised.clients import NoisedClient, NoisedRequest, mean
 from fedcar.training.noised.plan import LARGEST_CLIP_NORM, LEAST_CLIP_NORM
 from fedcar.training.noised.server import held_out_counts
 from fedcar.training.noised.settings import PrivateSettings
@@ -66,14 +66,14 @@ class PrivateSide:
     def _counts(self, state: Tensors) -> Tensor:
         return held_out_counts(self.untrained, self.held_out(), self.asked.adapter, state)
 
-    def _order(self, setup: Setup, request: Payload) -> Request:
+    def _order(self, setup: Setup, request: Payload) -> NoisedRequest:
         """What is asked for, by the plan made here; ValueError where that has no such exchange."""
         if setup.json != self.key:
             self._prepare(setup)
         adaptive = float(request.values["adaptive"]) if request.values["adaptive"] else None
         if adaptive is not None and not LEAST_CLIP_NORM <= adaptive <= LARGEST_CLIP_NORM:
             raise ValueError(f"a clip norm of {adaptive}")
-        order = Request.of(self.plan, int(request.values["number"]), named(request.tensors, STATE), adaptive)
+        order = NoisedRequest.of(self.plan, int(request.values["number"]), named(request.tensors, STATE), adaptive)
         expected = state_forms(self.untrained, self.asked.adapter) if order.number > 1 else {}
         if {name: (tensor.dtype, tensor.shape) for name, tensor in order.state.items()} != expected:
             raise ValueError("a state of another form")

@@ -22,6 +22,7 @@ from fedcar.head.feature_map import FeatureMap
 from fedcar.head.naive_bayes import NaiveBayes
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
+from fedcar.training.clients import Clients, InProcess
 from fedcar.training.folds import SAMPLE, Folds
 from fedcar.training.ridge import (
     MOST_ROWS,
@@ -56,10 +57,8 @@ class RidgeClients(Protocol):
         """The strength at which most sampled questions are right when each is left out, and its solution."""
         ...
 
-    def mixture(
-        self, share: float, prior: NDArray[np.float32], free: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.float32], int]:
-        """Weights learned on sampled questions that are left out, by that solution; the exchanges it took."""
+    def mixing(self, share: float) -> Clients:
+        """The clients as the mixture asks them: of sampled questions that are left out, by that solution."""
         ...
 
     def unseen_success(self, weights: NDArray[np.float32]) -> float:
@@ -112,7 +111,7 @@ def federated_ridge(
 
     def fit(share: float, prior: NDArray[np.float32], free: NDArray[np.bool_]) -> NDArray[np.float32]:
         nonlocal exchanges
-        weights, rounds = clients.mixture(share, prior, free)
+        weights, rounds = federated_mixture(clients.mixing(share), prior, free)
         exchanges += rounds
         return weights
 
@@ -184,10 +183,8 @@ class LocalRidge:
             member.hold_out(ridge, taught)
         return ridge
 
-    def mixture(
-        self, share: float, prior: NDArray[np.float32], free: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.float32], int]:
-        return federated_mixture({name: one.evidence(share) for name, one in self.members.items()}, prior, free)
+    def mixing(self, share: float) -> InProcess[MixtureTerms]:
+        return InProcess({name: member.evidence(share) for name, member in self.members.items()})
 
     def unseen_success(self, weights: NDArray[np.float32]) -> float:
         return share_of_right([member.unseen_right(weights) for member in self.members.values()])

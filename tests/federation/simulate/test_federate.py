@@ -29,6 +29,7 @@ from fedcar.head import closed_form
 from fedcar.head.closed_form import Statistics
 from fedcar.retriever.prepare import prepare
 from fedcar.retriever.retriever import Retriever
+from fedcar.training.clients import InProcess
 from fedcar.training.gradient import Trainer
 from fedcar.training.mixture import fit_mixture
 from fedcar.training.ridge import fit_ridge
@@ -150,7 +151,7 @@ def test_federated_mixture_equals_central(clients: int, seed: int, questions: in
     prior = np.array([0.5, 0.0, 1.0, 3.0], dtype=np.float32)
     owner = generator.integers(0, clients, questions)
     parts = {f"c{one}": MixtureTerms.of(features[owner == one], relevance[owner == one]) for one in range(clients)}
-    weights, rounds = federated_mixture(parts, prior)
+    weights, rounds = federated_mixture(InProcess(parts), prior)
     np.testing.assert_allclose(weights, fit_mixture(features, relevance, prior), rtol=2e-2, atol=2e-3)
     assert weights[3] == prior[3] and rounds <= 30
 
