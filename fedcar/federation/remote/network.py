@@ -186,17 +186,17 @@ class RemoteNetwork:
     def held_out(self, state: ServerState) -> dict[str, float]:
         """Of how many held-out questions of all devices the state gets how many right; nothing where there are none."""
         width = len(self.retriever.weights)
-        asked, _, right = self._counted(torch.zeros(0, width), state)
-        return {"questions": asked, "right": right} if asked else {}
+        held_out, _, right = self._counted(torch.zeros(0, width), state)
+        return {"questions": held_out, "right": right} if held_out else {}
 
     def held_out_by(self, among: Sequence[NDArray[np.float32]]) -> list[float]:
         """The share of the devices' held-out questions that search gets right with each of these weights."""
-        asked, right, _ = self._counted(torch.stack([torch.from_numpy(one) for one in among]), None)
-        return [float(count) / max(1, asked) for count in right]
+        held_out, right, _ = self._counted(torch.stack([torch.from_numpy(one) for one in among]), None)
+        return [float(count) / max(1, held_out) for count in right]
 
     def _counted(self, among: Tensor, state: ServerState | None) -> tuple[int, Tensor, int]:
         """Summed over the devices that answer: held-out questions, right ones by weights (k,), and by the state."""
-        total, asked, trained = torch.zeros(len(among), dtype=torch.int64), 0, 0
+        total, held_out, trained = torch.zeros(len(among), dtype=torch.int64), 0, 0
         requests = {}
         for name, client in self.clients.items():
             wire = {} if state is None else self.sent_to(client.enrol(), state.tensors)
@@ -211,9 +211,9 @@ class RemoteNetwork:
             questions, own = int(payload.values["held_out"]), int(payload.values["trained"])
             right = payload.tensors["right"]
             if right.shape == total.shape and right.dtype == torch.int64 and 0 <= own <= questions:
-                asked, trained = asked + questions, trained + own
+                held_out, trained = held_out + questions, trained + own
                 total += right.clamp(0, questions)
-        return asked, total, trained
+        return held_out, total, trained
 
     def sent_to(self, device: Enrolled, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What a device receives, against zeros: with private documents only the rows of its own."""

@@ -61,7 +61,7 @@ class RemoteRidge:
 
     def choose(self, taught: Taught) -> Ridge:
         tensors = {
-            **tensors_of(RidgeSums(taught.statistics, taught.asked.words)),
+            **tensors_of(RidgeSums(taught.statistics, taught.sums.words)),
             **words_of(taught.pseudo.words, PSEUDO),
         }
         tensors["pseudo_counts"] = torch.from_numpy(taught.pseudo.counts)

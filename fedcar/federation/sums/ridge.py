@@ -130,7 +130,7 @@ class RidgeMember:
     `solutions` are solved once for all clients of a process.
     """
 
-    asked: RidgeQuestions
+    questions: RidgeQuestions
     seed: int
     empty: NDArray[np.bool_]
     sample: RidgeQuestions = field(init=False)
@@ -142,7 +142,7 @@ class RidgeMember:
 
     def hear(self, taught: Taught) -> None:
         """Everybody's sums: which of its questions are looked at follows from them."""
-        self.sample = part_of_sample(self.asked, taught.folds(self.seed), taught.statistics.questions, self.seed)
+        self.sample = part_of_sample(self.questions, taught.folds(self.seed), taught.statistics.questions, self.seed)
 
     def hold_out(self, ridge: Ridge, taught: Taught) -> None:
         """What this solution would say of its questions if they had not been trained on."""
@@ -168,7 +168,7 @@ class LocalRidge:
         for name, share in sorted(shares.items()):
             start = time.perf_counter()
             self.members[name] = RidgeMember.of(retriever, share, fixed, seed)
-            self.parts[name] = self.members[name].asked.sums()
+            self.parts[name] = self.members[name].questions.sums()
             self.seconds[name] = round(time.perf_counter() - start, 4)
 
     def sums(self) -> dict[str, RidgeSums]:
@@ -227,7 +227,7 @@ def bytes_of_sums(part: RidgeSums) -> int:
 
 def bytes_of_taught(taught: Taught) -> int:
     """What the server sends to a client: everybody's sums, with those of pseudo-queries."""
-    words = bytes_of_words(taught.asked.words) + bytes_of_words(taught.pseudo.words)
+    words = bytes_of_words(taught.sums.words) + bytes_of_words(taught.pseudo.words)
     return bytes_of_statistics(taught.statistics) + words + 8 * len(taught.pseudo.counts)
 
 
@@ -240,7 +240,7 @@ def bytes_of_words(words: NaiveBayes) -> int:
     return int(words.counts.nnz * 8 + 8 * (words.counts.shape[0] + 1))
 
 
-def part_of_sample(asked: RidgeQuestions, folds: Folds, questions: int, seed: int) -> RidgeQuestions:
-    """A client's share of the sample on which strength and weights are learned."""
-    size = max(1, round(SAMPLE * len(asked.questions) / questions))
-    return asked.take(folds.sample(asked.targets, np.random.default_rng(seed), size))
+def part_of_sample(own: RidgeQuestions, folds: Folds, questions: int, seed: int) -> RidgeQuestions:
+    """A client's share of the sample on which strength and weights are learned; `questions` are those of all."""
+    size = max(1, round(SAMPLE * len(own.questions) / questions))
+    return own.take(folds.sample(own.targets, np.random.default_rng(seed), size))

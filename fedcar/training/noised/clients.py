@@ -48,18 +48,18 @@ class NoisedRequest(Request["NoisedClient | Cohort", Tensors]):
     def answered_by(self, member: NoisedClient | Cohort) -> dict[str, Tensor]:
         return member.answer(self)
 
-    def sums(self, asked: ClippedSums, rows: Tensor | None = None) -> dict[str, Tensor]:
+    def sums(self, private_questions: ClippedSums, rows: Tensor | None = None) -> dict[str, Tensor]:
         """What is summed over the chosen questions: counts, class sums, or gradients clipped to what the release says.
 
         Where the clip norm adapts, gradients in units of it, and how many were not clipped.
         """
         if self.number == 0:
-            return {COUNT: torch.tensor([float(len(asked))])}
+            return {COUNT: torch.tensor([float(len(private_questions))])}
         if self.number == 1:
-            return {ROWS: asked.class_sums(rows)[SUMS]}
+            return {ROWS: private_questions.class_sums(rows)[SUMS]}
         if self.adaptive is not None:
-            return asked.gradients_and_below(self.state, self.adaptive, rows)
-        return asked.gradients(self.state, float(self.release.sensitivity or 0.0), rows)
+            return private_questions.gradients_and_below(self.state, self.adaptive, rows)
+        return private_questions.gradients(self.state, float(self.release.sensitivity or 0.0), rows)
 
 
 HeldOut = Callable[[Tensors], Tensor]  # a state -> held-out questions, right by search, right by the state: (3,)
@@ -97,7 +97,7 @@ class NoisedClient:
     """
 
     name: str
-    asked: ClippedSums | None  # None where sums of others go through this device's door: that of a cohort
+    private_questions: ClippedSums | None  # None where sums of others go through this device's door: that of a cohort
     source: NoiseSource = field(default_factory=NoiseSource)
     ledger: Ledger | None = None
     run: str = ""
@@ -107,14 +107,14 @@ class NoisedClient:
 
     def answer(self, request: NoisedRequest) -> dict[str, Tensor]:
         """The noised sums over all its questions, or over those drawn for this step: each by its own coin."""
-        asked, release = self.asked, request.release
-        assert asked is not None
+        private_questions, release = self.private_questions, request.release
+        assert private_questions is not None
 
         def sums() -> dict[str, Tensor]:
             if release.name == HELD_OUT:
                 return {HELD_OUT: torch.zeros(3) if self.held_out is None else self.held_out(request.state)}
-            drawn = poisson(len(asked), release.sampling_rate) if release.sampler == "poisson" else None
-            return request.sums(asked, drawn)
+            drawn = poisson(len(private_questions), release.sampling_rate) if release.sampler == "poisson" else None
+            return request.sums(private_questions, drawn)
 
         return self.release(request.number, release, sums)
 
@@ -169,15 +169,15 @@ class Cohort:
         """The drawn clients' means, summed; zeros by name where none is drawn."""
         drawn = [self.members[place] for place in poisson(len(self.members), request.release.sampling_rate).tolist()]
         total = {name: torch.zeros_like(tensor) for name, tensor in request.sums(self.members[0]).items()}
-        for asked in drawn:
-            for name, tensor in mean(request, asked).items():
+        for private_questions in drawn:
+            for name, tensor in mean(request, private_questions).items():
                 total[name] += tensor
         return total
 
 
-def mean(request: NoisedRequest, asked: ClippedSums) -> dict[str, Tensor]:
+def mean(request: NoisedRequest, private_questions: ClippedSums) -> dict[str, Tensor]:
     """The mean of one client's clipped parts: its norm is at most the release's sensitivity."""
-    return {name: tensor / len(asked) for name, tensor in request.sums(asked).items()}
+    return {name: tensor / len(private_questions) for name, tensor in request.sums(private_questions).items()}
 
 
 class InTurn(InProcess["NoisedClient | Cohort"]):

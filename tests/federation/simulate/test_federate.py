@@ -59,10 +59,10 @@ def test_one_client_equals_central(world: World, tmp_path: Path, options: dict[s
 def test_several_clients_come_close_to_central(world: World, tmp_path: Path) -> None:
     central, _, _ = world.run(tmp_path / "central", [np.arange(240)], rounds=6)
     for weight in ("step", "row", "question"):
-        judge, records, _ = world.run(tmp_path / weight, shares(240, 4), rounds=6, weight=weight)
-        assert judge.best.score.success >= central.best.score.success - 0.05
+        selection, records, _ = world.run(tmp_path / weight, shares(240, 4), rounds=6, weight=weight)
+        assert selection.best.score.success >= central.best.score.success - 0.05
         assert records[-1]["loss"] < records[0]["loss"]
-        assert judge.best.score.success > untrained(world) + 0.3
+        assert selection.best.score.success > untrained(world) + 0.3
 
 
 def test_rows_of_one_client_arrive_whole_with_weight_row(world: World, tmp_path: Path) -> None:
