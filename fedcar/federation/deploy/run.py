@@ -127,11 +127,14 @@ def kept_mixture(run: Path, network: RemoteNetwork) -> tuple[Any, int]:
     """The mixture's weights: learned once a run and kept beside it, since the rounds build on them bit by bit."""
     import numpy as np
 
+    from fedcar.federation.remote.mixture import RemoteMixture
+    from fedcar.federation.sums.mixture import federated_mixture
+
     file = run / "mixture.json"
     if file.exists():
         content = json.loads(file.read_text(encoding="utf-8"))
         return np.array(content["weights"], dtype=np.float32), content["exchanges"]
-    weights, exchanges = network.mixture()
+    weights, exchanges = federated_mixture(RemoteMixture(network), network.retriever.weights)
     replace_json(file, {"weights": [float(one) for one in weights], "exchanges": exchanges})
     return weights, exchanges
 
