@@ -261,7 +261,7 @@ def test_resumed_equals_uninterrupted_with_devices_that_were_killed(
     with over_wire(tmp_path / "devices", encoder, cache) as over:
 
         def mixed(*arguments: Any) -> Any:
-            found, over.network.deadline = federated_mixture(*arguments), 0.3
+            found, over.network.deadline = federated_mixture(*arguments), 1.0
             over.wire.breaks_at = set(range(over.wire.sent + 6, over.wire.sent + 60))  # round 2, one device short
             return found
 

@@ -88,9 +88,9 @@ def test_nothing_un_noised_leaves(
 
     def watched(self: Device, request: Payload) -> Payload:
         if request.kind == "noised":
-            side, order = self.private, self.private._order(Setup.parse(request.values["setup"]), request)
-            last = order.release.name == HELD_OUT
-            sums.extend([side._counts(order.state)] if last else order.sums(side.private_questions).values())
+            side, due = self.private, self.private._due(Setup.parse(request.values["setup"]), request)
+            last = due.release.name == HELD_OUT
+            sums.extend([side._counts(due.state)] if last else due.sums(side.private_questions).values())
         return plain(self, request)
 
     monkeypatch.setattr(Device, "answer", watched)
