@@ -22,6 +22,7 @@ from fedcar.common.vectors import unit
 from fedcar.encoder.encoder import Encoder
 from fedcar.encoder.model_files import DEFAULT_ENCODER
 from fedcar.encoder.runtimes import choice
+from fedcar.encoder.runtimes.names import EXACT
 from fedcar.errors import FedcarError
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def bench_encode(folder: str | Path, encoding: Encoding | None = None, report: S
     right: dict[str, float] = {}
     if encoding.success:
         report.say("success@1 by what each runtime makes of documents and test questions")
-        right = {name: success_of(one, collection) for name, one in {choice.EXACT: ours, **encoders}.items()}
+        right = {name: success_of(one, collection) for name, one in {EXACT: ours, **encoders}.items()}
     for kind, chosen in texts.items():
         report.say(f"{kind}: {len(chosen)} texts, {runs} runs of {', '.join(names)} and {PEER}")
         exact = unit(ours.encode(chosen))
@@ -101,11 +102,7 @@ def bench_encode(folder: str | Path, encoding: Encoding | None = None, report: S
                     "cosine": round(cosine, 6),
                     "gflop_s": round(reached / 1e9, 1),
                     "share_of_peak": round(reached / peak, 3),
-                    **(
-                        {"success@1": round(right[name], 4), "of_float32": round(right[choice.EXACT], 4)}
-                        if right
-                        else {}
-                    ),
+                    **({"success@1": round(right[name], 4), "of_float32": round(right[EXACT], 4)} if right else {}),
                 }
             )
     about = {

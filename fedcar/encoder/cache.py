@@ -15,7 +15,7 @@ import numpy as np
 from fedcar.common.files import default_cache
 from fedcar.encoder.encoder import Encoder
 from fedcar.encoder.model import MAX_TOKENS
-from fedcar.encoder.runtimes.choice import EXACT
+from fedcar.encoder.runtimes.names import EXACT
 from fedcar.encoder.runtimes.protocol import Progress
 from fedcar.errors import FedcarError
 

@@ -11,7 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from fedcar.encoder.runtimes.onnx import INPUTS, OUTPUTS
+from fedcar.encoder.runtimes.onnx_file import Graph, on_processor
 from fedcar.encoder.runtimes.protocol import States
 from fedcar.errors import FedcarError
 
@@ -62,10 +65,6 @@ def write(model: FrozenModel, file: Path, onnx: Callable[[], Path]) -> None:
 
 
 def _converted(library: Any, model: FrozenModel) -> Any:  # noqa: ANN401 - the library has no types
-    import torch
-
-    from fedcar.encoder.runtimes.onnx_file import Graph, on_processor
-
     token_ids, mask = torch.ones((2, 3), dtype=torch.long), torch.tensor([[1, 1, 1], [1, 1, 0]])
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")

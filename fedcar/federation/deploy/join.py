@@ -13,11 +13,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedcar.collection.collection import Collection
 from fedcar.common.progress import Silent
+from fedcar.encoder.cache import FeatureCache
+from fedcar.encoder.encoder import Encoder
 from fedcar.errors import FedcarError
 from fedcar.federation.deploy import keys
 from fedcar.federation.deploy.processes import Child, free_port, locked
+from fedcar.federation.device.device import Device, documents_fingerprint
+from fedcar.federation.ledgers import Ledgers
+from fedcar.federation.wire import flower
 from fedcar.privacy.ledger import Budget
+from fedcar.privacy.release import check_target
 from fedcar.version import __version__
 
 CONNECT_SECONDS = 10.0
@@ -135,13 +142,6 @@ def _take_part(
     file: JoinFile, key: Path, collection: Path, folder: Path, encoder: str | None, cache: Path | None,
     ledger: Path | None, budget: Budget | None, report: Silent, until: Callable[[], bool],
 ) -> None:  # fmt: skip
-    from fedcar.collection.collection import Collection
-    from fedcar.encoder.cache import FeatureCache
-    from fedcar.encoder.encoder import Encoder
-    from fedcar.federation.device.device import Device, documents_fingerprint
-    from fedcar.federation.ledgers import Ledgers
-    from fedcar.federation.wire import flower
-    from fedcar.privacy.release import check_target
 
     def knock(make_room: bool = True) -> None:
         flower.knows(file.address, file.ca.encode(), keys.read_private(key), file.id, make_room=make_room)

@@ -6,25 +6,37 @@ import errno
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+from safetensors.torch import load_file, save_file
+
+from fedcar.collection.collection import Collection
 from fedcar.common.files import replace_json, written_whole
 from fedcar.common.progress import Silent
+from fedcar.encoder.cache import FeatureCache
+from fedcar.encoder.encoder import Encoder
 from fedcar.errors import FedcarError
 from fedcar.federation.deploy.options import DEVICES, ENROLMENT, LOCK, OPTIONS, RETRIEVER, RunOptions
+from fedcar.federation.deploy.run_noised import train_privately_over
 from fedcar.federation.deploy.server import NOT_SERVED, ServerFolder
+from fedcar.federation.job.job import baselines, fitted, matched, ridge_candidates, train_rounds
+from fedcar.federation.remote import held_out
+from fedcar.federation.remote.network import RemoteNetwork
+from fedcar.federation.rounds.clock import VirtualClock
+from fedcar.federation.rounds.run_folder import RunFolder
+from fedcar.federation.rounds.settings import RoundSettings
+from fedcar.federation.rounds.update import Enrolled
+from fedcar.retriever.record import TrainingRecord
+from fedcar.retriever.retriever import Retriever
+from fedcar.retriever.weights import LEARNED, weights_of
+from fedcar.training.job import Job
+from fedcar.training.selection import Candidate, Standard, candidate, select
 from fedcar.version import __version__
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from fedcar.federation.remote.network import RemoteNetwork
-    from fedcar.federation.rounds.settings import RoundSettings
-    from fedcar.retriever.retriever import Retriever
 
 NO_SPACE = 1 << 20  # bytes free
 LOOK = 3.0  # seconds in which a SuperLink answers that is not being started
@@ -49,22 +61,12 @@ def train_over(
     run: Path,
     options: RunOptions,
     rounds: RoundSettings,
-    collection: Any,  # noqa: ANN401 - a Collection; importing it here would import numpy
+    collection: Collection,
     resume: bool,
     report: Silent,
     watch: Callable[[Mapping[str, Any]], None],
 ) -> dict[str, Any]:
     """Enrol the devices, learn the mixture, run the rounds, keep the best candidate as RUN/retriever."""
-    from fedcar.encoder.cache import FeatureCache
-    from fedcar.federation.job.job import baselines, fitted, matched, ridge_candidates, train_rounds
-    from fedcar.federation.remote import held_out
-    from fedcar.federation.rounds.clock import VirtualClock
-    from fedcar.federation.rounds.run_folder import RunFolder
-    from fedcar.retriever.record import TrainingRecord
-    from fedcar.retriever.weights import LEARNED, weights_of
-    from fedcar.training.job import Job
-    from fedcar.training.selection import Candidate, Standard, candidate, select
-
     start, cache = time.monotonic(), FeatureCache(Path(options.cache) if options.cache else None)
     job = Job.prepare(collection, untrained, cache, report, selection=collection.judged("dev"))
     selection = job.selection
@@ -123,10 +125,6 @@ def train_over(
 
 def kept_enrolment(run: Path, network: RemoteNetwork, quorum: float, report: Silent) -> dict[str, int]:
     """Who takes part, with n_i: asked once a run and kept beside it, so that a device that is gone does not end it."""
-    from safetensors.torch import load_file, save_file
-
-    from fedcar.federation.rounds.update import Enrolled
-
     file = run / ENROLMENT
     if file.exists():
         for key, counts in load_file(file).items():
@@ -144,8 +142,6 @@ def kept_enrolment(run: Path, network: RemoteNetwork, quorum: float, report: Sil
 
 def kept_mixture(run: Path, network: RemoteNetwork) -> tuple[Any, int]:
     """The mixture's weights: learned once a run and kept beside it, since the rounds build on them bit by bit."""
-    import numpy as np
-
     file = run / "mixture.json"
     if file.exists():
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -174,13 +170,6 @@ def start(
     place: ServerFolder, run: Path, *, resume: bool, report: Silent, watch: Callable[[Mapping[str, Any]], None]
 ) -> dict[str, Any]:
     """Train over the devices of a served folder; goes on with a run where it stands."""
-    from fedcar.collection.collection import Collection
-    from fedcar.encoder.cache import FeatureCache
-    from fedcar.encoder.encoder import Encoder
-    from fedcar.federation.remote.network import RemoteNetwork
-    from fedcar.federation.rounds.settings import RoundSettings
-    from fedcar.retriever.retriever import Retriever
-
     options, served = RunOptions.read(run), place.settings()
     if options.version != __version__:
         raise FedcarError(
@@ -203,8 +192,6 @@ def start(
     )  # fmt: skip
     try:
         if options.target is not None:
-            from fedcar.federation.deploy.run_noised import train_privately_over
-
             return train_privately_over(network, untrained, run, options, rounds, collection, report, watch)
         return train_over(network, untrained, run, options, rounds, collection, resume, report, watch)
     finally:
