@@ -18,6 +18,7 @@ lint: .venv/dev
 	$(BIN)/ruff check fedcar tests
 	$(BIN)/ruff format --check fedcar tests
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo
 
 bench: .venv/dev  ## ratios of a short set against the committed ones; fails past 25 %
 	$(BIN)/python benchmarks/guard.py

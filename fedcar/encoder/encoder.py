@@ -15,9 +15,7 @@ from torch import Tensor
 from fedcar.encoder.adapter import Adapter, BothEmbeddings, SoftEmbedding
 from fedcar.encoder.model import FrozenModel, pool
 from fedcar.encoder.model_files import DEFAULT_ENCODER
-from fedcar.encoder.runtimes import choice
-from fedcar.encoder.runtimes.names import EXACT
-from fedcar.encoder.runtimes.protocol import (
+from fedcar.encoder.reading import (
     Progress,
     Reading,
     Tokens,
@@ -26,13 +24,15 @@ from fedcar.encoder.runtimes.protocol import (
     padded,
     read,
 )
+from fedcar.encoder.runtimes import choice
+from fedcar.encoder.runtimes.names import EXACT
 from fedcar.encoder.runtimes.torch_float32 import TorchFloat32
 from fedcar.errors import FedcarError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from fedcar.encoder.runtimes.protocol import Runtime, TokenStates
+    from fedcar.encoder.reading import Runtime, TokenStates
 
 
 class Encoder:

@@ -19,10 +19,10 @@ from fedcar.common.files import write_json
 from fedcar.encoder.encoder import Encoder
 from fedcar.encoder.model import FrozenModel
 from fedcar.encoder.model_files import first_line, read_json
+from fedcar.encoder.reading import padded
 from fedcar.encoder.runtimes import onnx_file
 from fedcar.encoder.runtimes.onnx import OnnxRuntime
 from fedcar.encoder.runtimes.onnx_file import PRECISIONS
-from fedcar.encoder.runtimes.protocol import padded
 from fedcar.errors import FedcarError, FedcarWarning, quoted
 from fedcar.export.bundle_writing import check_states, write_bundle
 from fedcar.head.head import Head

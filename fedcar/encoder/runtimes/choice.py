@@ -21,9 +21,9 @@ from fedcar.common.files import default_cache, whole_file
 from fedcar.common.measure import processor
 from fedcar.common.vectors import unit
 from fedcar.encoder.model_files import parameter_count
+from fedcar.encoder.reading import Runtime, batches_by_length, padded
 from fedcar.encoder.runtimes import names, onnx, onnx_file, openvino
 from fedcar.encoder.runtimes.names import EXACT, NAMES
-from fedcar.encoder.runtimes.protocol import Runtime, batches_by_length, padded
 from fedcar.encoder.runtimes.torch_bf16 import torch_bfloat16
 from fedcar.encoder.runtimes.torch_float32 import TorchFloat32
 from fedcar.errors import FedcarError

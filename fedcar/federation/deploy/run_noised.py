@@ -24,8 +24,9 @@ from fedcar.privacy.statement import to_json
 from fedcar.retriever.retriever import Retriever
 from fedcar.training.job import Job
 from fedcar.training.noised.central import conclude, public, public_dev
-from fedcar.training.noised.plan import PrivateSettings, Target
+from fedcar.training.noised.plan import PrivateSettings
 from fedcar.training.noised.server import PrivateTraining
+from fedcar.training.target import Target
 
 
 def under_epsilon(options: RunOptions, target: Target, rounds: RoundSettings, ledgers: str | None) -> RunOptions:

@@ -22,8 +22,9 @@ from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.privacy.ledger import LedgerHead
 from fedcar.privacy.noise import NoiseSource
 from fedcar.training.noised.clients import Clients, NoisedClient
-from fedcar.training.noised.plan import PrivatePlan, Target
+from fedcar.training.noised.plan import PrivatePlan
 from fedcar.training.noised.sums import ClippedSums
+from fedcar.training.target import Target
 
 PRIVATE = "private.json"  # beside the history: the run's name, what it belongs to, where each ledger stood last
 COINS = "coins.json"  # unit "client" over a network: who was drawn for the exchange that is not done yet

@@ -37,9 +37,10 @@ from fedcar.retriever.retriever import Retriever
 from fedcar.training.job import Job
 from fedcar.training.noised.central import conclude, prepare, public, read_privately
 from fedcar.training.noised.clients import Clients, Cohort, HeldOut, InTurn
-from fedcar.training.noised.plan import PrivatePlan, PrivateSettings, Target
+from fedcar.training.noised.plan import PrivatePlan, PrivateSettings
 from fedcar.training.noised.server import Outcome, PrivateTraining, held_out_counts
 from fedcar.training.noised.sums import ClippedSums
+from fedcar.training.target import Target
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -23,10 +23,11 @@ from fedcar.retriever.record import TrainingRecord
 from fedcar.retriever.retriever import Retriever
 from fedcar.training.job import NOBODY, Job
 from fedcar.training.noised.clients import InTurn, NoisedClient
-from fedcar.training.noised.plan import PrivatePlan, PrivateSettings, Target
+from fedcar.training.noised.plan import PrivatePlan, PrivateSettings
 from fedcar.training.noised.server import Outcome, PrivateTraining
 from fedcar.training.noised.sums import ClippedSums
 from fedcar.training.settings import Choices
+from fedcar.training.target import Target
 
 
 def train_under_epsilon(

@@ -18,8 +18,8 @@ from fedcar.encoder.adapter import Adapter
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
 from fedcar.encoder.model import FrozenModel
+from fedcar.encoder.reading import Runtime, States, ahead
 from fedcar.encoder.runtimes import choice, names
-from fedcar.encoder.runtimes.protocol import Runtime, States, ahead
 from fedcar.errors import FedcarError
 
 TEXTS = ["the fan is broken", "who charges the battery over night?", "water", "Prime the pump. " * 4, ""]

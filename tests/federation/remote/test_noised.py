@@ -25,7 +25,8 @@ from fedcar.federation.wire.payload import Payload
 from fedcar.federation.wire.setup import Setup
 from fedcar.privacy.errors import PrivacyError
 from fedcar.privacy.ledger import Budget, Ledger
-from fedcar.training.noised.plan import HELD_OUT, Target
+from fedcar.training.noised.plan import HELD_OUT
+from fedcar.training.target import Target
 
 
 def train(
