@@ -1,24 +1,32 @@
-# The two commands a newcomer needs: make demo, make test.
+# The two commands a newcomer needs: make demo, make test. `make help` lists all.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow lint bench wheel-test clean
+T ?=  # what to test, as pytest takes it: make test T=tests/head
 
-demo: .venv/core
+.PHONY: help demo test test-slow lint docs bench wheel-test clean
+
+help:  ## list these targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1#\2/p' $(MAKEFILE_LIST) | awk -F'#' '{printf "make %-11s %s\n", $$1, $$2}'
+
+demo: .venv/core  ## set everything up and run the main job: train, evaluate, search
 	$(BIN)/fedcar demo
 
-test: .venv/dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto
+test: .venv/dev  ## the fast tests; make test T=tests/head runs those of one folder or file
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(if $(T),$(T),--numprocesses auto)
 
 test-slow: .venv/dev  ## real models and long runs; uses ../shared where it is there
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow $(T)
 
-lint: .venv/dev
-	$(BIN)/ruff check fedcar tests
-	$(BIN)/ruff format --check fedcar tests
+lint: .venv/dev  ## ruff (rules and format) and mypy
+	$(BIN)/ruff check fedcar tests tools examples
+	$(BIN)/ruff format --check fedcar tests tools examples
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache --no-logo
+
+docs: .venv/dev  ## write the pages that come from the program: house.svg, cli.md, files.md, guarantees.md
+	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -m tools.pages
 
 bench: .venv/dev  ## ratios of a short set against the committed ones; fails past 25 %
 	$(BIN)/python benchmarks/guard.py
@@ -38,5 +46,5 @@ wheel-test: .venv/dev  ## the built wheel, alone in an empty environment, runs t
 	$(INSTALL) --editable '.[dev]'
 	touch $@
 
-clean:
+clean:  ## remove what make set up and built
 	rm -rf .venv dist fedcar-demo

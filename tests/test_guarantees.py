@@ -1,4 +1,4 @@
-"""The guarantees of the design, section 6, by their names; those of training are in test_train.py."""
+"""The guarantees of a retriever by their names (docs/guarantees.md); those of training are in test_train.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import bm25s
 import numpy as np
 import pytest
 import torch
-from support.command import environment, learnable, python, tree
+from support.command import environment, python, tree
 
 from fedcar import evaluate, train
 from fedcar.collection.collection import Collection, Judged
@@ -24,17 +24,6 @@ from fedcar.retriever.retriever import Retriever
 
 GRADIENT = ("head", "adapter")
 METHODS = ("ridge", *GRADIENT)
-
-
-@pytest.fixture(scope="module")
-def encoder_folder(tiny_model: Callable[..., Path]) -> Path:
-    """Of the tiny models the one whose hidden states differ most from text to text, so that it learns."""
-    return tiny_model("llama")
-
-
-@pytest.fixture(scope="module")
-def toy(toy_collection: Path) -> Collection:
-    return learnable(Collection.read(toy_collection))
 
 
 def without_train(collection: Collection) -> Collection:
@@ -61,18 +50,18 @@ QUESTIONS = ("the fan is broken", "who cleans a leaking hose with water", "nothi
 @pytest.mark.filterwarnings("ignore::fedcar.errors.FedcarWarning")
 @pytest.mark.parametrize("options", [{}, {"head": "cosine"}, {"pre_classifier": 8}, {"method": "adapter"}])
 def test_untrained_retriever_equals_hybrid(
-    toy: Collection, encoder_folder: Path, cache: Path, tmp_path: Path, options: dict[str, Any]
+    collection: Collection, encoder: Path, cache: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:
     """For short documents (labels), exactly; the scores are in units of 1 / 20 of a cosine."""
-    retriever = train(without_train(toy), encoder=encoder_folder, cache=cache, **options)
+    retriever = train(without_train(collection), encoder=encoder, cache=cache, **options)
     assert not retriever.evidence.deep
-    expected = 20 * hybrid_search(toy, retriever.encoder, QUESTIONS)
+    expected = 20 * hybrid_search(collection, retriever.encoder, QUESTIONS)
     np.testing.assert_allclose(all_scores(retriever, QUESTIONS), expected, atol=1e-4)
     retriever.save(tmp_path / "retriever")
     for one in (retriever, Retriever.load(tmp_path / "retriever")):
         for row, question in enumerate(QUESTIONS):
             hits = one.search(question, k=6).hits
-            assert [hit.id for hit in hits] == [toy.documents[place].id for place in (-expected[row]).argsort()]
+            assert [hit.id for hit in hits] == [collection.documents[place].id for place in (-expected[row]).argsort()]
             np.testing.assert_allclose([hit.score for hit in hits], -np.sort(-expected[row]), atol=1e-4)
 
 
@@ -84,19 +73,19 @@ def all_scores(retriever: Retriever, questions: Sequence[str]) -> np.ndarray:
     return np.take_along_axis(found, candidates.argsort(axis=1), axis=1)
 
 
-def train_toy(toy: Collection, encoder: Path, cache: Path, method: str = "head", **options: Any) -> Retriever:
-    return train(toy, encoder=encoder, cache=cache, method=method, **{"epochs": 12, **options})
+def train_one(collection: Collection, encoder: Path, cache: Path, method: str = "head", **options: Any) -> Retriever:
+    return train(collection, encoder=encoder, cache=cache, method=method, **{"epochs": 12, **options})
 
 
 @pytest.mark.parametrize("head", ["cosine", "linear"])
 @pytest.mark.parametrize("method", GRADIENT)
 def test_untouched_rows_keep_their_embedding(
-    toy: Collection, encoder_folder: Path, cache: Path, tmp_path: Path, method: str, head: str
+    collection: Collection, encoder: Path, cache: Path, tmp_path: Path, method: str, head: str
 ) -> None:
-    retriever = train_toy(toy, encoder_folder, cache, method, head=head)
+    retriever = train_one(collection, encoder, cache, method, head=head)
     assert retriever.training.method == method, "nothing was trained, so nothing is shown"
-    before = train(without_dev_and_train(toy), encoder=encoder_folder, cache=cache, head=head).head.embeddings
-    rows = {document.id: row for row, document in enumerate(toy.documents)}
+    before = train(without_dev_and_train(collection), encoder=encoder, cache=cache, head=head).head.embeddings
+    rows = {document.id: row for row, document in enumerate(collection.documents)}
     retriever.save(tmp_path / "retriever")
     for one in (retriever, Retriever.load(tmp_path / "retriever")):
         assert torch.equal(one.head.embeddings, before)
@@ -104,15 +93,15 @@ def test_untouched_rows_keep_their_embedding(
         assert torch.equal(after[rows["hose"]], before[rows["hose"]])
         assert all(not torch.equal(after[row], before[row]) for name, row in rows.items() if name != "hose")
         with torch.no_grad():
-            untrained = torch.from_numpy(Encoder.load(encoder_folder).encode(QUESTIONS))
+            untrained = torch.from_numpy(Encoder.load(encoder).encode(QUESTIONS))
             learned = one.head.learned(untrained, untrained)
         assert not learned[:, rows["hose"]].any() and learned.any(0).sum() == 5
 
 
-def test_untouched_rows_keep_their_embedding_under_ridge(toy: Collection, encoder_folder: Path, cache: Path) -> None:
-    retriever = train_toy(toy, encoder_folder, cache, "ridge")
+def test_untouched_rows_keep_their_embedding_under_ridge(collection: Collection, encoder: Path, cache: Path) -> None:
+    retriever = train_one(collection, encoder, cache, "ridge")
     assert retriever.training.method == "ridge", "nothing was trained, so nothing is shown"
-    (row,) = (row for row, document in enumerate(toy.documents) if document.id == "hose")
+    (row,) = (row for row, document in enumerate(collection.documents) if document.id == "hose")
     states = retriever.encoder.encode_states(QUESTIONS)
     learned = retriever.learned(QUESTIONS, states)
     assert not learned[:, row].any() and learned.any((0, 2)).sum() == 5
@@ -123,11 +112,11 @@ def without_dev_and_train(collection: Collection) -> Collection:
 
 
 @pytest.mark.parametrize("variant", ["full", "lowrank:3", "diagonal"])
-def test_folded_equals_adapter(toy: Collection, encoder_folder: Path, cache: Path, variant: str) -> None:
-    retriever = train_toy(toy, encoder_folder, cache, "adapter", adapter=variant)
+def test_folded_equals_adapter(collection: Collection, encoder: Path, cache: Path, variant: str) -> None:
+    retriever = train_one(collection, encoder, cache, "adapter", adapter=variant)
     assert retriever.encoder.adapter is not None
-    questions = [query.text for query in toy.queries.values()]
-    plain = Encoder.load(encoder_folder).encode(questions)
+    questions = [query.text for query in collection.queries.values()]
+    plain = Encoder.load(encoder).encode(questions)
     untrained = torch.from_numpy(plain)
 
     def learned() -> np.ndarray:
@@ -166,10 +155,10 @@ def same(first: Retriever, second: Retriever) -> bool:
     ids=str,
 )  # fmt: skip
 def test_same_seed_same_model(
-    toy: Collection, encoder_folder: Path, cache: Path, tmp_path: Path, options: dict[str, Any]
+    collection: Collection, encoder: Path, cache: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    first = train_toy(toy, encoder_folder, cache, **options)
-    second = train_toy(toy, encoder_folder, tmp_path / "another cache", **options)
+    first = train_one(collection, encoder, cache, **options)
+    second = train_one(collection, encoder, tmp_path / "another cache", **options)
     assert first.training.method == options["method"], "nothing was trained, so nothing is shown"
     assert same(first, second)
     losses = [[record["loss"] for record in one.training.history] for one in (first, second)]
@@ -177,19 +166,19 @@ def test_same_seed_same_model(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_another_seed_another_model(toy: Collection, encoder_folder: Path, cache: Path, method: str) -> None:
+def test_another_seed_another_model(collection: Collection, encoder: Path, cache: Path, method: str) -> None:
     options = {"pre_classifier": 5, "method": method}
-    first, second = (train_toy(toy, encoder_folder, cache, seed=seed, **options) for seed in (0, 1))
+    first, second = (train_one(collection, encoder, cache, seed=seed, **options) for seed in (0, 1))
     assert not same(first, second)
 
 
-def test_the_random_state_of_the_caller_changes_nothing(toy: Collection, encoder_folder: Path, cache: Path) -> None:
+def test_the_random_state_of_the_caller_changes_nothing(collection: Collection, encoder: Path, cache: Path) -> None:
     made = []
     for seed in (1, 2):
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - the state that others may have left
         random.seed(seed)
-        made.append(train_toy(toy, encoder_folder, cache, "adapter", adapter="lowrank:2", pre_classifier=5))
+        made.append(train_one(collection, encoder, cache, "adapter", adapter="lowrank:2", pre_classifier=5))
     assert same(*made)
 
 
@@ -197,11 +186,11 @@ def test_the_random_state_of_the_caller_changes_nothing(toy: Collection, encoder
 
 
 @pytest.fixture(scope="module")
-def saved(toy: Collection, encoder_folder: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(collection: Collection, encoder: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A retriever of every file there can be, with an encoder of its own that a test may change."""
     folder = tmp_path_factory.mktemp("saved")
-    shutil.copytree(encoder_folder, folder / "encoder")
-    retriever = train_toy(toy, folder / "encoder", cache, "adapter", pre_classifier=4)
+    shutil.copytree(encoder, folder / "encoder")
+    retriever = train_one(collection, folder / "encoder", cache, "adapter", pre_classifier=4)
     assert retriever.encoder.adapter is not None
     retriever.save(folder / "retriever")
     return folder
@@ -301,16 +290,16 @@ def shuffled(collection: Collection, seed: int) -> Collection:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_never_below_baselines_on_selection_data(
-    toy: Collection, encoder_folder: Path, cache: Path, method: str, seed: int
+    collection: Collection, encoder: Path, cache: Path, method: str, seed: int
 ) -> None:
-    for collection in (toy, shuffled(toy, seed)):
-        retriever = train(collection, encoder=encoder_folder, cache=cache, method=method, seed=seed, epochs=2)
-        systems = evaluate(retriever, collection, "dev", cache=cache)["systems"]
+    for questions in (collection, shuffled(collection, seed)):
+        retriever = train(questions, encoder=encoder, cache=cache, method=method, seed=seed, epochs=2)
+        systems = evaluate(retriever, questions, "dev", cache=cache)["systems"]
         score = {name: (numbers["all"]["success@1"], numbers["all"]["mrr@10"]) for name, numbers in systems.items()}
         assert score["retriever"] >= max(score[name] for name in ("bm25", "mips", "hybrid")), score
 
 
-def test_what_does_harm_is_not_kept(toy_collection: Path, encoder_folder: Path, cache: Path) -> None:
+def test_what_does_harm_is_not_kept(toy_collection: Path, encoder: Path, cache: Path) -> None:
     """Selection questions that BM25 answers all: training cannot win, and the retriever searches as before."""
     toy = Collection.read(toy_collection)
     judged = dict(toy.judgements)
@@ -319,7 +308,7 @@ def test_what_does_harm_is_not_kept(toy_collection: Path, encoder_folder: Path, 
     collection = shuffled(Collection("easy", toy.documents, toy.queries, judged), 0)
     assert len(collection.judged("dev")) == 6
     for method in METHODS:
-        retriever = train(collection, encoder=encoder_folder, cache=cache, method=method, epochs=2)
+        retriever = train(collection, encoder=encoder, cache=cache, method=method, epochs=2)
         assert retriever.training.method == "none" and retriever.encoder.adapter is None
         assert not retriever.head.active.any() and not retriever.head.rows.any()
 
@@ -330,7 +319,7 @@ def test_the_record_of_a_retriever_is_plain_json(saved: Path) -> None:
     assert record["training"]["questions"] == 20 and len(record["training"]["history"]) == 12
 
 
-def test_judged_queries_are_all_there_is_to_learn_from(toy: Collection) -> None:
+def test_judged_queries_are_all_there_is_to_learn_from(collection: Collection) -> None:
     """What the tests above rest on: five seen documents, one unseen."""
-    judged: Callable[[str], Judged] = toy.judged
-    assert len(judged("train")) == 20 and toy.seen_documents() == {"fan", "pump", "filter", "display", "battery"}
+    judged: Callable[[str], Judged] = collection.judged
+    assert len(judged("train")) == 20 and collection.seen_documents() == {"fan", "pump", "filter", "display", "battery"}

@@ -68,7 +68,7 @@ class Ready:
     rank: Callable[[Sequence[str]], list[list[str]]]
 
 
-class LeftOut(Exception):
+class PeerLeftOut(Exception):
     """Why a peer cannot take part; one line."""
 
 
@@ -106,8 +106,8 @@ def of_bm25s(task: Task, collection: Collection) -> Iterator[Ready]:
     def scores(query: str) -> NDArray[np.float32]:
         (words,) = bm25s.tokenize([query], stopwords="en", show_progress=False, return_ids=False)
         known = [word for word in words if word in index.vocab_dict]
-        found = index.get_scores(known) if known else np.zeros(len(ids))  # the library cannot do without a known word
-        return np.where(empty, -np.inf, found).astype(np.float32)
+        lexical = index.get_scores(known) if known else np.zeros(len(ids))  # the library cannot do without a known word
+        return np.where(empty, -np.inf, lexical).astype(np.float32)
 
     yield Ready("bm25s", lambda texts: [best(scores(text)[None], ids)[0] for text in texts])
 
@@ -138,21 +138,21 @@ class Search:
         self, questions: NDArray[np.float32], texts: Sequence[str], weights: Sequence[float]
     ) -> list[list[list[str]]]:
         """Question vectors (n, d) of unit length -> for each weight the ten best document ids of each question."""
-        found: list[list[list[str]]] = [[] for _ in weights]
+        rankings: list[list[list[str]]] = [[] for _ in weights]
         for start in range(0, len(texts), CHUNK):
             cosines = questions[start : start + CHUNK] @ self.embeddings.T
             cosines[:, self.empty] = -np.inf
             lexical = self.index.relative_scores(texts[start : start + CHUNK]) if any(weights) else cosines
             for place, weight in enumerate(weights):
-                found[place] += best(cosines + np.float32(weight) * lexical if weight else cosines, self.ids)
-        return found
+                rankings[place] += best(cosines + np.float32(weight) * lexical if weight else cosines, self.ids)
+        return rankings
 
     def best_weight(self, dev: Judged, weights: Sequence[float]) -> float:
         """The weight with the most right first documents, of equal ones the first; .2 without dev."""
         if not len(dev):
             return HYBRID_WEIGHTS[0]
         ranked = self.ranked(unit(self.encode(dev.texts)), dev.texts, weights)
-        return weights[int(np.argmax([success(one, dev) for one in ranked]))]
+        return weights[int(np.argmax([success(ranking, dev) for ranking in ranked]))]
 
 
 # ---------------------------------------------------------------- what is trained
@@ -165,7 +165,7 @@ def of_sentence_transformers(task: Task, collection: Collection) -> Iterator[Rea
     texts = {document.id: document.full_text for document in collection.documents}
     pairs = [(question, document) for question, document in pairs if texts[document]]
     if len({document for _, document in pairs}) < 2:
-        raise LeftOut("the training questions have fewer than two documents, and the loss compares documents")
+        raise PeerLeftOut("the training questions have fewer than two documents, and the loss compares documents")
     model = sentence_transformer(task)
     fine_tune(model, [(question, texts[document]) for question, document in pairs], task)
     search = Search(collection, lambda texts: encoded(model, texts))
@@ -266,8 +266,8 @@ def of_setfit(task: Task, collection: Collection) -> Iterator[Ready]:
     encode = model.model_body
 
     def rank(questions: Sequence[str]) -> list[list[str]]:
-        found = model.model_head.predict_proba(encoded(encode, questions))
-        return best(probabilities(model.model_head.classes_, found, ids), ids)
+        shares = model.model_head.predict_proba(encoded(encode, questions))
+        return best(probabilities(model.model_head.classes_, shares, ids), ids)
 
     yield Ready("setfit", rank)
 
@@ -276,7 +276,7 @@ def within_budget(seconds: int) -> Any:  # noqa: ANN401 - a class of an optional
     """A callback that times a few steps and gives up where all would take longer than the budget."""
     from transformers import TrainerCallback
 
-    class Budget(TrainerCallback):
+    class TimeBudget(TrainerCallback):
         start = 0.0
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401
@@ -285,9 +285,9 @@ def within_budget(seconds: int) -> Any:  # noqa: ANN401 - a class of an optional
             elif state.global_step == 1 + STEPS_TIMED:
                 expected = (time.monotonic() - self.start) / STEPS_TIMED * state.max_steps
                 if expected > seconds:
-                    raise LeftOut(f"would train for about {expected:.0f} s; the budget is {seconds} s (--budget)")
+                    raise PeerLeftOut(f"would train for about {expected:.0f} s; the budget is {seconds} s (--budget)")
 
-    return Budget()
+    return TimeBudget()
 
 
 def few_shots(pairs: Sequence[tuple[str, str]], seed: int) -> tuple[list[str], list[str]]:
@@ -312,9 +312,9 @@ def documents_of(collection: Collection) -> tuple[list[str], list[str], NDArray[
 
 def best(scores: NDArray[np.float32], ids: Sequence[str]) -> list[list[str]]:
     """Scores (n, documents) -> the ten best ids of each, without those that score -inf."""
-    found = top_k(scores, DEPTH)
+    highest = top_k(scores, DEPTH)
     return [
-        [ids[place] for place in places if np.isfinite(row[place])] for row, places in zip(scores, found, strict=True)
+        [ids[place] for place in places if np.isfinite(row[place])] for row, places in zip(scores, highest, strict=True)
     ]
 
 
@@ -338,20 +338,20 @@ def classes(task: Task, collection: Collection) -> tuple[Judged, Judged]:
     pairs = positives(training)
     seen = len({document for _, document in pairs})
     if seen < 2:
-        raise LeftOut("the training questions have fewer than two documents, and a classifier tells two apart")
+        raise PeerLeftOut("the training questions have fewer than two documents, and a classifier tells two apart")
     if (each := len(pairs) / seen) < LEAST_QUESTIONS_A_DOCUMENT:
         message = (
             f"is for labels: {each:.1f} training questions a seen document, {LEAST_QUESTIONS_A_DOCUMENT} are needed"
         )
-        raise LeftOut(message)
+        raise PeerLeftOut(message)
     return training, selection
 
 
-def probabilities(known: Sequence[str], found: NDArray[Any], ids: Sequence[str]) -> NDArray[np.float32]:
+def probabilities(known: Sequence[str], shares: NDArray[Any], ids: Sequence[str]) -> NDArray[np.float32]:
     """Probabilities of the known classes (n, classes) -> (n, documents), -inf for a document that is no class."""
     places = {document: place for place, document in enumerate(ids)}
-    scores = np.full((len(found), len(ids)), -np.inf, dtype=np.float32)
-    scores[:, [places[str(name)] for name in known]] = found
+    scores = np.full((len(shares), len(ids)), -np.inf, dtype=np.float32)
+    scores[:, [places[str(name)] for name in known]] = shares
     return scores
 
 
@@ -380,8 +380,8 @@ def sentence_transformer(task: Task) -> SentenceTransformer:
 
 def encoded(model: SentenceTransformer, texts: Sequence[str]) -> NDArray[np.float32]:
     """Embeddings of unit length (n, d)."""
-    found = model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True)
-    return np.asarray(found, dtype=np.float32)
+    vectors = model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True)
+    return np.asarray(vectors, dtype=np.float32)
 
 
 Peer = Callable[[Task, Collection], Iterator[Ready]]

@@ -69,11 +69,8 @@ def bench_encode(folder: str | Path, encoding: Encoding | None = None, report: S
     collection = Collection.read(folder)
     texts = texts_of(collection, questions, paragraphs)
     ours = Encoder.load(encoder)
-    names = list(
-        dict.fromkeys(
-            choice.fastest(ours.model, texts["paragraph"]) if one == "auto" else one for one in encoding.runtimes
-        )
-    )
+    fastest = choice.fastest(ours.model, texts["paragraph"]) if "auto" in encoding.runtimes else ""
+    names = list(dict.fromkeys(fastest if name == "auto" else name for name in encoding.runtimes))
     peer = SentenceTransformer(str(ours.folder), device=str(ours.model.device))
     peer.max_seq_length = ours.model.max_tokens
     encoders = {name: Encoder(ours.model, runtime=name) for name in names}
@@ -81,20 +78,21 @@ def bench_encode(folder: str | Path, encoding: Encoding | None = None, report: S
     right: dict[str, float] = {}
     if encoding.success:
         report.say("success@1 by what each runtime makes of documents and test questions")
-        right = {name: success_of(one, collection) for name, one in {EXACT: ours, **encoders}.items()}
+        compared = {EXACT: ours, **encoders}
+        right = {name: success_of(candidate, collection) for name, candidate in compared.items()}
     for kind, chosen in texts.items():
         report.say(f"{kind}: {len(chosen)} texts, {runs} runs of {', '.join(names)} and {PEER}")
         exact = unit(ours.encode(chosen))
         jobs: dict[str, Callable[[], object]] = {PEER: partial(peer.encode, list(chosen))}
-        jobs |= {name: partial(one.encode, chosen) for name, one in encoders.items()}
+        jobs |= {name: partial(candidate.encode, chosen) for name, candidate in encoders.items()}
         seconds, ratios = in_turns(jobs, runs, CLOCKS[encoding.clock])
         work = flop(ours, chosen)
-        for name, one in encoders.items():
-            found = row(
+        for name, candidate in encoders.items():
+            measured = row(
                 f"{kind}, {name}", len(chosen) / seconds[name], len(chosen) / seconds[PEER], PEER, "score", runs
             )
-            rows.append({**found, "unit": "texts/s", "ratio": round(ratios[name], 4)})
-            cosine = float(np.einsum("nd,nd->n", unit(one.encode(chosen)), exact).mean())
+            rows.append({**measured, "unit": "texts/s", "ratio": round(ratios[name], 4)})
+            cosine = float(np.einsum("nd,nd->n", unit(candidate.encode(chosen)), exact).mean())
             reached, peak = work / seconds[name], peak_flops("bf16" in name, CLOCKS[encoding.clock])
             details.append(
                 {
@@ -117,10 +115,11 @@ def bench_encode(folder: str | Path, encoding: Encoding | None = None, report: S
 
 def success_of(encoder: Encoder, collection: Collection) -> float:
     """Success@1 on the fresh test questions by cosine alone."""
-    asked, documents = fresh_questions(collection), [one for one in collection.documents if one.full_text]
+    asked = fresh_questions(collection)
+    documents = [document for document in collection.documents if document.full_text]
     if not len(asked):
         raise FedcarError(f"{collection.name}: no judged query in the split test, so there is no success to measure")
-    rows = unit(encoder.encode([one.full_text for one in documents]))
+    rows = unit(encoder.encode([document.full_text for document in documents]))
     best = (unit(encoder.encode(asked.texts)) @ rows.T).argmax(axis=1)
     return float(
         np.mean([judged.get(documents[row].id, 0) > 0 for row, judged in zip(best, asked.relevant, strict=True)])
@@ -158,18 +157,17 @@ def in_turns(
             job()
             seconds[name].append(clock() - start)
     ratios = {
-        name: median(peer / own for peer, own in zip(seconds[first], found, strict=True))
-        for name, found in seconds.items()
+        name: median(peer / mine for peer, mine in zip(seconds[first], times, strict=True))
+        for name, times in seconds.items()
     }
-    return {name: median(found) for name, found in seconds.items()}, ratios
+    return {name: median(times) for name, times in seconds.items()}, ratios
 
 
 def flop(encoder: Encoder, texts: Sequence[str]) -> float:
     """Multiplications and additions of one pass: 2 for each weight of the blocks and token, and the attention."""
-    weights = (
-        sum(one.numel() for one in encoder.model.transformer.parameters()) - encoder.model.embedding.weight.numel()
-    )
-    blocks = int(encoder.model.model_config.num_hidden_layers)
+    model = encoder.model
+    weights = sum(parameter.numel() for parameter in model.transformer.parameters()) - model.embedding.weight.numel()
+    blocks = int(model.model_config.num_hidden_layers)
     lengths = np.array([len(ids) for ids in encoder.tokenize(texts)], dtype=np.float64)
     return float((2 * weights * lengths + 4 * blocks * encoder.dimension * lengths**2).sum())
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from fedcar.bench.contestants import BUDGET_SECONDS, LeftOut, Task
-from fedcar.bench.one_contestant import MODULES, Outcome, fresh_questions, limited
+from fedcar.bench.contestants import BUDGET_SECONDS, PeerLeftOut, Task
+from fedcar.bench.one_contestant import MODULES, Measurement, fresh_questions, limited
 from fedcar.collection.collection import Collection
 from fedcar.common.measure import processor
 from fedcar.common.progress import Silent
@@ -79,7 +79,7 @@ def bench_train(
         {"limit": asked_for.limit, "budget": asked_for.budget},
     )
     task = Task("fedcar", str(Path(folder).resolve()), str(model), pooling, **limits)
-    measured: dict[str, list[Outcome]] = {}
+    measured: dict[str, list[Measurement]] = {}
     left_out: dict[str, str] = {}
     device: str | None = None
     for run in range(runs):
@@ -90,9 +90,9 @@ def bench_train(
             try:
                 check_installed(job.peer)
                 report.say(f"{name}: run {run + 1} of {runs}")
-                outcomes, found = in_its_own_process(job)
-                device = device or found
-            except LeftOut as reason:
+                outcomes, used = in_its_own_process(job)
+                device = device or used
+            except PeerLeftOut as reason:
                 if job.peer == "fedcar":
                     raise FedcarError(f"fedcar cannot be measured: {reason}") from reason
                 left_out[name] = str(reason)
@@ -137,7 +137,7 @@ def jobs(task: Task, against: Sequence[str], epochs: Sequence[int]) -> list[Task
     """Fedcar first, then each peer once; sentence-transformers once for each number of epochs."""
     peers = [peer for peer in TRAIN_PEERS if peer in against]
     trainings = {peer: tuple(dict.fromkeys(epochs)) if peer == MAIN_PEER else (1,) for peer in peers}
-    return [task, *(replace(task, peer=peer, epochs=one) for peer in peers for one in trainings[peer])]
+    return [task, *(replace(task, peer=peer, epochs=number) for peer in peers for number in trainings[peer])]
 
 
 def job_name(job: Task) -> str:
@@ -150,10 +150,10 @@ def check_installed(peer: str) -> None:
     """Say what to install where a package of the peer is missing."""
     packages = dict.fromkeys(module.partition(".")[0] for module in MODULES[peer])
     if missing := [package for package in packages if find_spec(package) is None]:
-        raise LeftOut(f"{missing[0]} is not installed; pip install '{INSTALL[peer]}'")
+        raise PeerLeftOut(f"{missing[0]} is not installed; pip install '{INSTALL[peer]}'")
 
 
-def in_its_own_process(job: Task) -> tuple[list[Outcome], str | None]:
+def in_its_own_process(job: Task) -> tuple[list[Measurement], str | None]:
     """The job's outcomes and the device it found, from a fresh interpreter, so that its memory is its own.
 
     It works in an empty folder, which keeps what libraries write there out of the user's and the user's modules out of
@@ -169,11 +169,11 @@ def in_its_own_process(job: Task) -> tuple[list[Outcome], str | None]:
             lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
             last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
             killed = "was killed, perhaps for want of memory" if ended.returncode < 0 else "ended early"
-            raise LeftOut(f"{killed} (exit code {ended.returncode}): {last[:200]}")
-        found = json.loads(result.read_text(encoding="utf-8"))
-    if "left_out" in found:
-        raise LeftOut(found["left_out"])
-    return [Outcome(**outcome) for outcome in found["outcomes"]], found["device"]
+            raise PeerLeftOut(f"{killed} (exit code {ended.returncode}): {last[:200]}")
+        answer = json.loads(result.read_text(encoding="utf-8"))
+    if "left_out" in answer:
+        raise PeerLeftOut(answer["left_out"])
+    return [Measurement(**outcome) for outcome in answer["outcomes"]], answer["device"]
 
 
 def environment(folder: str) -> dict[str, str]:
@@ -184,18 +184,20 @@ def environment(folder: str) -> dict[str, str]:
     return {**os.environ, **quiet, "HF_DATASETS_CACHE": folder, "XDG_CACHE_HOME": folder, "PYTHONPATH": paths}
 
 
-def middle(outcomes: Sequence[Outcome]) -> Outcome:
+def middle(outcomes: Sequence[Measurement]) -> Measurement:
     """Each figure's median."""
     first = outcomes[0]
     quality = {
-        part: values and {name: median((one.quality[part] or values)[name] for one in outcomes) for name in values}
+        part: values and {name: median((each.quality[part] or values)[name] for each in outcomes) for name in values}
         for part, values in first.quality.items()
     }
-    memory = [one.memory_mb for one in outcomes if one.memory_mb is not None]
-    return Outcome(first.name, quality, median(one.seconds for one in outcomes), median(memory) if memory else None)
+    memory = [each.memory_mb for each in outcomes if each.memory_mb is not None]
+    return Measurement(
+        first.name, quality, median(each.seconds for each in outcomes), median(memory) if memory else None
+    )
 
 
-def compared(ours: Outcome, theirs: Iterable[Outcome], runs: int) -> list[dict[str, Any]]:
+def compared(ours: Measurement, theirs: Iterable[Measurement], runs: int) -> list[dict[str, Any]]:
     """A row for each figure of each peer."""
     rows = []
     for peer in theirs:
@@ -226,7 +228,8 @@ def row(what: str, ours: float, peer: float, peer_name: str, unit: str, runs: in
 
 def speedup(rows: Iterable[dict[str, Any]]) -> float | None:
     """The smallest ratio over the rows of the main peer; None where it did not take part."""
-    ratios = [one["ratio"] for one in rows if one["peer_name"].startswith(MAIN_PEER) and one["ratio"] is not None]
+    of_main_peer = [measured["ratio"] for measured in rows if measured["peer_name"].startswith(MAIN_PEER)]
+    ratios = [ratio for ratio in of_main_peer if ratio is not None]
     return min(ratios, default=None)
 
 

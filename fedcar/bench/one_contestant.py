@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from fedcar.bench.contestants import PEERS, LeftOut, Task
+from fedcar.bench.contestants import PEERS, PeerLeftOut, Task
 from fedcar.collection.collection import Collection, Judged
 from fedcar.common.measure import peak_memory_mb
 from fedcar.errors import FedcarError
@@ -35,7 +35,7 @@ MODULES = {
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Measurement:
     """What one system reached: quality is {part: {measure: value} or None}; None where memory cannot be told."""
 
     name: str
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> None:
     try:
         outcomes = compete(Task(**json.loads(task_file.read_text(encoding="utf-8"))))
         result: dict[str, Any] = {"outcomes": [asdict(outcome) for outcome in outcomes], "device": device()}
-    except (LeftOut, FedcarError) as reason:
+    except (PeerLeftOut, FedcarError) as reason:
         result = {"left_out": str(reason)}
     except Exception as error:  # whatever a peer raises, the others go on
         traceback.print_exc()
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> None:
     result_file.write_text(json.dumps(result), encoding="utf-8")
 
 
-def compete(task: Task) -> list[Outcome]:
+def compete(task: Task) -> list[Measurement]:
     """Train the peer on the collection and measure it on the test split.
 
     The seconds begin when all is imported, before the encoder is read, and end when the system can answer; so does the
@@ -76,7 +76,7 @@ def compete(task: Task) -> list[Outcome]:
     ]
     asked = fresh_questions(collection)
     return [
-        Outcome(ready.name, quality(ready.rank(asked.texts), asked, collection.seen_documents()), seconds, memory)
+        Measurement(ready.name, quality(ready.rank(asked.texts), asked, collection.seen_documents()), seconds, memory)
         for ready, seconds, memory in made
     ]
 
@@ -86,8 +86,8 @@ def limited(collection: Collection, limit: int) -> Collection:
     asked = [query.id for query in collection.judged("train").queries]
     if not limit or len(asked) <= limit:
         return collection
-    kept = set(np.random.default_rng(0).choice(asked, limit, replace=False).tolist())
-    training = {query: scores for query, scores in collection.judgements["train"].items() if query in kept}
+    chosen = set(np.random.default_rng(0).choice(asked, limit, replace=False).tolist())
+    training = {query: scores for query, scores in collection.judgements["train"].items() if query in chosen}
     return replace(collection, judgements={**collection.judgements, "train": training})
 
 
@@ -101,7 +101,7 @@ def fresh_questions(collection: Collection) -> Judged:
 def quality(ranking: list[list[str]], asked: Judged, seen: frozenset[str]) -> dict[str, dict[str, float] | None]:
     """The measures over all test queries, over those on seen and over those on unseen documents."""
     values = metrics.per_query(ranking, asked.relevant)
-    answers = [{one for one, score in judged.items() if score > 0} for judged in asked.relevant]
+    answers = [{document_id for document_id, score in judged.items() if score > 0} for judged in asked.relevant]
     on_seen = np.array([not seen.isdisjoint(documents) for documents in answers], dtype=bool)
     parts = {"all": np.ones(len(on_seen), dtype=bool), "seen": on_seen, "unseen": ~on_seen}
     return {name: metrics.mean(values, rows) for name, rows in parts.items()}

@@ -58,8 +58,8 @@ def bench_search(
     flat.add(vectors)
 
     def exact(questions: NDArray[np.float32]) -> NDArray[np.int64]:
-        found: NDArray[np.int64] = flat.search(questions, K)[1]
-        return found
+        places: NDArray[np.int64] = flat.search(questions, K)[1]
+        return places
 
     searches: dict[str, tuple[Search, float]] = {}
     for kind in KINDS:
@@ -76,7 +76,7 @@ def bench_search(
             searches[name] = (lambda asked, of=mapped: index.search(asked, of, K)[1]), share  # type: ignore[misc]
         measured, searched = compared(searches, exact, questions, runs, CLOCKS[clock], report)
     about = {**machine(), "clock": clock, "rows": len(vectors), "made_up": cache is None, "searched": searched}
-    return {"machine": about, "rows": measured, "speedup": min(one["ratio"] for one in measured[:1])}
+    return {"machine": about, "rows": measured, "speedup": min(measure["ratio"] for measure in measured[:1])}
 
 
 def compared(
@@ -91,13 +91,13 @@ def compared(
     wanted, measured, searched = exact(questions), [], []
     peer_batched = batched(exact, questions, clock)
     for name, (search, memory) in searches.items():
-        found = search(questions)
-        recall = np.mean([len({*ours} & {*best}) / K for ours, best in zip(found, wanted, strict=True)])
+        answers = search(questions)
+        recall = np.mean([len({*ours} & {*best}) / K for ours, best in zip(answers, wanted, strict=True)])
         ours, peer, ratio = single(search, exact, questions, runs, clock)
-        for what, place in (("p50", 50), ("p99", 99)):
+        for quantile, place in (("p50", 50), ("p99", 99)):
             mine, theirs = (round(float(np.percentile(times, place)), 4) for times in (ours, peer))
-            one = row(f"{name}, {what}", mine, theirs, PEER, "ms", runs)
-            measured.append({**one, "ratio": round(ratio, 4)} if what == "p50" else one)
+            timed = row(f"{name}, {quantile}", mine, theirs, PEER, "ms", runs)
+            measured.append({**timed, "ratio": round(ratio, 4)} if quantile == "p50" else timed)
         together = batched(search, questions, clock)
         measured.append(row(f"{name}, one of {QUESTIONS}", together, peer_batched, PEER, "ms", 1))
         searched.append({"what": name, "recall@10": round(float(recall), 4), "memory": round(memory, 3)})
@@ -119,11 +119,11 @@ def single(
     """Milliseconds of single questions, ours and the peer's in turns, and the median of their ratios."""
     times: tuple[list[float], list[float]] = ([], [])
     for run in range(runs + 1):
-        for found, one in zip(times, (search, peer), strict=True):
+        for milliseconds, ask in zip(times, (search, peer), strict=True):
             start = clock()
-            one(questions[run % len(questions)][None])
+            ask(questions[run % len(questions)][None])
             if run:  # the first is to warm up
-                found.append((clock() - start) * 1e3)
+                milliseconds.append((clock() - start) * 1e3)
     return *times, median(theirs / ours for ours, theirs in zip(*times, strict=True))
 
 
@@ -152,5 +152,5 @@ def stored(cache: Path) -> NDArray[np.float32]:
     parts = [np.zeros((0, DIMENSION), np.float32)]
     for file in sorted(cache.glob(f"*-{DIMENSION}-*-6/states.bin")):
         parts.append(np.memmap(file, record, "r", shape=(file.stat().st_size // record.itemsize,))["pooled"])
-    found = np.unique(np.concatenate(parts), axis=0)
-    return unit(found[np.random.default_rng(0).permutation(len(found))])
+    vectors = np.unique(np.concatenate(parts), axis=0)
+    return unit(vectors[np.random.default_rng(0).permutation(len(vectors))])

@@ -96,13 +96,13 @@ def bench_step(folder: str | Path, steps: Steps | None = None, report: Silent | 
         for precision in ("float32", "bfloat16") if multiplies_bfloat16() else ("float32",):
             jobs[f"adapter, {kind}, {precision}"] = FORWARD, adapter_jobs(encoder, chosen, precision == "bfloat16")
     rows = []
-    for name, (peer, one) in jobs.items():
+    for name, (peer, job) in jobs.items():
         report.say(f"{name}: {runs} runs")
-        seconds, ratios = in_turns(one, runs, CLOCKS[steps.clock])
-        found = row(name, seconds["ours"], seconds["peer"], peer, "s", runs)
-        rows.append({**found, "ratio": round(ratios["ours"], 4)})
+        seconds, ratios = in_turns(job, runs, CLOCKS[steps.clock])
+        measured = row(name, seconds["ours"], seconds["peer"], peer, "s", runs)
+        rows.append({**measured, "ratio": round(ratios["ours"], 4)})
     if steps.memory:
-        rows += memory_rows(Update("", str(model.folder), texts["paragraph"]), runs, report)
+        rows += memory_rows(UpdateTask("", str(model.folder), texts["paragraph"]), runs, report)
     about = {**machine(), "clock": steps.clock, "device": str(model.model.device), "encoder": str(encoder)}
     return {"machine": about, "rows": rows, "speedup": None}
 
@@ -114,7 +114,7 @@ def made_up(encoder: Encoder, documents: int, questions: int) -> tuple[Retriever
     """So many labels, and questions with random states: what a step takes does not depend on the numbers."""
     generator, ids = np.random.default_rng(0), [str(row) for row in range(documents)]
     with tempfile.TemporaryDirectory(prefix="fedcar-bench-") as cache:
-        retriever = Retriever.untrained([Document(one, one) for one in ids], encoder, FeatureCache(Path(cache)))
+        retriever = Retriever.untrained([Document(name, name) for name in ids], encoder, FeatureCache(Path(cache)))
     states = np.empty(questions, dtype=encoder.model.state_type)
     for name in ("pooled", "layers"):
         states[name] = generator.standard_normal(states[name].shape, dtype=np.float32)
@@ -154,8 +154,8 @@ def ridge_jobs(retriever: Retriever, training: Questions) -> Jobs:
     of_hidden, of_layers = fixed.frequencies
 
     def ridge() -> None:
-        found = fixed(states)
-        solve(Statistics.of(found, targets)).left_out(found, targets).predict(everyone)
+        features = fixed(states)
+        solve(Statistics.of(features, targets)).left_out(features, targets).predict(everyone)
 
     def products() -> None:
         hidden @ of_hidden.T
@@ -197,7 +197,7 @@ def adapter_jobs(name: str | Path, texts: Sequence[str], half: bool = False) -> 
 
 
 @dataclass(frozen=True)
-class Update:
+class UpdateTask:
     """What one process does: `who` updates what it trains on these texts, on the encoder in this folder."""
 
     who: str
@@ -214,29 +214,29 @@ class Held:
     seconds: float
 
 
-def memory_rows(update: Update, runs: int, report: Silent) -> list[dict[str, Any]]:
+def memory_rows(update: UpdateTask, runs: int, report: Silent) -> list[dict[str, Any]]:
     """The adapter as it is trained here beside full fine-tuning, LoRA, and itself with gradient checkpointing."""
     peers = [FULL, LORA] if find_spec("peft") else [FULL]
     wanted = ["adapter", "adapter, checkpointing", *peers]
-    found: dict[str, list[Held]] = {name: [] for name in wanted}
+    measured: dict[str, list[Held]] = {name: [] for name in wanted}
     for run in range(runs):
         for name in wanted:
             report.say(f"memory of {name}: run {run + 1} of {runs}")
-            found[name].append(in_its_own_process(replace(update, who=name)))
+            measured[name].append(in_its_own_process(replace(update, who=name)))
     middle = {
         name: Held(*(median(getattr(one, part) for one in held) for part in ("peak_mb", "beyond_mb", "seconds")))
-        for name, held in found.items()
+        for name, held in measured.items()
     }
     rows = []
     for ours, peer in [*(("adapter", peer) for peer in peers), ("adapter, checkpointing", "adapter")]:
-        one, other = middle[ours], middle[peer]
-        rows.append(row(f"{ours}: peak memory", one.peak_mb, other.peak_mb, peer, "MB", runs))
-        rows.append(row(f"{ours}: beyond the encoder", one.beyond_mb, other.beyond_mb, peer, "MB", runs))
-        rows.append(row(f"{ours}: an update", one.seconds, other.seconds, peer, "s", runs))
+        mine, theirs = middle[ours], middle[peer]
+        rows.append(row(f"{ours}: peak memory", mine.peak_mb, theirs.peak_mb, peer, "MB", runs))
+        rows.append(row(f"{ours}: beyond the encoder", mine.beyond_mb, theirs.beyond_mb, peer, "MB", runs))
+        rows.append(row(f"{ours}: an update", mine.seconds, theirs.seconds, peer, "s", runs))
     return rows
 
 
-def in_its_own_process(update: Update) -> Held:
+def in_its_own_process(update: UpdateTask) -> Held:
     with tempfile.TemporaryDirectory(prefix="fedcar-bench-") as folder:
         task = Path(folder) / "task.json"
         task.write_text(json.dumps(vars(update)), encoding="utf-8")
@@ -248,7 +248,7 @@ def in_its_own_process(update: Update) -> Held:
     return Held(**json.loads(ended.stdout.splitlines()[-1]))
 
 
-def held(update: Update) -> Held:
+def held(update: UpdateTask) -> Held:
     """Do the updates in this process."""
     encoder = Encoder.load(update.encoder)
     token_ids = encoder.tokenize(update.texts)
@@ -303,4 +303,4 @@ def _resident_mb() -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(vars(held(Update(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))))))  # noqa: T201
+    print(json.dumps(vars(held(UpdateTask(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))))))  # noqa: T201

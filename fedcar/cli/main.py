@@ -16,7 +16,7 @@ from fedcar.errors import FedcarError, FedcarWarning
 from fedcar.privacy.errors import PrivacyError
 from fedcar.version import __version__
 
-TRAINING_MODULES = ("torch", "transformers", "huggingface_hub", "tokenizers")
+TRAINING_MODULES = ("torch", "transformers", "huggingface_hub", "tokenizers", "filelock", "httpx")
 
 
 def main() -> None:

@@ -132,7 +132,7 @@ def extra() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in ("flwr", "cryptography", "uvicorn", "starlette", "httpx"):
+        if (error.name or "").split(".")[0] not in ("flwr", "cryptography", "uvicorn", "starlette"):
             raise
         raise FedcarError(
             f'{error.name} is missing: the real federation needs pip install "fedcar[federation]" and Python 3.11'

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from fedcar.cli.options import FOLDER, as_json, cache_option, encoder_option, seed_option, together
 from fedcar.errors import FedcarError
 from fedcar.privacy.errors import PrivacyError
-
-if TYPE_CHECKING:
-    pass
 
 with_budget = together(
     click.option("--epsilon", default=1.0, show_default=True), click.option("--delta", default=1e-5, show_default=True)

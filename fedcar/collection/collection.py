@@ -102,14 +102,14 @@ class Collection:
         _check_folder(folder)
         documents = read_documents(folder / "corpus.jsonl")
         queries_file = folder / "queries.jsonl"
-        asked = _read_queries(queries_file, leave_out_ambiguous) if is_there(queries_file) else _Asked({}, {}, 0)
+        asked = _read_queries(queries_file, leave_out_ambiguous) if is_there(queries_file) else _QueryLines({}, {}, 0)
         left_out = dict.fromkeys(asked.ambiguous, 0)
         document_ids = {document.id for document in documents}
         judgements = {}
         for split in SPLITS:
             path = folder / "qrels" / f"{split}.tsv"
-            if is_there(path) and (found := _read_judgements(path, asked.queries, document_ids, left_out)):
-                judgements[split] = found
+            if is_there(path) and (judged := _read_judgements(path, asked.queries, document_ids, left_out)):
+                judgements[split] = judged
         collection = cls(folder.resolve().name, documents, asked.queries, judgements)
         repeated = _repeat_remarks(asked, left_out, queries_file)
         for message in (*windows_remarks(folder, FILES), *repeated, *_remarks(collection, folder, part)):
@@ -121,7 +121,7 @@ class Collection:
         check_free(Path(folder))
         for identifier in (*(document.id for document in self.documents), *self.queries):
             check_identifier(identifier, f"collection {quoted(self.name)}")
-        target = Path(folder).resolve()
+        target = Path(folder).resolve()  # not by `new_folder`: this folder and common/ import nothing of each other
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
         try:
             (temporary / "qrels").mkdir(parents=True)
@@ -154,7 +154,7 @@ class Collection:
     def seen_documents(self) -> frozenset[str]:
         """Return the ids of the documents with a training judgement of score 1 or more."""
         scores = self.judgements.get("train", {}).values()
-        return frozenset(document_id for one in scores for document_id, score in one.items() if score)
+        return frozenset(document_id for by_document in scores for document_id, score in by_document.items() if score)
 
     def trained_on(self, split: str) -> set[str]:
         """Return the ids of the queries of the split, judged or unanswerable, whose normalised text stands in train."""
@@ -227,7 +227,7 @@ def check_free(folder: Path) -> None:
         raise FedcarError(f"{folder}: exists and is not an empty folder; give one that does not exist")
 
 
-class _Asked(NamedTuple):
+class _QueryLines(NamedTuple):
     """The queries by id, how many lines each ambiguous id has, and how many lines repeat an earlier one."""
 
     queries: dict[str, Query]
@@ -235,11 +235,11 @@ class _Asked(NamedTuple):
     repeats: int
 
 
-def _read_queries(path: Path, leave_out_ambiguous: bool) -> _Asked:
-    found: dict[str, list[Query]] = {}
+def _read_queries(path: Path, leave_out_ambiguous: bool) -> _QueryLines:
+    by_id: dict[str, list[Query]] = {}
     for where, record in json_objects(path):
         query_id = record_identifier(record, where)
-        if query_id in found and not leave_out_ambiguous:
+        if query_id in by_id and not leave_out_ambiguous:
             raise FedcarError(
                 f'{where}: "_id" {quoted(query_id)} is taken by an earlier line; make it unique, or leave such queries '
                 f"out: fedcar import {path.parent} --out NEW"
@@ -248,11 +248,11 @@ def _read_queries(path: Path, leave_out_ambiguous: bool) -> _Asked:
         if not text.strip():
             raise FedcarError(f'{where}: empty query; write its "text" or remove the line')
         query = _query(query_id, text, record_metadata(record, where), where)
-        found.setdefault(query_id, []).append(query)
-    ambiguous = {query_id: len(same) for query_id, same in found.items() if any(one != same[0] for one in same)}
-    queries = {query_id: same[0] for query_id, same in found.items() if query_id not in ambiguous}
-    repeats = sum(len(found[query_id]) - 1 for query_id in queries)
-    return _Asked(queries, ambiguous, repeats)
+        by_id.setdefault(query_id, []).append(query)
+    ambiguous = {query_id: len(same) for query_id, same in by_id.items() if any(query != same[0] for query in same)}
+    queries = {query_id: same[0] for query_id, same in by_id.items() if query_id not in ambiguous}
+    repeats = sum(len(by_id[query_id]) - 1 for query_id in queries)
+    return _QueryLines(queries, ambiguous, repeats)
 
 
 def _query(query_id: str, text: str, metadata: dict[str, Any], where: str) -> Query:
@@ -334,7 +334,7 @@ def _check_judgement(
         )
 
 
-def _repeat_remarks(asked: _Asked, left_out: Mapping[str, int], path: Path) -> Iterator[str]:
+def _repeat_remarks(asked: _QueryLines, left_out: Mapping[str, int], path: Path) -> Iterator[str]:
     if asked.ambiguous or asked.repeats:
         queries, judgements = sum(asked.ambiguous.values()), sum(left_out.values())
         yield (

@@ -50,14 +50,14 @@ class _Table:
     columns: tuple[str, ...]
     rows: Sequence[_Row]
 
-    def column(self, what: str, names: Sequence[str], given: str | None = None) -> str:
+    def column(self, role: str, names: Sequence[str], given: str | None = None) -> str:
         """Return the column given or the one with the best-known name; refuse where there is none."""
-        found = given if given in self.columns else None if given else self.guess(names)
-        if found is None:
+        chosen = given if given in self.columns else None if given else self.guess(names)
+        if chosen is None:
             there = quoted(", ".join(self.columns), 300)
-            wanted = f"no column {quoted(given)}" if given else f"no column for the {what} ({', '.join(names)})"
+            wanted = f"no column {quoted(given)}" if given else f"no column for the {role} ({', '.join(names)})"
             raise FedcarError(f"{self.path}:1: {wanted}; the columns are {there}: name one of them, or rename it")
-        return found
+        return chosen
 
     def guess(self, names: Sequence[str], besides: Sequence[str] = ()) -> str | None:
         """Return the column with the first of these names that is there, whatever its case, blanks and hyphens."""
@@ -65,7 +65,7 @@ class _Table:
         return next((simple[name] for name in names if name in simple and simple[name] not in besides), None)
 
 
-class _Asked(NamedTuple):
+class _QuestionRow(NamedTuple):
     """One row of a table of questions; `document` is None where the question is unanswerable."""
 
     where: str
@@ -76,7 +76,7 @@ class _Asked(NamedTuple):
     document: str | None
 
 
-class _Questions(NamedTuple):
+class _JudgedQuestions(NamedTuple):
     queries: dict[str, Query]
     judgements: dict[str, dict[str, dict[str, int]]]
 
@@ -141,7 +141,7 @@ def _import_table(
         return Collection(table.path.stem, tuple(_table_documents(table, text)), {}, {})
     label = table.column("label", label_names, label_column)
     asked = list(_asked(table, text, label))
-    labels = sorted({one.document for one in asked if one.document is not None})
+    labels = sorted({row.document for row in asked if row.document is not None})
     if not labels:
         raise FedcarError(f"{table.path}:1: no label in column {quoted(label)}; give another column")
     documents = tuple(Document(label, "", label.replace("_", " ")) for label in labels)
@@ -155,11 +155,13 @@ def _with_queries(collection: Collection, path: Path, seed: int) -> Collection:
     table = _read_table(path)
     text = table.column("question", QUESTION_NAMES)
     document = table.column("document id", QUESTION_DOCUMENT_NAMES)
-    known = {one.id for one in collection.documents}
+    known = {document.id for document in collection.documents}
     asked = list(_asked(table, text, document))
-    for one in asked:
-        if one.document is not None and one.document not in known:
-            raise FedcarError(f"{one.where}: document {quoted(one.document)} is not there; add it or correct the id")
+    for question in asked:
+        if question.document is not None and question.document not in known:
+            raise FedcarError(
+                f"{question.where}: document {quoted(question.document)} is not there; add it or correct the id"
+            )
     questions = _questions(asked, seed)
     return replace(collection, queries=questions.queries, judgements=questions.judgements)
 
@@ -208,8 +210,8 @@ def _table_documents(table: _Table, text: str) -> Iterator[Document]:
             raise FedcarError(f"{row.where}: id {quoted(document_id)} is taken by an earlier row; make it unique")
         taken.add(document_id)
         used = (identifier, title, text, "metadata")
-        own = row.values.get("metadata")
-        metadata = dict(own) if isinstance(own, dict) else {}
+        given = row.values.get("metadata")
+        metadata = dict(given) if isinstance(given, dict) else {}
         metadata |= {key: value for key, value in row.values.items() if key not in used and _is_plain(value)}
         yield Document(document_id, _text(row, title), _text(row, text), metadata)
 
@@ -218,7 +220,7 @@ def _is_plain(value: object) -> bool:
     return isinstance(value, str | int) and value != "" or isinstance(value, float) and math.isfinite(value)
 
 
-def _asked(table: _Table, text: str, document: str) -> Iterator[_Asked]:
+def _asked(table: _Table, text: str, document: str) -> Iterator[_QuestionRow]:
     identifier = table.guess(QUESTION_IDENTIFIER_NAMES, (text, document))
     client, split, answerable = (table.guess((name,)) for name in ("client", "split", "answerable"))
     for row in table.rows:
@@ -235,7 +237,7 @@ def _asked(table: _Table, text: str, document: str) -> Iterator[_Asked]:
             )
         if not truth and document_id:
             raise FedcarError(f"{row.where}: answerable is false, yet column {quoted(document)} is filled; drop one")
-        yield _Asked(
+        yield _QuestionRow(
             row.where,
             check_identifier(_text(row, identifier), row.where) if identifier else "",
             question,
@@ -245,10 +247,10 @@ def _asked(table: _Table, text: str, document: str) -> Iterator[_Asked]:
         )
 
 
-def _questions(asked: Sequence[_Asked], seed: int) -> _Questions:
-    groups: dict[str, list[_Asked]] = {}
-    for one in asked:
-        groups.setdefault(normalised(one.text), []).append(one)
+def _questions(asked: Sequence[_QuestionRow], seed: int) -> _JudgedQuestions:
+    groups: dict[str, list[_QuestionRow]] = {}
+    for question in asked:
+        groups.setdefault(normalised(question.text), []).append(question)
     splits = _seeded_splits(list(groups), seed)
     queries: dict[str, Query] = {}
     judgements: dict[str, dict[str, dict[str, int]]] = {split: {} for split in SPLITS}
@@ -257,14 +259,16 @@ def _questions(asked: Sequence[_Asked], seed: int) -> _Questions:
         query_id, answerable = first.id or f"q{number}", first.document is not None
         if query_id in queries:
             raise FedcarError(f"{first.where}: id {quoted(query_id)} has another text in an earlier row; change one")
-        for one in group:
-            if (one.document is not None) != answerable:
-                raise FedcarError(f"{one.where}: same text as {first.where}, but only one is answerable; correct one")
-            if one.document is not None:
-                judgements[one.split or splits[key]].setdefault(query_id, {})[one.document] = 1
+        for question in group:
+            if (question.document is not None) != answerable:
+                raise FedcarError(
+                    f"{question.where}: same text as {first.where}, but only one is answerable; correct one"
+                )
+            if question.document is not None:
+                judgements[question.split or splits[key]].setdefault(query_id, {})[question.document] = 1
         split = None if answerable else first.split or splits[key]
         queries[query_id] = Query(query_id, first.text, first.client, answerable, split)
-    return _Questions(queries, {split: found for split, found in judgements.items() if found})
+    return _JudgedQuestions(queries, {split: judged for split, judged in judgements.items() if judged})
 
 
 def _seeded_splits(texts: Sequence[str], seed: int) -> dict[str, str]:
@@ -348,7 +352,7 @@ def _delimiter(path: Path) -> str:
     """Return comma, semicolon or tab: the one that cuts the header into the most columns."""
     header = next((line for _, line in text_lines(path) if line.strip()), "")
     delimiters = ",;\t" if path.suffix.lower() == ".csv" else "\t,;"
-    return max(delimiters, key=lambda one: len(next(csv.reader([header], delimiter=one), [])))
+    return max(delimiters, key=lambda delimiter: len(next(csv.reader([header], delimiter=delimiter), [])))
 
 
 def _checked_header(cells: Sequence[str], where: str) -> list[str]:

@@ -53,26 +53,26 @@ def pseudo_queries(
     At most 20,000 texts in all, at least one a document. A text that several documents have tells none of them apart
     and is left out. What is chosen of a document depends on the seed, its id and how many a document gets.
     """
-    found = {document.id: _own_texts(document) for document in documents}
-    owners = Counter(key for own in found.values() for key in own)
+    texts_of = {document.id: _own_texts(document) for document in documents}
+    owners = Counter(key for texts in texts_of.values() for key in texts)
     most = max(1, min(most_per_document, MOST_TEXTS // max(1, len(documents))))
     pairs: list[tuple[str, str]] = []
     for document in documents:
-        own = [text for key, text in found[document.id].items() if owners[key] == 1]
-        if len(own) > most:
-            title = int(own[0] == " ".join(document.title.split()))  # which is always kept
+        texts = [text for key, text in texts_of[document.id].items() if owners[key] == 1]
+        if len(texts) > most:
+            title = int(texts[0] == " ".join(document.title.split()))  # which is always kept
             digest = hashlib.sha256(document.id.encode("utf-8", "surrogatepass")).digest()
             generator = np.random.default_rng([seed, int.from_bytes(digest[:8], "big")])
-            chosen = title + generator.choice(len(own) - title, most - title, replace=False)
-            own = [*own[:title], *(own[place] for place in sorted(chosen))]
-        pairs += ((document.id, text) for text in own)
+            chosen = title + generator.choice(len(texts) - title, most - title, replace=False)
+            texts = [*texts[:title], *(texts[place] for place in sorted(chosen))]
+        pairs += ((document.id, text) for text in texts)
     return PseudoQueries.of(pairs, weight)
 
 
 def _own_texts(document: Document) -> dict[str, str]:
     """Title and sentences by normalised text, in order, each once."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for part in (document.title, *(document.text[start:end] for start, end in sentences(document.text))):
         if text := " ".join(part.split()):
-            found.setdefault(normalised(text), text)
-    return found
+            texts.setdefault(normalised(text), text)
+    return texts

@@ -36,19 +36,19 @@ def stems(text: str) -> list[str]:
     alone, so that question and document agree. Scripts without spaces (Chinese, Japanese, Thai, Khmer, Lao, Burmese)
     give overlapping pairs of characters.
     """
-    found: list[str] = []
+    result: list[str] = []
     for word in _WORD.findall(text.lower()):
         if not word.isascii() and _WITHOUT_SPACES.match(word):
-            found.extend(word[place : place + 2] for place in range(max(1, len(word) - 1)))
+            result.extend(word[place : place + 2] for place in range(max(1, len(word) - 1)))
         elif word not in STOP_WORDS:
-            found.append(_stem(word))
-    return found
+            result.append(_stem(word))
+    return result
 
 
 def bigrams(text: str) -> list[str]:
     """Every two neighbouring stems as one word."""
-    found = stems(text)
-    return [f"{first} {second}" for first, second in zip(found, found[1:], strict=False)]
+    stemmed = stems(text)
+    return [f"{first} {second}" for first, second in zip(stemmed, stemmed[1:], strict=False)]
 
 
 def word_count(text: str) -> int:

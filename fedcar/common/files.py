@@ -1,16 +1,20 @@
-"""Files that are written whole or not at all, and read with a reason where that fails."""
+"""Files that are written whole or not at all, locked for one process at a time, and read with a reason for failure."""
 
 from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+LOCK_POLL_SECONDS = 0.02
 
 
 def default_cache() -> Path:
@@ -52,6 +56,36 @@ def written_whole(file: Path) -> Iterator[Path]:
     finally:
         new.unlink(missing_ok=True)
     to_disk(place.parent)
+
+
+@contextmanager
+def lock_of(path: Path, seconds: float = math.inf, *, create: bool = True) -> Iterator[bool]:
+    """Hold the lock of a file, waiting so long for it; False where it is still held elsewhere.
+
+    The lock ends with the process, whatever ends that, and leaves nothing but the file, which is made where it is
+    missing (for its owner alone). With `create=False` it must be there, and may be a folder. A second hold of one lock
+    is refused within a process as well.
+
+    Raises OSError where the file cannot be opened, or the system cannot lock it (Windows: folders).
+    """
+    # Only where a lock is taken: a bundle is searched without this library. Not its FileLock, which goes by name,
+    # cannot hold a folder and falls back to a file that outlives a killed process.
+    from filelock import lock_descriptor
+
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT if create else os.O_RDONLY, 0o600)
+    try:
+        end = time.monotonic() + seconds
+        while not (free := lock_descriptor(descriptor, blocking=False)) and time.monotonic() < end:
+            time.sleep(LOCK_POLL_SECONDS)
+        yield free
+    finally:
+        os.close(descriptor)
+
+
+def replace_file(file: Path, content: bytes) -> None:
+    """A crash leaves the former file or the new one."""
+    with written_whole(file) as new:
+        new.write_bytes(content)
 
 
 def replace_json(file: Path, content: object) -> None:

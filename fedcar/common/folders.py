@@ -5,18 +5,19 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from fedcar.common.files import reason_of, to_disk, write_json
+from fedcar.common.files import lock_of, reason_of, to_disk, write_json
 from fedcar.errors import FedcarError
 
 FORMAT_VERSION = 1
@@ -44,6 +45,24 @@ def write_folder(target: Path, kind: str, write: Callable[[Path], None]) -> None
         raise FedcarError(
             f"{target}: cannot be written ({reason_of(error)}); free space or choose another folder"
         ) from error
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder to fill that takes the place of `target`, missing or empty, when it is whole; an error leaves nothing.
+
+    It is not sealed: for what other programs read and people change. Raises OSError where it cannot be written.
+    """
+    place = target.resolve()
+    with _parent_of(place), _temporary_beside(place) as temporary:
+        yield temporary
+        for path in temporary.rglob("*"):
+            to_disk(path)
+        to_disk(temporary)
+        if place.exists():
+            place.rmdir()
+        temporary.rename(place)
+        to_disk(place.parent)
 
 
 def check_replaceable(target: Path, kind: str) -> None:
@@ -88,8 +107,8 @@ def remove_folder(folder: Path) -> None:
 def check_folder(folder: Path, kind: str, way_out: str = RESTORE) -> None:
     """Refuse a folder that is not a sealed fedcar folder of this kind, or of which any file has changed."""
     if not folder.is_dir():
-        what = "a file, not a folder" if folder.exists() else "no such folder"
-        raise FedcarError(f"{folder}: {what}; give the folder of a fedcar {kind}")
+        problem = "a file, not a folder" if folder.exists() else "no such folder"
+        raise FedcarError(f"{folder}: {problem}; give the folder of a fedcar {kind}")
     manifest = _manifest(folder)
     if not (folder / MANIFEST).exists() and not (folder / MANIFEST_HASH).exists():
         raise FedcarError(f"{folder}: not a fedcar {kind} ({MANIFEST} is missing); give another folder")
@@ -179,22 +198,11 @@ def _remove(folder: Path) -> None:
 @contextmanager
 def _locked(folder: Path, *, wait: bool) -> Iterator[bool]:
     """Hold the folder's lock, which ends with the process; False where it is held elsewhere or there are no locks."""
-    try:
-        import fcntl
-
-        descriptor = os.open(folder, os.O_RDONLY)
-    except (ImportError, OSError):
-        yield False
-        return
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            locked = True
-        except OSError:
-            locked = False
+    with ExitStack() as lock:
+        locked = False
+        with suppress(OSError):
+            locked = lock.enter_context(lock_of(folder, math.inf if wait else 0.0, create=False))
         yield locked
-    finally:
-        os.close(descriptor)
 
 
 def _put_in_place(temporary: Path, place: Path) -> None:

@@ -17,7 +17,7 @@ class Silent:
         """One line that stays."""
 
     @contextmanager
-    def track(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    def track(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
         """A context whose value is called with the number of things done since the last call."""
         yield lambda done: None
 
@@ -29,14 +29,14 @@ class Console(Silent):
         print(line, file=sys.stderr, flush=True)  # noqa: T201 - the one place that prints progress
 
     @contextmanager
-    def track(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    def track(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
         if sys.stderr.isatty():
-            with _bar(what, total) as advance:
+            with _bar(label, total) as advance:
                 yield advance
         else:
-            yield self._lines(what, total)
+            yield self._lines(label, total)
 
-    def _lines(self, what: str, total: int) -> Callable[[int], None]:
+    def _lines(self, label: str, total: int) -> Callable[[int], None]:
         start = said = time.monotonic()
         sum_done = 0
 
@@ -46,14 +46,14 @@ class Console(Silent):
             now = time.monotonic()
             if now - said > SECONDS_BETWEEN_LINES and 0 < sum_done < total:
                 rate = sum_done / (now - start)
-                self.say(f"{what}: {sum_done} of {total}, {rate:.0f}/s, {(total - sum_done) / rate:.0f} s to go")
+                self.say(f"{label}: {sum_done} of {total}, {rate:.0f}/s, {(total - sum_done) / rate:.0f} s to go")
                 said = now
 
         return advance
 
 
 @contextmanager
-def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+def _bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
     from rich.console import Console as Terminal
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -65,7 +65,7 @@ def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Terminal(stderr=True), transient=True) as progress:
-        task = progress.add_task(what, total=total, rate="")
+        task = progress.add_task(label, total=total, rate="")
 
         def advance(done: int) -> None:
             speed = progress.tasks[task].speed

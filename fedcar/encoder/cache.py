@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedcar.common.files import default_cache
+from fedcar.common.files import default_cache, lock_of
 from fedcar.encoder.encoder import Encoder
 from fedcar.encoder.model import MAX_TOKENS
 from fedcar.encoder.reading import Progress
@@ -98,7 +98,7 @@ class FeatureCache:
         self, place: Path, encoder: Encoder, found: dict[bytes, NDArray[np.void]] | None = None
     ) -> dict[bytes, int]:
         """The keys on disk and their rows, with what was found written behind them; locked only as long as this."""
-        with _locked(place / "lock"):
+        with lock_of(place / "lock"):
             known = self._known[place] = _read_keys(place, encoder.model.state_type, self._known.get(place, _Known()))
             new = [key for key in found or {} if key not in known.rows]
             if found and new:
@@ -159,16 +159,3 @@ def _write_from(file: Path, start: int, content: bytes) -> None:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-@contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    """One process at a time; without effect where the system has no file locks (Windows)."""
-    with os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT, 0o600), "w") as stream:
-        try:
-            import fcntl
-
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        except ImportError:
-            pass
-        yield

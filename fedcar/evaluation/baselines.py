@@ -42,7 +42,7 @@ def rankings(
         for place, weight in enumerate(weights):
             scores = lexical.copy() if weight is None else cosines + np.float32(weight) * lexical
             scores[:, empty] = -np.inf
-            found = top_k(scores, DEPTH)
-            kept = np.isfinite(np.take_along_axis(scores, found, axis=1))
-            ranked[place] += [[ids[row] for row in rows[keep]] for rows, keep in zip(found, kept, strict=True)]
+            best = top_k(scores, DEPTH)
+            ranked_at_all = np.isfinite(np.take_along_axis(scores, best, axis=1))
+            ranked[place] += [[ids[row] for row in rows[keep]] for rows, keep in zip(best, ranked_at_all, strict=True)]
     return ranked

@@ -40,7 +40,7 @@ def evaluate(
     run: str | Path | None = None,
     report: Silent | None = None,
 ) -> dict[str, Any]:
-    """Measure the four systems on the split's judged queries; the shape is design section 4's.
+    """Measure the four systems on the split's judged queries; docs/cli.md has the shape.
 
     Queries whose text stands in train are counted and left out. A query is unseen when none of its relevant documents
     has a training judgement. `run` names a TREC run file to write for the retriever.
@@ -59,7 +59,7 @@ def evaluate(
     rankings = baseline_rankings(retriever, collection, questions, features, report)
     rankings["retriever"] = retriever.ranked(questions, scores)
     seen = collection.seen_documents()
-    answered_by = [{one for one, score in judged.items() if score > 0} for judged in questions.relevant]
+    answered_by = [{document_id for document_id, score in judged.items() if score > 0} for judged in questions.relevant]
     on_seen = np.array([not seen.isdisjoint(documents) for documents in answered_by], dtype=bool)
     systems = {name: summary(rankings[name], questions, on_seen) for name in SYSTEMS}
     unanswerable = Judged(collection.unanswerable(split), ({},) * len(collection.unanswerable(split)))
@@ -88,16 +88,18 @@ def held_out(retriever: Retriever, collection: Collection, split: str) -> tuple[
     judged = collection.judged(split)
     trained_on = collection.trained_on(split) if split != "train" else set()
     held = {document.id for document in retriever.documents}
-    known = [any(score > 0 and one in held for one, score in scores.items()) for scores in judged.relevant]
+    known = [
+        any(score > 0 and document_id in held for document_id, score in scores.items()) for scores in judged.relevant
+    ]
     if not all(known):
         message = "queries are about documents that the retriever does not hold and were left out"
         warnings.warn(f"{known.count(False)} {split} {message}", FedcarWarning, stacklevel=3)
     fresh = [query.id not in trained_on for query in judged.queries]
-    kept = subset(judged, [one and other for one, other in zip(known, fresh, strict=True)])
-    if not len(kept):
+    asked = subset(judged, [one and other for one, other in zip(known, fresh, strict=True)])
+    if not len(asked):
         message = f"{collection.name}: no judged query in the split {split} to evaluate"
         raise FedcarError(f"{message}; give another with --split")
-    return kept, fresh.count(False)
+    return asked, fresh.count(False)
 
 
 def baseline_rankings(
@@ -109,7 +111,7 @@ def baseline_rankings(
     if len(dev):
         hidden_states = cache.hidden_states(retriever.encoder.untrained, dev.texts)
         ranked = baselines.rankings(retriever, dev.texts, hidden_states, baselines.HYBRID_WEIGHTS)
-        right = [metrics.per_query(one, dev.relevant)["success@1"].mean() for one in ranked]
+        right = [metrics.per_query(ranking, dev.relevant)["success@1"].mean() for ranking in ranked]
         chosen = baselines.HYBRID_WEIGHTS[int(np.argmax(right))]
     weights = (baselines.BM25, baselines.MIPS, chosen)
     ranked = baselines.rankings(retriever, questions.texts, questions.hidden_states, weights)
@@ -131,11 +133,11 @@ def difference(
     ranking: list[list[str]], hybrid: list[list[str]], questions: Questions, on_seen: NDArray[np.bool_]
 ) -> dict[str, Any]:
     """What the retriever is right more often than hybrid, with the 95 % bootstrap interval; None where no query is."""
-    ours, theirs = (metrics.per_query(one, questions.relevant)["success@1"] for one in (ranking, hybrid))
+    ours, theirs = (metrics.per_query(system, questions.relevant)["success@1"] for system in (ranking, hybrid))
     result: dict[str, Any] = {"to": "hybrid"}
     for name, rows in parts(on_seen).items():
-        found = bootstrap.difference(ours[rows], theirs[rows])
-        result[name] = found and {"success@1": found.mean, "low": found.low, "high": found.high}
+        gain = bootstrap.difference(ours[rows], theirs[rows])
+        result[name] = gain and {"success@1": gain.mean, "low": gain.low, "high": gain.high}
     return result
 
 

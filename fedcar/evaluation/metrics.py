@@ -21,7 +21,7 @@ def expected_calibration_error(confidence: NDArray[np.float64], correct: NDArray
     if not len(confidence):
         return 0.0
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    inside = [bins == one for one in np.unique(bins)]
+    inside = [bins == number for number in np.unique(bins)]
     return float(sum(abs(confidence[rows].mean() - correct[rows].mean()) * rows.mean() for rows in inside))
 
 

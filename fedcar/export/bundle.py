@@ -59,7 +59,7 @@ class StoredDocuments(Sequence[Document]):
     def __getitem__(self, place: int | slice) -> Document | list[Document]:
         """Return the document at this place."""
         if isinstance(place, slice):
-            return [self[one] for one in range(*place.indices(len(self)))]
+            return [self[row] for row in range(*place.indices(len(self)))]
         if not -len(self) <= place < len(self):
             raise IndexError(place)
         first, last = self.starts[place % len(self) : place % len(self) + 2]
@@ -124,10 +124,10 @@ def _document(record: Mapping[str, Any]) -> Document:
 
 def _ridge(tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     prefix = "ridge."
-    found = {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
+    arrays = {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
     for name in ("hidden_frequencies", "layer_frequencies"):
-        found[name] = found[name].astype(np.float32, copy=False)
-    return found
+        arrays[name] = arrays[name].astype(np.float32, copy=False)
+    return arrays
 
 
 def _evidence(tensors: dict[str, NDArray[Any]], embeddings: Rows) -> Evidence:

@@ -143,9 +143,11 @@ def _own_texts(retriever: Retriever) -> list[str]:
     return [text for document in retriever.documents[:PROBES] if (text := document.full_text)]
 
 
-def check_states(encoder: Encoder, what: str, precision: str, texts: Sequence[str], found: NDArray[np.float32]) -> None:
-    """Refuse hidden states (n, d), found by what was exported, that are not those that the encoder gives."""
-    least = float(np.einsum("nd,nd->n", unit(found), unit(encoder.encode(texts))).min())
+def check_states(
+    encoder: Encoder, exported: str, precision: str, texts: Sequence[str], states: NDArray[np.float32]
+) -> None:
+    """Refuse hidden states (n, d), made by what was exported, that are not those that the encoder gives."""
+    least = float(np.einsum("nd,nd->n", unit(states), unit(encoder.encode(texts))).min())
     if least < LEAST_COSINE[precision]:
         instead = "take --precision fp32" if precision == "int8" else "use the retriever itself"
-        raise FedcarError(f"{encoder.folder}: {what} gives other hidden states (cosine {least:.4f}); {instead}")
+        raise FedcarError(f"{encoder.folder}: {exported} gives other hidden states (cosine {least:.4f}); {instead}")

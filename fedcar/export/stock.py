@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
-import shutil
 import tempfile
 import warnings
 from pathlib import Path
@@ -16,6 +14,7 @@ from safetensors.numpy import save_file
 
 from fedcar.collection.collection import check_free, document_line
 from fedcar.common.files import write_json
+from fedcar.common.folders import new_folder
 from fedcar.encoder.encoder import Encoder
 from fedcar.encoder.model import FrozenModel
 from fedcar.encoder.model_files import first_line, read_json
@@ -91,24 +90,16 @@ def export(
     if export_format == "bundle":
         write_bundle(retriever, folder, precision)
         return
-    target = Path(folder).resolve()
-    temporary = target.with_name(f".{target.name}.new-{secrets.token_hex(4)}")
     try:
-        temporary.mkdir(parents=True)
-        with warnings.catch_warnings():
+        with new_folder(Path(folder)) as temporary, warnings.catch_warnings():
             warnings.simplefilter("ignore", FedcarWarning)  # about the encoder, said when it was loaded
             if export_format == "onnx":
                 _write_onnx(retriever, temporary, precision)
             else:
                 _write(retriever, temporary)
-        if target.exists():
-            target.rmdir()
-        temporary.rename(target)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise FedcarError(f"{folder}: cannot be written ({reason}); free space or choose another folder") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_export(folder: Path, export_format: str, precision: str = "fp32") -> None:
@@ -280,8 +271,8 @@ def _check_onnx(retriever: Retriever, folder: Path, precision: str) -> None:
         message = "its tokenizer cannot be exported so that it makes the same tokens; train with --pooling mean"
         raise FedcarError(f"{encoder.folder}: {message}")
     runtime = OnnxRuntime(folder / "model.onnx")
-    found = np.concatenate([runtime.run(*padded([one], encoder.model.padding_id)).pooled for one in ids])
-    check_states(encoder, "the ONNX file", precision, texts, found)
+    states = np.concatenate([runtime.run(*padded([one], encoder.model.padding_id)).pooled for one in ids])
+    check_states(encoder, "the ONNX file", precision, texts, states)
 
 
 def _check(retriever: Retriever, folder: Path) -> None:

@@ -53,5 +53,5 @@ class StoredWords(Mapping[str, int]):
 
     def _word(self, place: int) -> bytes:
         first, last = self.arrays["starts"][place : place + 2]
-        found: bytes = self.arrays["text"][first:last].tobytes()
-        return found
+        word: bytes = self.arrays["text"][first:last].tobytes()
+        return word

@@ -95,8 +95,8 @@ class LeftOut:
         order = np.argsort(groups, kind="stable")
         parts = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
         alone = np.concatenate([part for part in parts if len(part) == 1] or [order[:0]])
-        own = self.projected[alone]
-        residuals[alone] /= 1 - np.einsum("nd,nd->n", own, own)[:, None]
+        alone_projected = self.projected[alone]
+        residuals[alone] /= 1 - np.einsum("nd,nd->n", alone_projected, alone_projected)[:, None]
         for rows in parts:
             if len(rows) > 1:
                 held = np.eye(len(rows), dtype=np.float32) - self.projected[rows] @ self.projected[rows].T

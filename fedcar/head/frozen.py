@@ -60,9 +60,9 @@ class FrozenHead:
     @property
     def has_row(self) -> NDArray[np.bool_]:
         """Which documents have a trained row (N,)."""
-        found = np.zeros(len(self.embeddings), dtype=bool)
-        found[self.active] = True
-        return found
+        result = np.zeros(len(self.embeddings), dtype=bool)
+        result[self.active] = True
+        return result
 
     def learned_scores(
         self,

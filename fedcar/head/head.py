@@ -110,7 +110,7 @@ class Head(nn.Module):
         candidates: NDArray[np.int64] | None = None,
     ) -> NDArray[np.float32]:
         """`learned` for plain arrays."""
-        adapted, original = (torch.tensor(np.ascontiguousarray(one)) for one in (hidden_states, untrained))
+        adapted, original = (torch.tensor(np.ascontiguousarray(states)) for states in (hidden_states, untrained))
         chosen = None if candidates is None else torch.from_numpy(candidates)
         scores: NDArray[np.float32] = self.learned(adapted, original, chosen).numpy()
         return scores

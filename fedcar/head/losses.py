@@ -46,8 +46,8 @@ class Relevant:
         """Those of relevance (n, c) above 0."""
         judged = relevance.numpy()
         questions, candidates = np.nonzero(judged > 0)
-        found = judged[questions, candidates]
-        shares = (found / np.bincount(questions, found, len(judged))[questions]).astype(np.float32)
+        grades = judged[questions, candidates]
+        shares = (grades / np.bincount(questions, grades, len(judged))[questions]).astype(np.float32)
         return cls(np.searchsorted(questions, np.arange(len(judged) + 1)), questions, candidates, shares)
 
     def take(self, rows: NDArray[np.int64]) -> Relevant:

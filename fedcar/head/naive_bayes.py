@@ -83,10 +83,10 @@ class NaiveBayes:
     @cached_property
     def weights(self) -> sparse.csr_array:
         """What each gram adds to that for the documents that were asked with it: (BUCKETS, documents) sparse."""
-        found = self.counts.tocoo()
-        total, inside = self.of_gram[found.col], found.data.astype(np.float64)
+        counts = self.counts.tocoo()
+        total, inside = self.of_gram[counts.col], counts.data.astype(np.float64)
         values = np.log1p(inside / SMOOTHING) + np.log((total + SMOOTHING) / (total - inside + SMOOTHING))
-        return sparse.csr_array((values.astype(np.float32), (found.col, found.row)), shape=self.counts.shape[::-1])
+        return sparse.csr_array((values.astype(np.float32), (counts.col, counts.row)), shape=self.counts.shape[::-1])
 
     def scores(self, grams: sparse.csr_array) -> NDArray[np.float32]:
         """Grams (n, BUCKETS) -> (n, documents), centred on the documents that have questions."""
@@ -105,20 +105,20 @@ class NaiveBayes:
         raw = np.empty((grams.shape[0], len(self.of_document)))
         for row, answer in enumerate(answers):
             part = slice(grams.indptr[row], grams.indptr[row + 1])
-            places, own = grams.indices[part], grams.data[part].astype(np.float64)
-            found = by_gram[places].tocoo()
-            asked = own[found.row]
+            places, weights = grams.indices[part], grams.data[part].astype(np.float64)
+            counts = by_gram[places].tocoo()
+            asked = weights[counts.row]
             part = slice(gone.indptr[row], gone.indptr[row + 1])
             away[gone.indices[part]] = gone.data[part]
-            fewer, size = away[places][found.row], away[gone.indices[part]].sum()
+            fewer, size = away[places][counts.row], away[gone.indices[part]].sum()
             away[gone.indices[part]] = 0.0
-            inside = np.maximum(found.data - np.where(found.col == answer, fewer, 0.0), 0.0)
-            total = np.maximum(self.of_gram[places][found.row] - fewer, inside)
+            inside = np.maximum(counts.data - np.where(counts.col == answer, fewer, 0.0), 0.0)
+            total = np.maximum(self.of_gram[places][counts.row] - fewer, inside)
             says = np.log1p(inside / SMOOTHING) + np.log((total + SMOOTHING) / (total - inside + SMOOTHING))
             left = self.of_document.copy()
             left[answer] = max(left[answer] - size, 0.0)
             biases = np.log((everything - size - left + smooth) / (left + smooth))
-            raw[row] = np.bincount(found.col, asked * says, len(left)) + own.sum() * biases
+            raw[row] = np.bincount(counts.col, asked * says, len(left)) + weights.sum() * biases
         return self._centred(raw)
 
     def _centred(self, raw: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -52,8 +52,8 @@ class RidgeRows:
         sizes[places] = np.diff(counts.indptr)
         starts = np.concatenate([[0], np.cumsum(sizes)])
         words = sparse.csr_array((counts.data, counts.indices, starts), shape=(documents, counts.shape[1]))
-        own, pseudo = places[self.documents], places[self.pseudo_documents]
-        return replace(self, documents=own, pseudo_documents=pseudo, words=NaiveBayes(words))
+        asked, pseudo = places[self.documents], places[self.pseudo_documents]
+        return replace(self, documents=asked, pseudo_documents=pseudo, words=NaiveBayes(words))
 
     def added(self, documents: int) -> RidgeRows:
         """With so many documents behind the others; they have neither row nor words."""
@@ -89,12 +89,12 @@ class RidgeRows:
         rows = np.zeros_like(words)
         columns = np.concatenate([self.documents, self.pseudo_documents])
         features = self.feature_map(states) * HALF
-        found = np.zeros((len(features), len(columns)), dtype=np.float32)
+        products = np.zeros((len(features), len(columns)), dtype=np.float32)
         buffer = np.empty((FEATURES_AT_ONCE, len(columns)), dtype=np.float32)
         for start in range(0, len(self.weights), FEATURES_AT_ONCE):
             part = slice(start, min(start + FEATURES_AT_ONCE, len(self.weights)))
-            found += features[:, part] @ with_moved_bits(self.weights[part], buffer[: part.stop - start])
-        rows[:, columns] = found * HALF
+            products += features[:, part] @ with_moved_bits(self.weights[part], buffer[: part.stop - start])
+        rows[:, columns] = products * HALF
         return np.stack([rows, words], axis=2)
 
     def tensors(self) -> dict[str, NDArray[np.generic]]:

@@ -62,8 +62,8 @@ class Rows:
     def products(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
         """Queries (n, d) -> inner products (n, N), float32."""
         if self.kind == "float32" and self.scales is None:
-            found: NDArray[np.float32] = queries @ self.values.T
-            return found
+            result: NDArray[np.float32] = queries @ self.values.T
+            return result
         result = np.empty((len(queries), len(self)), dtype=np.float32)
         for part, products in self._by_block(queries):
             result[:, part] = products
@@ -91,11 +91,11 @@ class Rows:
 
         Through one small buffer for all of them, as fresh memory costs more.
         """
-        found = np.empty((len(queries), min(PRODUCTS, len(self))), dtype=np.float32)
+        memory = np.empty((len(queries), min(PRODUCTS, len(self))), dtype=np.float32)
         buffer = np.empty((0 if self.kind == "float32" else min(BLOCK, len(self)), self.shape[1]), dtype=np.float32)
         for start in range(0, len(self), PRODUCTS):
             part = slice(start, min(start + PRODUCTS, len(self)))
-            values, products = self.values[part], found[:, : part.stop - start]
+            values, products = self.values[part], memory[:, : part.stop - start]
             if self.kind == "float32":
                 np.matmul(queries, values.T, out=products)
             elif self.kind == "float16" and sys.modules.get("torch") and values.flags.writeable:
@@ -143,14 +143,14 @@ def _multiply_by_torch(
     import torch
 
     asked = torch.from_numpy(np.array(queries, dtype=np.float32, order="C"))  # a copy: it takes no other strides either
-    stored, widened, found = map(torch.from_numpy, (values, buffer, out))
+    stored, widened, products = map(torch.from_numpy, (values, buffer, out))
     for start in range(0, len(values), len(buffer)):
         part = stored[start : start + len(buffer)]
         wide = widened[: len(part)].copy_(part)
         if len(asked) == 1:
-            torch.mv(wide, asked[0], out=found[0, start : start + len(buffer)])
+            torch.mv(wide, asked[0], out=products[0, start : start + len(buffer)])
         else:
-            torch.mm(asked, wide.T, out=found[:, start : start + len(buffer)])
+            torch.mm(asked, wide.T, out=products[:, start : start + len(buffer)])
 
 
 def with_moved_bits(values: NDArray[np.float16], out: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -169,5 +169,5 @@ def products(queries: NDArray[np.float32], vectors: NDArray[np.float32] | Rows) 
     """Queries (n, d) and vectors (N, d), stored or plain -> inner products (n, N)."""
     if isinstance(vectors, Rows):
         return vectors.products(queries)
-    found: NDArray[np.float32] = queries @ vectors.T
-    return found
+    result: NDArray[np.float32] = queries @ vectors.T
+    return result

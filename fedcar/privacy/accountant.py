@@ -66,8 +66,8 @@ def calibrate(
     check_target(epsilon, delta)
 
     def excess(log_multiplier: float) -> float:
-        found = epsilon_of(releases_at(math.exp(log_multiplier)), delta)
-        return math.log(min(max(found, 1e-9), max(1e9, 10 * epsilon))) - math.log(epsilon)
+        reached = epsilon_of(releases_at(math.exp(log_multiplier)), delta)
+        return math.log(min(max(reached, 1e-9), max(1e9, 10 * epsilon))) - math.log(epsilon)
 
     start = math.log(_single_step_multiplier(epsilon, delta))
     low, excess_low = high, excess_high = start, excess(start)
@@ -187,9 +187,9 @@ def _shrink(
         middle = high - weight_high * (high - low) / (weight_high - weight_low)
         # Aimed a little to the safe side, so that the bracket closes from both ends.
         middle = min(max(middle + tolerance / 3, low + tolerance / 3), high - tolerance / 3)
-        found = excess(middle)
-        if found > 0:
-            low, weight_low, weight_high = middle, found, weight_high / 2
+        value = excess(middle)
+        if value > 0:
+            low, weight_low, weight_high = middle, value, weight_high / 2
         else:
-            high, weight_high, weight_low = middle, found, weight_low / 2
+            high, weight_high, weight_low = middle, value, weight_low / 2
     return high

@@ -1,7 +1,7 @@
 """What an update gives away: the words in an adapter update, the documents behind head rows, questions in class sums.
 
-These are the attacks of the design's section 7, as a reader of updates would run them. They show a leak; a failed one
-shows nothing: only the statement's epsilon says what no attack can do. Arrays are numpy or CPU tensors.
+These are attacks as a reader of updates would run them (docs/privacy.md has what they found). They show a leak; a
+failed one shows nothing: only the statement's epsilon says what no attack can do. Arrays are numpy or CPU tensors.
 """
 
 import math
@@ -108,9 +108,9 @@ def quality(attack: Attack, truth: Collection[int], candidates: Collection[int] 
     """
     among = np.array(sorted(range(len(attack.scores)) if candidates is None else set(candidates)), dtype=np.int64)
     present = np.isin(among, np.array(sorted(truth), dtype=np.int64))
-    found = np.isin(among, attack.recovered)
-    hits = int(np.sum(found & present))
-    precision = hits / int(found.sum()) if found.any() else 1.0
+    recovered = np.isin(among, attack.recovered)
+    hits = int(np.sum(recovered & present))
+    precision = hits / int(recovered.sum()) if recovered.any() else 1.0
     recall = hits / int(present.sum()) if present.any() else math.nan
     return Quality(precision, recall, area_under_curve(attack.scores[among], present))
 

@@ -51,8 +51,8 @@ def noise_is_as_large_as_stated(draws: ArrayLike, standard_deviation: float) -> 
     together = 2 * _chi_square_tail(float(squares.mean()), squares.size)
     smallest = float(squares.mean(axis=0).min())
     single = squares.shape[1] * _chi_square_tail(smallest, squares.shape[0]) if smallest < 1 else 1.0
-    found = standard_deviation * math.sqrt(float(squares.mean()))
-    detail = f"stated {standard_deviation:.4g}, found {found:.4g} over {squares.size} coordinates"
+    measured = standard_deviation * math.sqrt(float(squares.mean()))
+    detail = f"stated {standard_deviation:.4g}, found {measured:.4g} over {squares.size} coordinates"
     if single < together:
         detail += (
             f"; one coordinate has only {standard_deviation * math.sqrt(smallest):.4g} over {squares.shape[0]} draws"

@@ -13,6 +13,17 @@ backward a second time (Goodfellow, "Efficient Per-Example Gradient Computations
 5. noise on the sums (noise.add_noise), then divide by the EXPECTED batch size (sampling rate * questions), never by the
    actual one; terms that do not depend on questions (pull of A to the identity, of r_d to 0, pseudo-queries made from
    documents) are added after the noise.
+
+fedcar's own noised steps train the rows of a linear head and an adapter. Library: `cosine_head`, `coefficients`,
+`cosine_query_gradients` and `pre_classifier` clip the other parts of the head that ships, `clip_update` a whole update,
+for a training loop of your own:
+
+    >>> slopes, cosines, directions, rows = torch.ones(3, 5), torch.zeros(3, 5), torch.eye(3, 8), torch.eye(5, 8)
+    >>> clipped = clip([cosine_head(slopes, cosines, directions, rows, scale=20.0)], clip_norm=1.0)
+    >>> clipped.sums["residuals"].shape, clipped.clipped
+    (torch.Size([5, 8]), 3)
+    >>> clip_update({"rows": torch.ones(2, 8)}, clip_norm=1.0).sums["rows"].norm() <= 1
+    tensor(True)
 """
 
 import math
@@ -89,7 +100,7 @@ def clip_update(update: Mapping[str, Tensor], clip_norm: float) -> Clipped:
     flat = torch.cat([update[name].detach().double().reshape(-1) for name in names])[None]
 
     def weighted_sums(factors: Tensor, keep: Tensor | None) -> dict[str, Tensor]:
-        total = factors @ kept(flat, keep)
+        total = factors @ masked(flat, keep)
         sums, start = {}, 0
         for name in names:
             sums[name] = total[start : start + update[name].numel()].reshape(update[name].shape)
@@ -127,8 +138,8 @@ def linear_head(logit_gradients: Tensor, hidden_states: Tensor, *, rows: str = "
     seen = hidden_states.square().sum(1) + (1.0 if bias else 0.0)
 
     def weighted_sums(factors: Tensor, keep: Tensor | None) -> dict[str, Tensor]:
-        weighted = kept(logit_gradients, keep) * factors[:, None]
-        sums = {rows: weighted.T @ kept(hidden_states, keep)}
+        weighted = masked(logit_gradients, keep) * factors[:, None]
+        sums = {rows: weighted.T @ masked(hidden_states, keep)}
         return sums | {bias: weighted.sum(0)} if bias else sums
 
     return Part(logit_gradients.square().sum(1) * seen, weighted_sums)
@@ -155,8 +166,8 @@ def cosine_head(
     squares = cosines.square().neg_().add_(1).clamp_(min=0.0).mul_(logit_gradients).mul_(logit_gradients)
 
     def weighted_sums(factors: Tensor, keep: Tensor | None) -> dict[str, Tensor]:
-        weighted = kept(logit_gradients, keep) * factors[:, None]
-        pulled = weighted.T @ kept(directions, keep)
+        weighted = masked(logit_gradients, keep) * factors[:, None]
+        pulled = weighted.T @ masked(directions, keep)
         along = (pulled * rows).sum(1) / lengths.square()
         return {residuals: slopes[:, None] * (pulled - along[:, None] * rows)}
 
@@ -187,7 +198,7 @@ def coefficients(logit_gradients: Tensor, features: Mapping[str, Tensor]) -> Par
     scalars = torch.stack([(logit_gradients * wide(feature)).sum(1) for feature in features.values()], dim=1)
 
     def weighted_sums(factors: Tensor, keep: Tensor | None) -> dict[str, Tensor]:
-        totals = factors @ kept(scalars, keep)
+        totals = factors @ masked(scalars, keep)
         return {name: totals[index] for index, name in enumerate(features)}
 
     return Part(scalars.square().sum(1), weighted_sums)
@@ -219,8 +230,8 @@ def pre_classifier(
     def weighted_sums(factors: Tensor, keep: Tensor | None) -> dict[str, Tensor]:
         weigh = factors[:, None]
         return {
-            names[0]: (kept(inner_gradients, keep) * weigh).T @ kept(hidden_states, keep),
-            names[1]: (kept(query_gradients, keep) * weigh).T @ kept(after, keep),
+            names[0]: (masked(inner_gradients, keep) * weigh).T @ masked(hidden_states, keep),
+            names[1]: (masked(query_gradients, keep) * weigh).T @ masked(after, keep),
         }
 
     return Part(norms, weighted_sums)
@@ -239,7 +250,7 @@ def next_clip_norm(
     return clip_norm * math.exp(-learning_rate * (fraction - target_quantile))
 
 
-def kept(values: Tensor, keep: Tensor | None) -> Tensor:
+def masked(values: Tensor, keep: Tensor | None) -> Tensor:
     """Return the values with the examples that are not kept set to 0 (NaN * 0 would be NaN)."""
     if keep is None:
         return values

@@ -8,7 +8,7 @@ needs no care as long as g is what autograd gave; a position of which g is 0 has
 import torch
 from torch import Tensor
 
-from fedcar.privacy.clip import Part, kept, wide
+from fedcar.privacy.clip import Part, masked, wide
 from fedcar.privacy.errors import require
 
 _CHUNK_ELEMENTS = 1 << 22  # of per-example matrices in memory at a time: 16 MB in float32
@@ -29,8 +29,8 @@ def full_adapter(gradients: Tensor, embeddings: Tensor, *, name: str = "adapter"
         norms = _gram_norms(gradients, embeddings)
 
     def weighted_sums(factors: Tensor, keep: Tensor | None) -> dict[str, Tensor]:
-        weighted = kept(gradients, keep) * factors[:, None, None]
-        return {name: weighted.reshape(-1, width).T @ kept(embeddings, keep).reshape(-1, width)}
+        weighted = masked(gradients, keep) * factors[:, None, None]
+        return {name: weighted.reshape(-1, width).T @ masked(embeddings, keep).reshape(-1, width)}
 
     return Part(norms, weighted_sums)
 
@@ -54,7 +54,7 @@ def low_rank_adapter(
 
     def weighted_sums(factors: Tensor, keep: Tensor | None) -> dict[str, Tensor]:
         return {
-            name: torch.einsum("n,nij->ij", factors, kept(values, keep))
+            name: torch.einsum("n,nij->ij", factors, masked(values, keep))
             for name, values in zip(names, (left_gradients, right_gradients), strict=True)
         }
 
@@ -67,7 +67,7 @@ def diagonal_adapter(gradients: Tensor, embeddings: Tensor, *, name: str = "adap
     per_example = (gradients * embeddings).sum(1)
 
     def weighted_sums(factors: Tensor, keep: Tensor | None) -> dict[str, Tensor]:
-        return {name: factors @ kept(per_example, keep)}
+        return {name: factors @ masked(per_example, keep)}
 
     return Part(per_example.square().sum(1), weighted_sums)
 

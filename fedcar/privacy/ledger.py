@@ -12,7 +12,6 @@ that the server keeps, tell such a line from a ledger that was cut. Who can rewr
 the server cannot be stopped by any of this; it keeps honest clients right through crashes, backups and edits.
 """
 
-import fcntl
 import hashlib
 import json
 import math
@@ -23,6 +22,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import lock_descriptor
 
 from fedcar.privacy.accountant import epsilon_of, fits
 from fedcar.privacy.errors import BudgetError, LedgerError, PrivacyError
@@ -182,10 +183,9 @@ class Ledger:
             if new:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.with_name(self.path.name + ".lock").open("a") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not lock_descriptor(lock.fileno(), blocking=False):
+                    raise LedgerError(f"{self.path}: in use by another process; wait until it is done")
                 yield
-        except BlockingIOError:
-            raise LedgerError(f"{self.path}: in use by another process; wait until it is done") from None
         except OSError as error:
             raise LedgerError(f"{self.path}: {error.strerror or error}; nothing was trained") from None
 
@@ -306,7 +306,11 @@ def _to_json(value: float) -> float | str:
 
 
 def _write_whole(path: Path, content: bytes) -> None:
-    """All or nothing: a temporary file, fsynced, renamed over the old one, the folder fsynced."""
+    """All or nothing: a temporary file, fsynced, renamed over the old one, the folder fsynced.
+
+    Not the `written_whole` of the rest of fedcar: this package imports nothing of it, so that it can be read and
+    trusted by itself. The lock is held, so that the temporary file needs no name of its own.
+    """
     temporary = path.with_name(path.name + ".new")
     with temporary.open("wb") as file:
         file.write(content)

@@ -90,8 +90,8 @@ def _losses_of(step: Step, points: Floats) -> Floats:
     exponents = (2 * points - 1) / (2 * step.noise_multiplier**2)
     if step.sampling_rate == 1:
         return exponents
-    kept = math.log1p(-step.sampling_rate)
-    return np.logaddexp(kept, math.log(step.sampling_rate) + exponents)
+    not_sampled = math.log1p(-step.sampling_rate)
+    return np.logaddexp(not_sampled, math.log(step.sampling_rate) + exponents)
 
 
 def _interval(counts: Mapping[Step, int]) -> float:

@@ -1,4 +1,4 @@
-"""Gaussian noise from the operating system's randomness, independent or correlated over the steps (banded Toeplitz).
+"""Gaussian noise from the operating system's randomness, independent on every coordinate.
 
 Whoever knows all but one question also knows the noise up to two guesses, so a generator whose state can be computed
 from its output (Mersenne Twister, PCG, Philox) is no protection (Garfinkel and Leclerc, "Randomness Concerns When

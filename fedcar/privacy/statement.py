@@ -1,4 +1,10 @@
-"""The statement: what is claimed about privacy in a run, as one JSON object and in plain words."""
+"""The statement: what is claimed about privacy in a run, as one JSON object and in plain words.
+
+Library: `join` makes one claim of clients that were trained apart, each with a statement of its own; in a run of fedcar
+the server knows all releases and states them at once.
+
+    plain_words(join([from_json(file.read_text()) for file in folder.glob("*.json")]))
+"""
 
 import json
 import math
@@ -152,10 +158,10 @@ def from_json(text: str) -> Statement:
     except (KeyError, TypeError, AttributeError, ValueError):
         raise PrivacyError("not a privacy statement") from None
     if statement.holds:
-        found = accountant.epsilon_of(statement.releases, statement.delta)
+        recomputed = accountant.epsilon_of(statement.releases, statement.delta)
         require(
-            found <= statement.epsilon * (1 + 1e-6) + 1e-9,
-            f"the statement says epsilon {statement.epsilon:g}, its own releases give {found:g}; it was edited",
+            recomputed <= statement.epsilon * (1 + 1e-6) + 1e-9,
+            f"the statement says epsilon {statement.epsilon:g}, its own releases give {recomputed:g}; it was edited",
         )
     return statement
 

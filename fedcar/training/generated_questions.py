@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import http.client
 import json
 import os
 import re
+import ssl
 import threading
-import urllib.request
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedcar.collection.collection import Document, normalised
 from fedcar.collection.pseudo_queries import PseudoQueries
 from fedcar.common.progress import Silent
 from fedcar.errors import FedcarError, FedcarWarning, quoted
+
+if TYPE_CHECKING:
+    import httpx
 
 WEIGHT_OF_QUESTION = 0.5  # of a language model's question
 QUESTIONS_EACH = 5
@@ -113,13 +115,6 @@ def _prompt(document: Document, count: int) -> str:
     return PROMPT.format(count=count, text=text)
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the key and the document to a server that nobody named."""
-
-    def redirect_request(self, *_: Any, **__: Any) -> None:  # noqa: ANN401
-        return None
-
-
 @dataclass(frozen=True)
 class _Server:
     """An OpenAI-compatible server; `address` holds no credentials and is safe to print, like `host`."""
@@ -129,90 +124,88 @@ class _Server:
     model: str | None
     key: str
     timeout: float
-    opener: urllib.request.OpenerDirector
-    stop: threading.Event
+    local: bool
 
     @classmethod
     def at(cls, url: str, model: str | None, timeout: float) -> _Server:
+        import httpx
+
         try:
-            parts = urllib.parse.urlsplit(url.strip())
-            host, named = parts.hostname or "", parts.netloc.rpartition("@")
-            _ = parts.port
-        except ValueError:
-            parts, host, named = urllib.parse.urlsplit(""), "", ("", "", "")
-        if parts.scheme not in ("http", "https") or not host or not url.strip().isprintable() or " " in url.strip():
+            parts = httpx.URL(url.strip())
+        except httpx.InvalidURL:
+            parts = httpx.URL()
+        server = parts.scheme in ("http", "https") and parts.host and (parts.port or 0) < 1 << 16
+        if not server or " " in url.strip():
             raise FedcarError(f"--questions-from {quoted(url)}: not a server's address; write http://localhost:8080/v1")
-        if named[0] or parts.query or parts.fragment:
+        host, local = parts.netloc.decode(), parts.host in LOOPBACK
+        if parts.userinfo or parts.query or parts.fragment:
             raise FedcarError(f"--questions-from {host}: no user or query in the address; the key goes in {KEYS[0]}")
-        local = host in LOOPBACK
         path = parts.path.rstrip("/").removesuffix("/chat/completions")
-        address = f"{parts.scheme}://{parts.netloc}{path}/chat/completions"
-        handlers: list[urllib.request.BaseHandler] = [_NoRedirect()]
-        if local:
-            handlers.append(urllib.request.ProxyHandler({}))
-        opener = urllib.request.build_opener(*handlers)
-        key = _key(private=local or parts.scheme == "https")
-        return cls(address, parts.netloc, model, key, timeout, opener, threading.Event())
+        address = str(parts.copy_with(path=f"{path}/chat/completions", query=None))
+        return cls(address, host, model, _key(private=local or parts.scheme == "https"), timeout, local)
 
     def ask_all(self, prompts: Mapping[str, str], each: int) -> Iterator[tuple[str, list[str]]]:
         """Key -> the questions of the answer to its prompt, none where it cannot be read; a few at a time, in order."""
-        pool = ThreadPoolExecutor(AT_ONCE)
-        try:
-            futures = [(key, pool.submit(self.ask, prompt)) for key, prompt in prompts.items()]
-            for key, future in futures:
-                yield key, questions_in(future.result(), each)
-        finally:
-            self.stop.set()
-            pool.shutdown(cancel_futures=True)
-
-    def ask(self, prompt: str) -> str:
-        """The text of the answer, "" where there is none; asks again where the server is busy."""
-        for attempt in range(TRIES):
-            wait = WAITS[min(attempt, len(WAITS) - 1)]
+        stop, pool = threading.Event(), ThreadPoolExecutor(AT_ONCE)
+        with self._client() as client:
             try:
-                return self._answer(prompt)
-            except urllib.error.HTTPError as error:
-                with error:
-                    said = self._said(error)
-                    if error.code not in AGAIN:
-                        message = f"--questions-from {self.host}: {error.code} {said}; {_way_out(error.code)}"
-                        raise FedcarError(message) from None
-                    wait, reason = _wait(error.headers.get("Retry-After"), wait), f"{error.code} {said}"
-            except (OSError, http.client.HTTPException) as error:
-                cause = error.reason if isinstance(error, urllib.error.URLError) else error
-                reason = self._safe(str(cause) or type(cause).__name__)
-            if attempt + 1 < TRIES and self.stop.wait(wait):
+                futures = [(key, pool.submit(self._ask, client, prompt, stop)) for key, prompt in prompts.items()]
+                for key, future in futures:
+                    yield key, questions_in(future.result(), each)
+            finally:
+                stop.set()
+                pool.shutdown(cancel_futures=True)
+
+    def _client(self) -> httpx.Client:
+        """Follows no redirect, which would carry key and document to a server that nobody named; local, no proxy."""
+        import httpx
+
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
+        system = ssl.create_default_context()  # the certificates of this machine, a company's own among them
+        try:
+            return httpx.Client(headers=headers, timeout=self.timeout, verify=system, trust_env=not self.local)
+        except (ImportError, ValueError) as error:  # a proxy of a kind that httpx does not know
+            reason = f"this machine's proxy cannot be used ({self._safe(str(error))}); see ALL_PROXY and HTTPS_PROXY"
+            raise FedcarError(f"--questions-from {self.host}: {reason}") from error
+
+    def _ask(self, client: httpx.Client, prompt: str, stop: threading.Event) -> str:
+        """The text of the answer, "" where there is none; asks again where the server is busy."""
+        import httpx
+
+        body: dict[str, Any] = {"messages": [{"role": "user", "content": prompt}]}
+        if self.model:
+            body["model"] = self.model
+        for tries in range(1, TRIES + 1):
+            wait = WAITS[min(tries, len(WAITS)) - 1]
+            try:
+                with client.stream("POST", self.address, json=body) as response:
+                    content = _read(response.iter_raw())
+            except httpx.RequestError as error:
+                reason = self._safe(str(error) or type(error).__name__)
+            else:
+                if response.is_success:
+                    return _content(content)
+                reason = f"{response.status_code} {self._said(content) or self._safe(response.reason_phrase)}"
+                if response.status_code not in AGAIN:
+                    raise FedcarError(f"--questions-from {self.host}: {reason}; {_way_out(response.status_code)}")
+                wait = _wait(response.headers.get("Retry-After"), wait)
+            if tries < TRIES and stop.wait(wait):
                 break
         raise FedcarError(
             f"--questions-from {self.host}: no answer after {TRIES} tries ({reason}); "
             "check the address, or try again later: what was answered is kept"
         )
 
-    def _answer(self, prompt: str) -> str:
-        body: dict[str, Any] = {"messages": [{"role": "user", "content": prompt}]}
-        if self.model:
-            body["model"] = self.model
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if self.key:
-            headers["Authorization"] = f"Bearer {self.key}"
-        request = urllib.request.Request(self.address, json.dumps(body).encode(), headers)
-        with self.opener.open(request, timeout=self.timeout) as response:
-            content = response.read(LARGEST_ANSWER + 1)
-        return _content(content) if len(content) <= LARGEST_ANSWER else ""
-
-    def _said(self, error: urllib.error.HTTPError) -> str:
-        """The server's own word on an error, short, on one line and without the key."""
-        try:
-            text = error.read(2000).decode("utf-8", "replace")
-        except (OSError, http.client.HTTPException):
-            text = ""
-        try:
-            found = json.loads(text)
-            inner = found.get("error", found)
+    def _said(self, content: bytes) -> str:
+        """The server's own word on an error, short, on one line and without the key; "" where there is none."""
+        text = content.decode("utf-8", "replace")
+        with suppress(ValueError, AttributeError, RecursionError):
+            answer = json.loads(text)
+            inner = answer.get("error", answer)
             text = str(inner.get("message", text) if isinstance(inner, dict) else inner)
-        except (ValueError, AttributeError, RecursionError):
-            pass
-        return self._safe(text) if text.strip() and "<" not in text else self._safe(str(error.reason))
+        return self._safe(text) if text.strip() and "<" not in text else ""
 
     def _safe(self, text: str) -> str:
         if self.key:
@@ -243,6 +236,16 @@ def _wait(said: str | None, otherwise: float) -> float:
     """The seconds of a Retry-After header, at most a minute; dates and nonsense count as none."""
     known = said and re.fullmatch(r"\d{1,6}(\.\d+)?", said.strip(), re.ASCII)
     return min(float(said or 0), LONGEST_WAIT) if known else otherwise
+
+
+def _read(parts: Iterator[bytes]) -> bytes:
+    """An answer's bytes, none where there are too many: then the rest is not waited for."""
+    content = b""
+    for part in parts:
+        content += part
+        if len(content) > LARGEST_ANSWER:
+            return b""
+    return content
 
 
 def _content(body: bytes) -> str:

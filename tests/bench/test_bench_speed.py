@@ -73,11 +73,11 @@ def test_steps_are_measured_beside_what_they_consist_of(
 
 @pytest.mark.slow
 def test_memory_is_measured_in_processes_of_their_own(tiny_model: Callable[..., Path]) -> None:
-    update = bench_step.Update("", str(tiny_model("bert")), ["the fan is broken"] * 4)
+    update = bench_step.UpdateTask("", str(tiny_model("bert")), ["the fan is broken"] * 4)
     rows = bench_step.memory_rows(update, 1, Silent())
     assert all(row.keys() == ROW and row["ours"] > 0 for row in rows) and len(rows) % 3 == 0
     with pytest.raises(FedcarError, match="full fine-tuning cannot be measured: "):
-        bench_step.in_its_own_process(bench_step.Update(bench_step.FULL, "nowhere", []))
+        bench_step.in_its_own_process(bench_step.UpdateTask(bench_step.FULL, "nowhere", []))
 
 
 def test_search_is_measured_beside_faiss(tmp_path: Path) -> None:

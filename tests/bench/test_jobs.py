@@ -22,8 +22,8 @@ from fedcar import evaluate, train
 from fedcar.bench import contestants as bench_train
 from fedcar.bench import jobs as bench
 from fedcar.bench import one_contestant as bench_peer
-from fedcar.bench.contestants import LeftOut, Task
-from fedcar.bench.one_contestant import Outcome
+from fedcar.bench.contestants import PeerLeftOut, Task
+from fedcar.bench.one_contestant import Measurement
 from fedcar.cli.bench import bench as command
 from fedcar.collection.collection import Collection, Query
 from fedcar.common.progress import Silent
@@ -63,7 +63,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Task]:
     """The jobs run in this process, as the child would run them; the list holds them."""
     done: list[Task] = []
 
-    def run(job: Task) -> tuple[list[Outcome], str | None]:
+    def run(job: Task) -> tuple[list[Measurement], str | None]:
         done.append(job)
         monkeypatch.chdir(tmp_path)
         return bench_peer.compete(job), "cpu"
@@ -78,9 +78,9 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Task]:
     done: list[Task] = []
     numbers = {"success@1": 0.5, "mrr@10": 0.5, "ndcg@10": 0.5}
 
-    def run(job: Task) -> tuple[list[Outcome], str | None]:
+    def run(job: Task) -> tuple[list[Measurement], str | None]:
         done.append(job)
-        return [Outcome(bench.job_name(job), {"all": numbers, "seen": numbers, "unseen": None}, 2.0, 300.0)], "cpu"
+        return [Measurement(bench.job_name(job), {"all": numbers, "seen": numbers, "unseen": None}, 2.0, 300.0)], "cpu"
 
     monkeypatch.setattr(bench, "in_its_own_process", run)
     return done
@@ -114,9 +114,9 @@ def test_the_shape_is_the_contract(labels: Path, encoder_folder: Path, in_proces
 
 
 def test_a_ratio_above_one_means_that_fedcar_is_better() -> None:
-    ours = Outcome("fedcar", {"all": {"success@1": 0.9, "mrr@10": 0.9, "ndcg@10": 0.6}, "unseen": None}, 2.0, 300.0)
-    main = Outcome("sentence-transformers, 1 epoch", ours.quality, 10.0, 600.0)
-    other = Outcome("other", {"all": {"success@1": 0.45, "mrr@10": 0.0, "ndcg@10": 1.2}, "unseen": None}, 1.0, None)
+    ours = Measurement("fedcar", {"all": {"success@1": 0.9, "mrr@10": 0.9, "ndcg@10": 0.6}, "unseen": None}, 2.0, 300.0)
+    main = Measurement("sentence-transformers, 1 epoch", ours.quality, 10.0, 600.0)
+    other = Measurement("other", {"all": {"success@1": 0.45, "mrr@10": 0.0, "ndcg@10": 1.2}, "unseen": None}, 1.0, None)
     rows = bench.compared(ours, [main, other], 1)
     found = {(row["peer_name"], row["what"]): row["ratio"] for row in rows}
     assert found["sentence-transformers, 1 epoch", "training"] == 5
@@ -128,8 +128,8 @@ def test_a_ratio_above_one_means_that_fedcar_is_better() -> None:
 
 
 def test_figures_are_medians() -> None:
-    runs = [Outcome("x", {"all": {"success@1": value}, "unseen": None}, value, None) for value in (3.0, 1.0, 8.0)]
-    assert bench.middle(runs) == Outcome("x", {"all": {"success@1": 3.0}, "unseen": None}, 3.0, None)
+    runs = [Measurement("x", {"all": {"success@1": value}, "unseen": None}, value, None) for value in (3.0, 1.0, 8.0)]
+    assert bench.middle(runs) == Measurement("x", {"all": {"success@1": 3.0}, "unseen": None}, 3.0, None)
 
 
 def test_baselines_are_those_of_evaluate(toy_collection: Path, encoder_folder: Path, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_classifier_is_left_out_where_documents_have_few_questions(
 ) -> None:
     pytest.importorskip("sklearn")
     pytest.importorskip(peer)
-    with pytest.raises(LeftOut, match="4.0 training questions a seen document, 10 are needed"):
+    with pytest.raises(PeerLeftOut, match="4.0 training questions a seen document, 10 are needed"):
         bench_peer.compete(task(peer, toy_collection, encoder_folder))
 
 
@@ -192,12 +192,12 @@ def test_what_is_not_installed_is_named_and_left_out(
 def test_a_peer_that_fails_is_left_out_and_fedcar_that_fails_is_an_error(
     labels: Path, encoder_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outcome = Outcome("fedcar", {"all": None, "seen": None, "unseen": None}, 1.0, 1.0)
+    outcome = Measurement("fedcar", {"all": None, "seen": None, "unseen": None}, 1.0, 1.0)
 
     def run(failing: str) -> Callable[[Task], Any]:
         def answer(job: Task) -> Any:
             if job.peer == failing:
-                raise LeftOut("ended early (exit code 1): no reason")
+                raise PeerLeftOut("ended early (exit code 1): no reason")
             return [replace(outcome, name=job.peer)], None
 
         return answer
@@ -216,7 +216,7 @@ def test_a_process_of_its_own(labels: Path, encoder_folder: Path) -> None:
     (outcome,), device = bench.in_its_own_process(task("bm25s", labels, encoder_folder))
     assert len(held) and outcome.memory_mb is not None and 10 < outcome.memory_mb < 300
     assert outcome.name == "bm25s" and device is None
-    with pytest.raises(LeftOut, match="corpus.jsonl"):
+    with pytest.raises(PeerLeftOut, match="corpus.jsonl"):
         bench.in_its_own_process(task("bm25s", labels / "qrels", encoder_folder))
 
 
@@ -256,7 +256,7 @@ def test_a_peer_over_its_budget_gives_up_after_a_few_steps() -> None:
             callback.on_step_end(None, Names(global_step=step, max_steps=10_000), None)
 
     steps(10_000)
-    with pytest.raises(LeftOut, match=r"would train for about \d+ s; the budget is 5 s"):
+    with pytest.raises(PeerLeftOut, match=r"would train for about \d+ s; the budget is 5 s"):
         steps(5)
 
 
@@ -315,7 +315,7 @@ def test_the_widest_table_fits_80_columns(capsys: pytest.CaptureFixture[str], mo
 
     monkeypatch.setenv("COLUMNS", "80")
     numbers = {"success@1": 0.123, "mrr@10": 0.123, "ndcg@10": 0.123}
-    ours = Outcome("fedcar", dict.fromkeys(("all", "seen", "unseen"), numbers), 10_000.0, 10_000.0)
+    ours = Measurement("fedcar", dict.fromkeys(("all", "seen", "unseen"), numbers), 10_000.0, 10_000.0)
     names = ["sentence-transformers, 3 epochs, BM25", "sklearn logistic regression"]
     rows = bench.compared(ours, [replace(ours, name=name) for name in names], 1)
     on = {"name": "squad_part", "documents": 847, "training_questions": 2497, "test_questions": 1047}

@@ -1,4 +1,4 @@
-"""The command line: the contract of the design, section 4. Results on stdout, everything else on stderr."""
+"""The command line: a contract that scripts rely on (docs/cli.md). Results on stdout, everything else on stderr."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from support.command import environment, python, tree
 
 from fedcar.common import folders as storage
 from fedcar.common.files import whole_file
-from fedcar.common.folders import check_folder, check_replaceable, check_target, remove_folder, write_folder
+from fedcar.common.folders import check_folder, check_replaceable, check_target, new_folder, remove_folder, write_folder
 from fedcar.common.tensors import mapped_tensors
 from fedcar.errors import FedcarError
 
@@ -376,3 +376,21 @@ def test_rows_on_disk_are_read_as_they_are_asked_for(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found["rows"][:18], rows[:18])
     with pytest.raises(FedcarError, match=r"a\.safetensors: cut off since it was opened; "):
         found["rows"][17:]
+
+
+def test_a_new_folder_is_whole_or_not_there(tmp_path: Path) -> None:
+    target = tmp_path / "more" / "export"
+    with pytest.raises(ZeroDivisionError), new_folder(target) as temporary:
+        (temporary / "a.txt").write_text("a")
+        raise ZeroDivisionError
+    assert not os.listdir(tmp_path), "neither half a folder nor its parent stays"
+    target.mkdir(parents=True)
+    (target.parent / ".export.new-0123abcd").mkdir()  # of a process that was killed
+    with new_folder(target) as temporary:
+        (temporary / "sub").mkdir()
+        (temporary / "sub" / "a.txt").write_text("a")
+        assert not os.listdir(target)
+    assert tree(target) and os.listdir(target) == ["sub"] and os.listdir(target.parent) == ["export"]
+    with pytest.raises(OSError, match="not empty"), new_folder(target):
+        pass
+    assert os.listdir(target) == ["sub"] and os.listdir(target.parent) == ["export"]

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from support.releases import release
 
 from fedcar.privacy import accountant as a
 from fedcar.privacy.errors import PrivacyError
@@ -27,20 +28,6 @@ FAST = [
     (1.0, 1.0, 20),
     (20.0, 0.1, 1000),
 ]
-
-
-def release(multiplier=1.0, rate=1.0, steps=1, **changes):
-    values = dict(
-        name="head",
-        noise_multiplier=multiplier,
-        sensitivity=1.0,
-        sampler="poisson" if rate < 1 else "full-batch",
-        unit="example",
-        adjacency="add-or-remove-one",
-        sampling_rate=rate,
-        steps=steps,
-    )
-    return Release(**(values | changes))
 
 
 def reference(settings):

@@ -9,24 +9,15 @@ import sys
 import time
 
 import pytest
+from support import releases
 
 from fedcar.privacy.accountant import epsilon_of, noise_multiplier
 from fedcar.privacy.errors import BudgetError, LedgerError, PrivacyError
 from fedcar.privacy.ledger import Budget, Ledger, LedgerHead
-from fedcar.privacy.release import Release
 
 
 def release(multiplier=20.0, steps=1, **changes):
-    values = dict(
-        name="head",
-        noise_multiplier=multiplier,
-        sensitivity=1.0,
-        sampler="full-batch",
-        unit="example",
-        adjacency="add-or-remove-one",
-        steps=steps,
-    )
-    return Release(**(values | changes))
+    return releases.release(multiplier, steps=steps, **changes)
 
 
 @pytest.fixture

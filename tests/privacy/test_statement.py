@@ -4,24 +4,15 @@ import json
 import math
 
 import pytest
+from support import releases
 
 from fedcar.privacy.accountant import epsilon_of
 from fedcar.privacy.errors import PrivacyError
-from fedcar.privacy.release import Release
 from fedcar.privacy.statement import PAPER_RECIPE, from_json, join, plain_words, state, to_json
 
 
 def release(multiplier=10.0, steps=25, **changes):
-    values = dict(
-        name="head",
-        noise_multiplier=multiplier,
-        sensitivity=0.5,
-        sampler="full-batch",
-        unit="example",
-        adjacency="add-or-remove-one",
-        steps=steps,
-    )
-    return Release(**(values | changes))
+    return releases.release(multiplier, steps=steps, **({"sensitivity": 0.5} | changes))
 
 
 def stated(releases=None, **changes):

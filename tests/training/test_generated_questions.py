@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _socket
+import gzip
 import json
 import socket
 import threading
@@ -300,6 +301,22 @@ def test_garbage_alone_is_one_line(server: Server, tmp_path: Path, garbage: tupl
     server.reply = lambda *_: garbage
     with pytest.raises(FedcarError, match=r"none of 3 answers was a list of questions; .*--questions-model"):
         questions_from(server.url, DOCUMENTS, cache=tmp_path)
+
+
+def test_a_compressed_answer_is_not_unpacked(server: Server, tmp_path: Path) -> None:
+    """A few bytes could unpack to gigabytes; nobody asked for it, and it counts as no answer."""
+    answers = server.requests
+    server.reply = lambda body, number: (200, {"Content-Encoding": "gzip"}, gzip.compress(two_questions(body, 0)[2]))
+    with pytest.raises(FedcarError, match="none of 3 answers"):
+        questions_from(server.url, DOCUMENTS, cache=tmp_path)
+    assert {request["headers"]["Accept-Encoding"] for request in answers} == {"identity"}
+
+
+def test_a_proxy_that_cannot_be_used_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "odd://proxy")
+    with pytest.raises(FedcarError, match=r"^--questions-from host: this machine's proxy .*; see ALL_PROXY") as error:
+        questions_from("https://host/v1", DOCUMENTS, cache=tmp_path)
+    assert "\n" not in str(error.value)
 
 
 def test_garbage_for_some_documents_is_one_warning_and_asked_again(server: Server, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedcar.collection.collection import Collection
+from fedcar.common.files import replace_file
 from fedcar.common.progress import Silent
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
@@ -173,7 +174,7 @@ def _take_part(
             raise FedcarError(f"--delta {books.budget.delta:g}: {error}") from error
     secret = secrets.token_hex(32).encode()
     keys.write_private(folder / "secret", secret)
-    (folder / "server-ca.pem").write_text(file.ca)
+    replace_file(folder / "server-ca.pem", file.ca.encode())
     port = free_port()
     command = flower.supernode_command(port, file.address, folder / "server-ca.pem", key, folder / "secret")
     child = Child(command, folder / "supernode.log", flower.environment(folder / "flower"))

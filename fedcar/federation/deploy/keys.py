@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fedcar.common.files import written_whole
+from fedcar.common.files import replace_file, written_whole
 from fedcar.errors import FedcarError, quoted
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -41,7 +41,7 @@ def keygen(folder: Path, name: str) -> tuple[Path, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     write_private(private, key.private_bytes(PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()))
     line = key.public_key().public_bytes(OPENSSH, serialization.PublicFormat.OpenSSH)
-    public.write_bytes(line + f" {name}\n".encode())
+    replace_file(public, line + f" {name}\n".encode())
     return private, public
 
 
@@ -101,8 +101,7 @@ def make_authority(folder: Path) -> None:
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     builder = builder.add_extension(usage, critical=True).add_extension(identifier, critical=False)
     write_private(folder / "ca.key", _private_pem(key))
-    with written_whole(folder / "ca.pem") as new:
-        new.write_bytes(builder.sign(key, hashes.SHA384()).public_bytes(PEM))
+    replace_file(folder / "ca.pem", builder.sign(key, hashes.SHA384()).public_bytes(PEM))
 
 
 def make_certificate(folder: Path, name: str, hosts: list[str], days: int = SERVER_DAYS) -> None:
@@ -125,8 +124,7 @@ def make_certificate(folder: Path, name: str, hosts: list[str], days: int = SERV
     )
     certificate.unlink(missing_ok=True)  # a crash between the two leaves none, and both are made again
     write_private(folder / f"{name}.key", _private_pem(key))
-    with written_whole(certificate) as new:
-        new.write_bytes(builder.sign(authority_key, hashes.SHA384()).public_bytes(PEM))
+    replace_file(certificate, builder.sign(authority_key, hashes.SHA384()).public_bytes(PEM))
 
 
 def days_left(certificate: Path) -> float:

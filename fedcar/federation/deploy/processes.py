@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
 import signal
 import socket
@@ -13,14 +12,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from fedcar.common.files import lock_of
 from fedcar.errors import FedcarError
 
 STOP_SECONDS = 3.0
 LEAST_LIFE = 5.0  # seconds a process must live before its restart is free of waiting
 LONGEST_WAIT = 30.0
 LOOKED_AT_SECONDS = 0.5
+LOOKING_SECONDS = 0.1
 PR_SET_PDEATHSIG = 1
 LIBRARY: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -109,33 +110,16 @@ def terminated(stop: Callable[[], None]) -> Iterator[None]:
 @contextmanager
 def locked(file: Path, what: str = "") -> Iterator[bool]:
     """Hold a lock that ends with the process; False where another process has it. Its file says `what` it is for."""
-    with _lock_file(file) as stream:
-        end = time.monotonic() + LOOKED_AT_SECONDS  # somebody may just be looking whether it is held
-        while not (free := _locks(stream, fcntl.LOCK_EX)) and time.monotonic() < end:
-            time.sleep(0.05)
+    with lock_of(file, LOOKED_AT_SECONDS) as free:  # somebody may just be looking whether it is held
         if free:
-            stream.truncate()
-            stream.write(what)
-            stream.flush()
+            file.write_text(what, encoding="utf-8")
         yield free
 
 
 def held(file: Path) -> bool:
     """Whether a process holds this lock."""
-    with _lock_file(file) as stream:
-        return not _locks(stream, fcntl.LOCK_SH)
-
-
-def _lock_file(file: Path) -> TextIO:
-    return os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT, 0o600), "w")
-
-
-def _locks(stream: TextIO, how: int) -> bool:
-    try:
-        fcntl.flock(stream, how | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+    with lock_of(file, LOOKING_SECONDS) as free:  # others who look hold it too, for less than a millisecond
+        return not free
 
 
 def free_port() -> int:

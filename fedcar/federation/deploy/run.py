@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from fedcar.collection.collection import Collection
 from fedcar.common.files import replace_json, written_whole
+from fedcar.common.history import History
 from fedcar.common.progress import Silent
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
@@ -241,13 +242,12 @@ def status(place: ServerFolder) -> dict[str, Any]:
 
 
 def _run_status(run: Path) -> dict[str, Any]:
-    """Reads only, so that it disturbs no run that is on: half a line at the end of a history is left alone."""
+    """Reads only, so that it disturbs no run that is on."""
     options = RunOptions.read(run)
-    history = run / "history.jsonl"
-    lines = history.read_text(encoding="utf-8").split("\n")[:-1] if history.exists() else []
-    last = json.loads(lines[-1]) if lines else {}
+    records = History.of(run / "history.jsonl", mend=False).records
+    last = records[-1] if records else {}
     return {
-        "run": run.name, "method": options.method, "rounds": len(lines),
+        "run": run.name, "method": options.method, "rounds": len(records),
         "of": options.exchanges or options.rounds["rounds"] or None,
         "selection": last.get("selection"), "finished": (run / RETRIEVER).exists(),
     }  # fmt: skip

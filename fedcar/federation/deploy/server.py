@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedcar.collection.collection import Collection
-from fedcar.common.files import replace_json
+from fedcar.common.files import replace_file, replace_json
 from fedcar.encoder.encoder import Encoder
 from fedcar.errors import FedcarError
 from fedcar.federation.deploy import front as deploy_front
@@ -162,7 +162,7 @@ def front_certificate(place: ServerFolder, host: str, given: tuple[Path, Path, P
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
     except OSError as error:  # also ssl.SSLError
         raise FedcarError(f"--certificate-key {key}: cannot be read, or is not the key of {certificate}") from error
-    authority.write_bytes(ca.read_bytes())
+    replace_file(authority, ca.read_bytes())
     return certificate, key
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from fedcar.common.files import replace_json, write_json
 from fedcar.common.folders import check_folder, write_folder
+from fedcar.common.history import History
 from fedcar.errors import FedcarError
 from fedcar.federation.rounds.update import ServerState
 from fedcar.training.checkpoint import Best, difference
@@ -121,22 +121,11 @@ class RunFolder:
 
     def records(self) -> list[dict[str, Any]]:
         """The history; half a line at its end is taken away."""
-        file = self.folder / HISTORY
-        if not file.exists():
-            return []
-        content = file.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            with file.open("r+b") as stream:
-                stream.truncate(len(whole))
-        return [json.loads(line) for line in whole.splitlines()]
+        return History.of(self.folder / HISTORY).records
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add a record at the end of the history."""
-        with (self.folder / HISTORY).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(record, ensure_ascii=False) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        History.of(self.folder / HISTORY).add(**record)
 
 
 def refuse_another(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

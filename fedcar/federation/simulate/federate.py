@@ -61,7 +61,7 @@ class Over(Protocol):
 
 @dataclass(frozen=True)
 class Federation:
-    """What a federation came to; the fields are those of `fedcar federate --json` (design, section 4)."""
+    """What a federation came to; the fields are those of `fedcar federate --json` (docs/cli.md)."""
 
     retriever: Retriever
     run: Path

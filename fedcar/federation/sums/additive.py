@@ -1,4 +1,15 @@
-"""One round with statistics that add up: federated equals central, a client joins late or is removed exactly."""
+"""One round with statistics that add up: federated equals central, a client joins late or is removed exactly.
+
+fedcar's runs add statistics up and keep none of them. Library: `check_statistics`, `write_statistics`,
+`read_statistics`, `without` and `subtract`, for a server of your own that keeps each client's statistics and must
+forget one later. No command does that, as weights, calibration and record of a run still know the client.
+
+    >>> parts = {name: {"counts": torch.tensor([number, 1])} for number, name in enumerate(("a", "b", "c"))}
+    >>> total(without(parts, "b"))["counts"].tolist()  # bit by bit as if b had never been there
+    [2.0, 2.0]
+    >>> subtract(total(parts), parts["b"])["counts"].tolist()  # where only the sum was kept
+    [2.0, 2.0]
+"""
 
 from __future__ import annotations
 
