@@ -21,21 +21,22 @@ import torch
 
 from fedcar.collection.collection import Collection
 from fedcar.collection.partition import partition
-from fedcar.collection.splits import split_for_selection
 from fedcar.collection.splits import subset as held_out
 from fedcar.common.measure import peak_memory_mb
 from fedcar.common.progress import Silent
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
 from fedcar.encoder.model_files import DEFAULT_ENCODER
-from fedcar.federation.job.job import matched, ridge_candidates, train_rounds, with_federated_mixture
-from fedcar.federation.rounds.clock import VirtualClock
+from fedcar.federation.job.job import FederatedJob, fitted, learn, matched, selected, with_federated_mixture
 from fedcar.federation.rounds.run_folder import RunFolder
 from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.federation.simulate.federate import central_training
 from fedcar.retriever.prepare import prepare
 from fedcar.retriever.retriever import Retriever
-from fedcar.training.selection import Candidate, Standard, candidate, select, success_and_mrr
+from fedcar.training.job import Splits
+from fedcar.training.job import prepare as prepare_job
+from fedcar.training.selection import Candidate, success_and_mrr
+from fedcar.training.settings import Settings
 
 
 class Bench:
@@ -46,34 +47,29 @@ class Bench:
         self.collection = Collection.read(folder)
         self.features = FeatureCache(cache)
         self.seed = seed
-        self.judged, selection = split_for_selection(self.collection, seed)
+        splits = Splits.in_one_place(self.collection, seed)
+        self.judged = splits.training
         test = self.collection.judged("test")
         trained_on = self.collection.trained_on("test")
         test = held_out(test, [query.id not in trained_on for query in test.queries])
         self.untrained = Retriever.untrained(self.collection.documents, Encoder.load(encoder), self.features, seed=seed)
-        self.training = prepare(self.untrained, self.judged, self.features, Silent(), "")
-        self.selection = prepare(self.untrained, selection, self.features, Silent(), "")
+        self.job = prepare_job(self.collection, self.untrained, self.features, Silent(), splits)
+        self.training = self.job.training
         self.test = prepare(self.untrained, test, self.features, Silent(), "")
 
     def success(self, retriever: Retriever) -> dict[str, float]:
         """Success@1 on the test questions."""
         return {"success@1": success_and_mrr(self.test.relevance, retriever.scores_of(self.test))[0]}
 
+    def settings(self, method: str, adapter: str) -> Settings:
+        return fitted(method, adapter, self.seed, self.untrained.encoder, self.untrained.evidence.deep)
+
     def central(self, method: str, adapter: str, rounds: RoundSettings) -> tuple[float, float]:
         """Success on test, seconds."""
-        settings, _ = matched(method, adapter, rounds, self.untrained, len(self.training), 1)
+        settings, _ = matched(self.settings(method, adapter), rounds, len(self.training), 1)
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            found = central_training(
-                RunFolder(Path(folder)),
-                self.untrained,
-                self.training,
-                self.selection,
-                method,
-                settings,
-                self.features,
-                self.success,
-            )
+            found = central_training(RunFolder(Path(folder)), self.job, method, settings, self.success)
         return found["central"]["success@1"], time.perf_counter() - start
 
     def federated(
@@ -81,29 +77,13 @@ class Bench:
     ) -> tuple[float, Candidate, list[dict[str, Any]]]:
         """Success on test, what selection kept (with its score on dev), and the history."""
         parts = partition(self.judged, kind, clients, self.seed)
-        settings, rounds = matched(method, adapter, rounds, self.untrained, len(self.training), len(parts))
+        settings, rounds = matched(self.settings(method, adapter), rounds, len(self.training), len(parts))
         shares = {name: self.training.take(rows) for name, rows in parts.items()}
         mixed, _ = with_federated_mixture(self.untrained, shares)
-        standard = Standard()
         with tempfile.TemporaryDirectory() as place:
-            folder = RunFolder(Path(place))
-            if method == "ridge":
-                found, standard, records = ridge_candidates(
-                    mixed, shares, self.selection, self.features, rounds, folder, Silent()
-                )
-            else:
-                trained, records, _ = train_rounds(
-                    mixed, shares, self.selection, settings, rounds, VirtualClock(), folder, False, ignore, {}
-                )
-                found = [candidate(settings.method, standard.fitted(trained), self.selection, standard, Silent())]
-        first = candidate("evidence", standard.fitted(mixed), self.selection, standard, Silent())
-        kept = select(self.untrained, self.selection, [first, *found], standard, Silent())
-        reached = self.success(kept.retriever)["success@1"]
-        return reached, kept, records
-
-
-def ignore(record: object) -> None:
-    """Show nothing a round."""
+            learned = learn(FederatedJob(self.job, method, settings, rounds, RunFolder(Path(place)), shares), mixed, {})
+        kept = selected(self.job, mixed, learned, {})
+        return self.success(kept.retriever)["success@1"], kept, learned.history
 
 
 def parse_settings(text: str) -> dict[str, Any]:

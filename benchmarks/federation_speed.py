@@ -81,7 +81,7 @@ class World:
         self.base, _ = with_federated_mixture(bench.untrained, {"all": self.training})
         options = RoundSettings(rounds=rounds, local_epochs=local_epochs, seed=bench.seed)
         # of one client: the same local batches however many there are, as rows have them
-        self.settings, self.rounds = matched(method, adapter, options, bench.untrained, len(self.training), 1)
+        self.settings, self.rounds = matched(bench.settings(method, adapter), options, len(self.training), 1)
 
     def retriever(self) -> Retriever:
         head = prepared(self.base.head, self.settings)

@@ -31,7 +31,7 @@ def main(encoder: str = "all-MiniLM-L6-v2") -> None:
         print(
             f"success@1 in one place {result.central['success@1']:.3f}, over sites {result.federated['success@1']:.3f}"
         )
-    print(f"{result.bytes_per_round:,} bytes a round; kept: {result.retriever.training['method']}")
+    print(f"{result.bytes_per_round:,} bytes a round; kept: {result.retriever.training.method}")
 
 
 if __name__ == "__main__":

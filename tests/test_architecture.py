@@ -7,7 +7,9 @@ from collections import Counter, defaultdict
 from graphlib import CycleError, TopologicalSorter
 
 import pytest
-from support.house import FUNCTIONS, ROOT, arrows, guarantees, imports, listed, modules, taken
+from support.house import FUNCTIONS, ROOT, arrows, imports, listed, modules, taken
+
+from tools.guarantees import guarantees, of_name, tests
 
 FLOORS = (
     {"privacy", "errors", "version"},
@@ -25,16 +27,6 @@ FEDERATION = ({"rounds", "wire", "ledgers"}, {"sums"}, {"remote", "device"}, {"j
 # what another one needs
 INSIDE_FUNCTIONS = {("fedcar.bench.contestants", name) for name in ("of_fedcar", "frozen", "sentence_transformer")}
 
-MOST_PARAMETERS = 8
-MORE_PARAMETERS = {  # to become fewer; whoever brings one down takes it off this list
-    "fedcar.federation.deploy.join.join": 10,
-    "fedcar.federation.deploy.join._take_part": 10,
-    "fedcar.federation.deploy.run.train_over": 9,
-    "fedcar.federation.job.job.train_rounds": 11,
-    "fedcar.federation.simulate.federate.federate": 17,
-    "fedcar.federation.simulate.noised.federate_under_epsilon": 16,
-    "fedcar.privacy.correlated_noise.fixed_order_release": 9,
-}
 MOST_LINES = 500
 
 
@@ -130,12 +122,9 @@ def test_the_command_line_waits_with_heavy_imports():
 
 
 def test_every_guarantee_has_a_test_of_the_same_name():
-    tests = set()
-    for file in (ROOT / "tests").rglob("test_*.py"):
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-        tests |= {node.name for node in ast.walk(tree) if isinstance(node, FUNCTIONS)}
-    assert len(guarantees()) > 60
-    assert {name: module for name, module in guarantees().items() if f"test_{name}" not in tests} == {}
+    suite, named = tests(), [one for one in guarantees() if one.name]
+    assert len({one.name for one in named}) > 60
+    assert [f"{one.file}: {one.name}" for one in named if not of_name(one.name, suite, one.file)] == []
 
 
 def test_every_folder_lists_what_others_take():
@@ -181,19 +170,6 @@ def test_no_private_name_crosses_folders():
 
 def is_private(name):
     return name.startswith("_") and not name.startswith("__")
-
-
-def test_functions_have_few_parameters():
-    """Past eight, some of them belong together and want a name; the command line's are its options."""
-    found = {}
-    for module in modules().values():
-        if module.folder != "fedcar.cli":
-            for node in ast.walk(module.tree):
-                if isinstance(node, FUNCTIONS):
-                    names = [one.arg for one in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
-                    if (count := len(names) - (names[:1] in (["self"], ["cls"]))) > MOST_PARAMETERS:
-                        found[f"{module.name}.{node.name}"] = count
-    assert found == MORE_PARAMETERS
 
 
 def test_files_are_short():

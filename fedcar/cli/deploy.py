@@ -146,10 +146,8 @@ def join(
         key = key or file.with_name(f"{told.node}.key")
         folder = data_dir or file.with_name(f"{told.node}.node")
         with terminated(lambda: None):
-            deploy_join.join(
-                told, key, collection, folder, encoder=encoder, cache=cache, ledger=ledger, budget=budget,
-                report=Console(),
-            )  # fmt: skip
+            options = deploy_join.DeviceOptions(key, collection, folder, encoder, cache, ledger, budget)
+            deploy_join.join(told, options, report=Console())
 
 
 @click.command()

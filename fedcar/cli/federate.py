@@ -26,7 +26,7 @@ from fedcar.errors import FedcarError
 
 if TYPE_CHECKING:
     from fedcar.common.progress import Silent
-    from fedcar.federation.simulate.federate import Over
+    from fedcar.federation.simulate.settings import Over
 
 
 @click.command()

@@ -65,7 +65,6 @@ def fixed_order_release(
     participations: int,
     separation: int,
     unit: str = "example",
-    noise: str = "operating-system",
 ) -> Release:
     """Return the accountant's entry for a run with CorrelatedNoise: one Gaussian release of all its steps together.
 
@@ -82,7 +81,6 @@ def fixed_order_release(
         sampler="fixed-order",
         unit=unit,
         adjacency="zero-out-one",
-        noise=noise,
     )
 
 

@@ -14,7 +14,8 @@ What other folders take:
         evidence.
     questions.Questions: n questions and, for c candidate documents each, what speaks for them before anything is
         learned.
-    record.TrainingRecord: How a retriever came about; without a `method` nothing is known.
+    record.TrainingRecord: How a retriever came about, in plain values; None stands for what a kind of training does
+        not tell.
     retriever.KIND: the kind of folder that a retriever is saved as.
     retriever.Retriever: Everything that answers a question, and how it came about.
     row_index.RowIndex: An inverted file over N rows in eight bits, beside the rows themselves.

@@ -5,7 +5,8 @@ What other folders take:
     adam.Group: Parameters that share a learning rate and a weight decay.
     checkpoint.Best: The best epoch so far (0: before training), its score on the selection questions and the
         trained tensors.
-    checkpoint.Course: How far a training has come; with a checkpoint that is kept, and `resume` goes on from there.
+    checkpoint.Course: A gradient training on its way: what happened so far, and where it is kept, if anywhere, to
+        go on from.
     checkpoint.difference: In words: another collection or encoder by its fingerprint, other settings by those that
         differ.
     folds.Folds: `of_document` (N,) is each document's fold, -1 for one without training questions; `share` how much
@@ -15,8 +16,14 @@ What other folders take:
         ladder.
     gradient.prepared: A head of its own for this training, with the layers that the settings ask for.
     gradient.with_learned: What the head learns is in the unit of the score: it counts once.
-    job.Job: What is read of a collection before anything is learned.
-    job.NOBODY: no questions: where nothing is to be chosen by.
+    job.Job: What stands before anything is learned: search over the documents, and the questions made ready.
+    job.NO_QUESTIONS: no questions: where nothing is to be learned from, or chosen by.
+    job.Splits: Which of a collection's questions a job reads: to learn from, to choose by, and those that nothing
+        answers.
+    job.conclude: What was kept, with confidence and threshold from the selection questions, and the record of its
+        training.
+    job.prepare: Encode the questions of the splits, or find them in the cache, and weigh the evidence for each.
+    job.prepare_privately: Questions made ready without the progress and the warnings that count them.
     mixture.LEAST_SPREAD: a feature that varies less says nothing and gets no weight.
     mixture.STRENGTH: the strength of the pull to the usual weights.
     mixture.STRENGTH_OF_ONE_QUESTION: that strength where there is one question.
@@ -41,6 +48,7 @@ What other folders take:
     selection.Fitted: A trained retriever and the mixtures to choose among.
     selection.FoldView: The collection by document folds, and the standard that they set; no folds where every
         document has questions.
+    selection.NOTHING: the score of what was not judged.
     selection.Score: What candidates are compared by, in this order.
     selection.Standard: How much document folds count, by their share, and what weights of the evidence alone reach
         on them.
@@ -50,9 +58,10 @@ What other folders take:
     selection.select: The best on the selection questions and document folds, baselines included; of equal ones the
         cheapest.
     selection.success_and_mrr: Relevance and scores (n, c) -> success@1 and MRR@10.
-    settings.Choices: What a user asks of training; the defaults are those of `fedcar train`, whose options have the
-        same names.
     settings.Settings: What training does, all of it: equal settings on equal data give the same retriever.
+    settings.TrainingSettings: What a training is asked for: the keywords of `train`, but for files and progress.
+    settings.choose_settings: The settings of gradient steps that follow from what the user chose.
+    settings.loaded: The encoder, read if it is not yet.
     settings.refuse_with_epsilon_only: Refuse an option that would be taken for privacy where there is none:
         training would be un-noised.
     settings.suited_to: For labels rows are trained; for texts (`deep`), where a document has few questions, a query

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,11 +84,23 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Course:
-    """How far a training has come; with a checkpoint that is kept, and `resume` goes on from there."""
+    """A gradient training on its way: what happened so far, and where it is kept, if anywhere, to go on from."""
 
-    history: History
+    history: History = field(default_factory=History)
     checkpoint: Checkpoint | None = None
     resume: bool = False
+
+    def stored(self) -> Stored | None:
+        """What the last epoch left, its records in the history; None where there is nothing to go on from."""
+        stored = self.checkpoint.read() if self.checkpoint is not None and self.resume else None
+        for record in stored.history if stored is not None else ():
+            self.history.add(**record)
+        return stored
+
+    def write(self, trained: dict[str, Tensor], optimizer: dict[str, Tensor], best: Best) -> None:
+        """Keep what an epoch came to."""
+        if self.checkpoint is not None:
+            self.checkpoint.write(Stored(trained, optimizer, best, self.history.records))
 
 
 def difference(what: str, before: object, now: object) -> str:

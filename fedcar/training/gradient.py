@@ -24,57 +24,60 @@ from fedcar.retriever.weights import APART, LEARNED, WEIGHT_NAMES, mixed_feature
 from fedcar.training.adam import Adam, Group
 from fedcar.training.checkpoint import Best, Course, Stored
 from fedcar.training.folds import MOST_SHARE, Fold
-from fedcar.training.job import Job
 from fedcar.training.mixture import fit_mixture
 from fedcar.training.paper_recipe import PaperRecipe
 from fedcar.training.row_step import RowStep
-from fedcar.training.selection import Fitted, FoldView, Score, Standard, Weighting, success_and_mrr
+from fedcar.training.selection import Fitted, Score, Standard, Weighting, success_and_mrr
 from fedcar.training.settings import Settings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from fedcar.common.history import History
 
 BATCHES_OF_LIKE_LENGTH = 16
 DRAWN_AT_ONCE = 1 << 15  # numbers of a dropout: memory of that size is kept, larger one comes from the system anew
 
 
-def fit(retriever: Retriever, job: Job, settings: Settings, course: Course, view: FoldView | None = None) -> Fitted:
+def fit(
+    retriever: Retriever,
+    training: Questions,
+    selection: Questions,
+    settings: Settings,
+    course: Course,
+    report: Silent,
+    folds: Sequence[Fold] = (),
+    standard: Standard | None = None,
+) -> Fitted:
     """Run all epochs on top of the retriever's evidence, score each on the selection questions, return the best.
 
     With document folds training is done once for each without its documents' questions. A query map, which moves the
     score of every document, is then also scored by what it makes of them; with rows they teach how documents without a
     row are mixed.
     """
-    view, training, selection, report = view or FoldView(), job.training, job.selection, job.report
-    history, checkpoint, standard = course.history, course.checkpoint, view.standard
     retriever = replace(retriever, weights=with_learned(retriever.weights), head=prepared(retriever.head, settings))
-    on_folds = OnFolds.of(retriever, training, settings, view.folds, report) if view.folds else None
-    of_epochs = standard if settings.query_map else Standard()
+    on_folds = OnFolds.of(retriever, training, settings, folds, report) if folds else None
+    of_epochs = standard if standard is not None and settings.query_map else Standard()
     trainer = Trainer(retriever, training, settings)
 
     def judged(epoch: int, scores: NDArray[np.float32]) -> Score:
         return of_epochs.score(selection, scores, on_folds.success(epoch) if on_folds and settings.query_map else 0.0)
 
     best = Best(0, judged(0, trainer.offsets(selection)), trainer.trained_tensors())
-    stored = checkpoint.read() if course.resume and checkpoint is not None else None
-    if stored is not None:
-        best = trainer.restore(stored, history)
+    if (stored := course.stored()) is not None:
+        best = trainer.restored(stored)
     report.say(f"{settings.method}: {len(training)} training questions, {len(retriever.documents)} documents")
-    for epoch in range(len(history) + 1, settings.epochs + 1):
+    for epoch in range(len(course.history) + 1, settings.epochs + 1):
         start = time.monotonic()
         with report.track(f"epoch {epoch} of {settings.epochs}", len(training)) as advance:
             loss = sum(trainer.epoch(epoch, advance)) / len(training)
         reached = judged(epoch, trainer.scores(selection))
         seconds = round(time.monotonic() - start, 3)
-        history.add(epoch=epoch, loss=loss, selection=reached.success, seconds=seconds)
+        course.history.add(epoch=epoch, loss=loss, selection=reached.success, seconds=seconds)
         numbers = f"loss {loss:.4f}, selection {reached.success:.3f}, {seconds:.1f} s"
         report.say(f"epoch {epoch} of {settings.epochs}: {numbers}")
         if reached > best.score:
             best = Best(epoch, reached, trainer.trained_tensors())
-        if checkpoint is not None:
-            checkpoint.write(trainer.stored(best, history))
+        course.write(trainer.trained_tensors(), trainer.optimizer.tensors(), best)
     trainer.load_tensors(best.tensors)
     if not best.epoch:
         report.say(f"{settings.method}: no epoch was better on the selection questions than before")
@@ -82,7 +85,7 @@ def fit(retriever: Retriever, job: Job, settings: Settings, course: Course, view
     retriever = replace(retriever, encoder=trainer.encoder)
     if on_folds is None:
         return Fitted(retriever, (Weighting(retriever.weights),))
-    return Fitted(retriever, on_folds.weightings(best.epoch, retriever, selection, standard))
+    return Fitted(retriever, on_folds.weightings(best.epoch, retriever, selection, standard or Standard()))
 
 
 @dataclass(frozen=True)
@@ -348,16 +351,10 @@ class Trainer:
         for name, tensor in self.parameters().items():
             tensor.copy_(tensors[name])
 
-    def stored(self, best: Best, history: History) -> Stored:
-        """What a checkpoint keeps of this training."""
-        return Stored(self.trained_tensors(), self.optimizer.tensors(), best, history.records)
-
-    def restore(self, stored: Stored, history: History) -> Best:
-        """Put this training and the history where a checkpoint left them; returns the best epoch so far."""
+    def restored(self, stored: Stored) -> Best:
+        """Put this training where an epoch left it; returns the best epoch so far."""
         self.load_tensors(stored.trained)
         self.optimizer.load_tensors(stored.optimizer)
-        for record in stored.history:
-            history.add(**record)
         return stored.best
 
     @torch.no_grad()

@@ -1,31 +1,74 @@
-"""The order of a training, written once: prepare, learn, compare and select, calibrate, record.
+"""The order of a job, written once: prepare, learn, compare, select, calibrate, record.
 
-Training in one place, simulated clients and clients behind a network have their own ways to learn, with noise and
-without; what comes before and after is this.
+`prepare` makes the questions ready; what is learned from them, and how candidates are compared, is the procedure's own
+(see `train`, and `fedcar.federation`); `conclude` makes of what was kept a retriever that tells how it came about.
 """
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 
 from fedcar.collection.collection import Collection, Judged
+from fedcar.collection.splits import split_for_selection
+from fedcar.common.measure import Clock, peak_memory_mb
 from fedcar.common.progress import Silent
 from fedcar.encoder.cache import FeatureCache
-from fedcar.retriever.calibration import Calibration
-from fedcar.retriever.prepare import prepare as read
+from fedcar.errors import FedcarError, FedcarWarning
+from fedcar.privacy.statement import Statement, plain_words, to_json
+from fedcar.retriever.prepare import prepare as made_ready
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.record import TrainingRecord
 from fedcar.retriever.retriever import Retriever
+from fedcar.training.selection import Candidate, calibrated
 
-NOBODY = Judged((), ())
+NO_QUESTIONS = Judged((), ())
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Which of a collection's questions a job reads: to learn from, to choose by, and those that nothing answers.
+
+    `training` is None where they stay on clients. With `private` ones nothing is said, and nothing kept, of them.
+    """
+
+    training: Judged | None
+    selection: Judged
+    unanswerable: Judged
+    private: bool = False
+
+    @classmethod
+    def in_one_place(cls, collection: Collection, seed: int) -> Splits:
+        """Train and dev; without dev a tenth of train chooses (see `split_for_selection`)."""
+        return cls(*split_for_selection(collection, seed), unanswerable(collection))
+
+    @classmethod
+    def on_clients(cls, collection: Collection) -> Splits:
+        """Dev alone: who trains has the questions."""
+        return cls(None, collection.judged("dev"), unanswerable(collection))
+
+    @classmethod
+    def under_epsilon(cls, collection: Collection, public_dev: bool, training: Judged | None = None) -> Splits:
+        """All of `training`; of dev nothing, unless it was declared public."""
+        if not public_dev:
+            return cls(training, NO_QUESTIONS, NO_QUESTIONS, private=True)
+        dev = collection.judged("dev")
+        if not len(dev):
+            raise FedcarError("--public-dev: there is no dev split to choose by; bring qrels/dev.tsv, or leave it out")
+        return cls(training, dev, unanswerable(collection), private=True)
+
+
+def unanswerable(collection: Collection) -> Judged:
+    """The questions of dev that nothing answers."""
+    queries = collection.unanswerable("dev")
+    return Judged(queries, ({},) * len(queries))
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is read of a collection before anything is learned.
+    """What stands before anything is learned: search over the documents, and the questions made ready.
 
-    `training` is empty where clients keep their questions; `selection` is empty where nothing may be chosen by: there
-    are no such questions, or they are private.
+    `training` is empty where the questions stay on clients, `selection` where there is nothing to choose by.
     """
 
     collection: Collection
@@ -34,40 +77,63 @@ class Job:
     report: Silent
     training: Questions
     selection: Questions
+    unanswered: Questions
+    private: bool = False
 
-    @classmethod
-    def prepare(
-        cls,
-        collection: Collection,
-        untrained: Retriever,
-        features: FeatureCache,
-        report: Silent,
-        *,
-        training: Judged = NOBODY,
-        selection: Judged = NOBODY,
-    ) -> Job:
-        """Read the questions, those to train on first."""
-        questions = [
-            read(untrained, judged, features, report, f"{what} questions")
-            for what, judged in (("training", training), ("selection", selection))
-        ]
-        return cls(collection, untrained, features, report, *questions)
 
-    def conclude(self, retriever: Retriever, record: TrainingRecord) -> Retriever:
-        """The retriever that was kept, with confidence and answer threshold, and the record of how it came about.
+def prepare(
+    collection: Collection, untrained: Retriever, features: FeatureCache, report: Silent, splits: Splits
+) -> Job:
+    """Encode the questions of the splits, or find them in the cache, and weigh the evidence for each."""
 
-        Without selection questions nothing is calibrated, and the dev questions that nothing answers are not read.
-        """
-        of_documents = {"name": self.collection.name, "fingerprint": self.collection.fingerprint}
-        record = replace(record, collection=record.collection or of_documents, selection_questions=len(self.selection))
-        return replace(retriever, calibration=self._calibration(retriever), training=record)
+    def ready(judged: Judged, what: str) -> Questions:
+        return made_ready(untrained, judged, features, report if len(judged) else Silent(), what)
 
-    def _calibration(self, retriever: Retriever) -> Calibration:
-        """From the selection questions and those of dev that nothing answers."""
-        if not len(self.selection):
-            return Calibration()
-        nobody_answers = self.collection.unanswerable("dev")
-        unanswerable = Judged(nobody_answers, ({},) * len(nobody_answers))
-        unanswered = read(self.untrained, unanswerable, self.features, self.report, "unanswerable questions")
-        others = retriever.scores_of(unanswered) if len(unanswered) else None
-        return Calibration.fit(retriever.scores_of(self.selection), self.selection.relevance > 0, others)
+    if splits.private or splits.training is None:
+        training = prepare_privately(untrained, splits.training or NO_QUESTIONS, features)
+    else:
+        training = ready(splits.training, "training questions")
+    selection = ready(splits.selection, "public dev questions" if splits.private else "selection questions")
+    unanswered = ready(splits.unanswerable, "unanswerable questions")
+    return Job(collection, untrained, features, report, training, selection, unanswered, splits.private)
+
+
+def prepare_privately(untrained: Retriever, judged: Judged, features: FeatureCache) -> Questions:
+    """Questions made ready without the progress and the warnings that count them."""
+    cut = untrained.encoder.model.texts_cut
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FedcarWarning)
+        questions = made_ready(untrained, judged, features, Silent(), "training questions")
+    untrained.encoder.model.texts_cut = cut
+    return questions
+
+
+def conclude(
+    job: Job, kept: Candidate, record: TrainingRecord, claim: Statement | None = None, clock: Clock | None = None
+) -> Retriever:
+    """What was kept, with confidence and threshold from the selection questions, and the record of its training.
+
+    The claim, where there is one, goes with it and is said. With `clock` the record has the seconds so far.
+    """
+    retriever = calibrated(kept.retriever, job.selection, job.unanswered)
+    if clock is not None:
+        clock.lap("train")
+        record = replace(record, seconds=clock.seconds, peak_memory_mb=peak_memory_mb())
+    if claim is not None:
+        job.report.say(plain_words(claim).splitlines()[0])
+    record = replace(
+        record,
+        method=kept.name,
+        collection=identity(job),
+        selection_questions=len(job.selection),
+        privacy=to_json(claim) if claim is not None else None,
+    )
+    return replace(retriever, training=record)
+
+
+def identity(job: Job) -> dict[str, str]:
+    """Which collection it was; of one whose questions are private no hash of them."""
+    if not job.private:
+        return {"name": job.collection.name, "fingerprint": job.collection.fingerprint}
+    documents_alone = replace(job.collection, queries={}, judgements={})
+    return {"name": job.collection.name, "documents_fingerprint": documents_alone.fingerprint}

@@ -12,6 +12,7 @@ import numpy as np
 from fedcar.common.progress import Silent
 from fedcar.common.vectors import top_k
 from fedcar.evaluation.metrics import DEPTH
+from fedcar.retriever.calibration import Calibration
 from fedcar.retriever.evidence import Evidence
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
@@ -144,11 +145,6 @@ class FoldView:
     folds: tuple[Fold, ...] = ()
     standard: Standard = field(default_factory=Standard)
 
-    @property
-    def first(self) -> FoldView:
-        """One fold, where several cost too much."""
-        return FoldView(self.folds[:1], self.standard)
-
     @classmethod
     def of(cls, untrained: Retriever, training: Questions, seed: int) -> FoldView:
         rows = {document.id: row for row, document in enumerate(untrained.documents)}
@@ -182,3 +178,12 @@ def select(
     numbers = f"{kept.score.success:.3f} of the selection questions right, before {before.score.success:.3f}"
     report.say(f"kept: {kept.name} ({numbers})")
     return kept
+
+
+def calibrated(retriever: Retriever, selection: Questions, unanswered: Questions) -> Retriever:
+    """With confidence and answer threshold from the selection questions and those of dev that nothing answers."""
+    if not len(selection):
+        return retriever
+    others = retriever.scores_of(unanswered) if len(unanswered) else None
+    calibration = Calibration.fit(retriever.scores_of(selection), selection.relevance > 0, others)
+    return replace(retriever, calibration=calibration)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypedDict
 
 from fedcar.encoder.adapter import parse_variant
 from fedcar.encoder.encoder import Encoder
-from fedcar.encoder.model_files import parameter_count
+from fedcar.encoder.model_files import DEFAULT_ENCODER, parameter_count
 from fedcar.errors import FedcarError
 from fedcar.privacy.statement import PAPER_RECIPE
 from fedcar.retriever.retriever import Retriever
@@ -17,6 +19,94 @@ MAP_EPOCHS = 6
 SMALL_ENCODER = 5_000_000  # parameters
 METHODS = ("auto", "ridge", "head", "adapter")
 RECIPES = ("private", "paper")
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What a training is asked for: the keywords of `train`, but for files and progress. `Settings` follow from it.
+
+    `method`: `ridge` (rows in closed form), `head` (rows by gradient steps on cached hidden states), `adapter` (adapter
+    and head, through the frozen blocks), or `auto`: from cheap to dear, keeping what selection prefers. `encoder` is a
+    model's name or folder, to be read with `pooling` (by default what the model declares), or one that is loaded.
+    `questions_from` is the address of an OpenAI-compatible server whose `questions_model` is sent the documents (no
+    question) and asked what users would ask of them: pseudo-queries for ridge.
+
+    `epsilon` trains under differential privacy (docs/privacy.md): class sums, head or adapter with noise, `epochs` full
+    steps, no checkpoint. Dev is then not read, unless `public_dev` declares it public. `adaptive_clip` moves the clip
+    norm by noised counts. `noise_seed` is for tests and makes epsilon infinite. `recipe` "paper" is that of arXiv
+    2509.16508, without epsilon and without formal guarantee.
+    """
+
+    encoder: str | Path | Encoder = DEFAULT_ENCODER
+    pooling: str | None = None
+    method: str = "auto"
+    adapter: str = "full"
+    head: str = "linear"
+    pre_classifier: int = 0
+    epochs: int | None = None
+    seed: int = 0
+    gradient_checkpointing: bool = False
+    questions_from: str | None = None
+    questions_model: str | None = None
+    epsilon: float | None = None
+    delta: float = DELTA
+    public_dev: bool = False
+    against_advice: bool = False
+    adaptive_clip: bool = False
+    noise_seed: int | None = None
+    recipe: str = "private"
+
+    def steps(self, resume: bool = False) -> Settings:
+        """What gradient steps do; FedcarError, before anything long begins, for what makes no sense together."""
+        settings = choose_settings(self)
+        check_questions_from(self.questions_from, self.questions_model, self.method)
+        settings = with_recipe(settings, self.recipe, self.method, self.epsilon)
+        refuse_with_epsilon_only(
+            self.epsilon,
+            public_dev=self.public_dev,
+            against_advice=self.against_advice,
+            adaptive_clip=self.adaptive_clip,
+        )
+        if (target := self.target) is not None:
+            refuse_without_epsilon_only(self.head, self.pre_classifier, self.questions_from, resume)
+            target.check()
+        return settings
+
+    @property
+    def target(self) -> Target | None:
+        """What is to hold of every training question; None without epsilon."""
+        if self.epsilon is None:
+            return None
+        unit, choices = "example", (self.public_dev, self.noise_seed, self.against_advice, self.adaptive_clip)
+        return Target(self.epsilon, self.delta, unit, *choices)
+
+
+class TrainingOptions(TypedDict, total=False):
+    """The fields of `TrainingSettings`, for the type checker: what `train` takes by name."""
+
+    encoder: str | Path | Encoder
+    pooling: str | None
+    method: str
+    adapter: str
+    head: str
+    pre_classifier: int
+    epochs: int | None
+    seed: int
+    gradient_checkpointing: bool
+    questions_from: str | None
+    questions_model: str | None
+    epsilon: float | None
+    delta: float
+    public_dev: bool
+    against_advice: bool
+    adaptive_clip: bool
+    noise_seed: int | None
+    recipe: str
+
+
+def loaded(encoder: str | Path | Encoder, pooling: str | None) -> Encoder:
+    """The encoder, read if it is not yet."""
+    return encoder if isinstance(encoder, Encoder) else Encoder.load(encoder, pooling)
 
 
 @dataclass(frozen=True)
@@ -47,77 +137,26 @@ class Settings:
     recipe: str = "plain"
 
 
-@dataclass(frozen=True)
-class Choices:
-    """What a user asks of training; the defaults are those of `fedcar train`, whose options have the same names.
-
-    `method`: `ridge` (rows in closed form), `head` (rows by gradient steps on cached hidden states), `adapter` (adapter
-    and head, through the frozen blocks), or `auto`: from cheap to dear, keeping what selection prefers. `pooling` is
-    the model's own by default, `epochs` that of the method. `questions_from` is the address of an OpenAI-compatible
-    server whose `questions_model` is sent the documents (no question) and asked what users would ask of them.
-
-    `epsilon` trains under differential privacy (docs/privacy.md): class sums, head or adapter with noise, `epochs` full
-    steps. Dev is then not read, unless `public_dev` declares it public. `adaptive_clip` moves the clip norm by noised
-    counts. `noise_seed` is for tests and makes epsilon infinite. `recipe` "paper" is that of arXiv 2509.16508, without
-    epsilon and without formal guarantee.
-    """
-
-    pooling: str | None = None
-    method: str = "auto"
-    adapter: str = "full"
-    head: str = "linear"
-    pre_classifier: int = 0
-    epochs: int | None = None
-    seed: int = 0
-    gradient_checkpointing: bool = False
-    questions_from: str | None = None
-    questions_model: str | None = None
-    epsilon: float | None = None
-    delta: float = DELTA
-    public_dev: bool = False
-    against_advice: bool = False
-    adaptive_clip: bool = False
-    noise_seed: int | None = None
-    recipe: str = "private"
-
-    def settings(self) -> Settings:
-        """The settings of gradient steps that follow; FedcarError for what makes no sense."""
-        if self.method not in METHODS:
-            raise FedcarError(f'--method "{self.method}": not known; give one of {", ".join(METHODS)}')
-        if self.epochs is not None and self.epochs < 1:
-            raise FedcarError(f"--epochs {self.epochs}: must be 1 or more")
-        if self.seed < 0:
-            raise FedcarError(f"--seed {self.seed}: must be 0 or more")
-        parse_variant(self.adapter)
-        settings = Settings(
-            method="adapter" if self.method == "adapter" else "head",
-            seed=self.seed,
-            head=self.head,
-            pre_classifier=self.pre_classifier,
-            adapter=self.adapter,
-            gradient_checkpointing=self.gradient_checkpointing,
-        )
-        if self.method == "adapter":
-            settings = of_adapter(settings)
-        settings = settings if self.epochs is None else replace(settings, epochs=self.epochs)
-        check_questions_from(self.questions_from, self.questions_model, self.method)
-        return with_recipe(settings, self.recipe, self.method, self.epsilon)
-
-    def target(self, resume: bool = False) -> Target | None:
-        """The promise of privacy; None without epsilon. FedcarError for options that the one or the other has not."""
-        if self.epsilon is None:
-            flags = ("public_dev", "against_advice", "adaptive_clip")
-            refuse_with_epsilon_only(None, **{flag: getattr(self, flag) for flag in flags})
-            return None
-        if self.head != "linear" or self.pre_classifier:
-            message = "the head is then linear, without pre-classifier layer; leave these options out"
-            raise FedcarError(f"--epsilon: {message}")
-        if self.questions_from is not None:
-            raise FedcarError("--epsilon: class sums know no pseudo-queries; leave --questions-from out")
-        if resume:
-            raise FedcarError("--epsilon: no checkpoint is kept, as it takes seconds; start again without --resume")
-        noise = (self.public_dev, self.noise_seed, self.against_advice, self.adaptive_clip)
-        return Target(self.epsilon, self.delta, "example", *noise)
+def choose_settings(asked: TrainingSettings) -> Settings:
+    """The settings of gradient steps that follow from what the user chose."""
+    if asked.method not in METHODS:
+        raise FedcarError(f'--method "{asked.method}": not known; give one of {", ".join(METHODS)}')
+    if asked.epochs is not None and asked.epochs < 1:
+        raise FedcarError(f"--epochs {asked.epochs}: must be 1 or more")
+    if asked.seed < 0:
+        raise FedcarError(f"--seed {asked.seed}: must be 0 or more")
+    parse_variant(asked.adapter)
+    settings = Settings(
+        method="adapter" if asked.method == "adapter" else "head",
+        seed=asked.seed,
+        head=asked.head,
+        pre_classifier=asked.pre_classifier,
+        adapter=asked.adapter,
+        gradient_checkpointing=asked.gradient_checkpointing,
+    )
+    if asked.method == "adapter":
+        settings = of_adapter(settings)
+    return settings if asked.epochs is None else replace(settings, epochs=asked.epochs)
 
 
 def with_recipe(settings: Settings, recipe: str, method: str, epsilon: float | None) -> Settings:
@@ -131,6 +170,16 @@ def with_recipe(settings: Settings, recipe: str, method: str, epsilon: float | N
     if method not in ("head", "adapter"):
         raise FedcarError(f"--recipe paper: is for gradient steps; give --method head or adapter, not {method}")
     return replace(settings, recipe="paper")
+
+
+def refuse_without_epsilon_only(head: str, pre_classifier: int, questions_from: str | None, resume: bool) -> None:
+    """Refuse what training under epsilon does not have."""
+    if head != "linear" or pre_classifier:
+        raise FedcarError("--epsilon: the head is then linear, without pre-classifier layer; leave these options out")
+    if questions_from is not None:
+        raise FedcarError("--epsilon: class sums know no pseudo-queries; leave --questions-from out")
+    if resume:
+        raise FedcarError("--epsilon: no checkpoint is kept, as it takes seconds; start again without --resume")
 
 
 def refuse_with_epsilon_only(epsilon: float | None, **options: bool) -> None:

@@ -94,7 +94,7 @@ class World:
         run.start(resume)
         network = LocalNetwork(members, rounds, clock or VirtualClock())
         records = run_rounds(network, judge, rounds, run, resume, lambda record: None, {})
-        return judge, records, run
+        return judge, [record.to_json() for record in records], run
 
 
 def final(folder: Path) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """What the files of fedcar say of themselves, read and not run: imports, names, docstrings.
 
-`python tests/support/house.py` prints what every folder gives to others, and who takes it.
+`make given` prints what every folder gives to others, and to how many modules.
 """
 
 import ast
@@ -111,20 +111,8 @@ def listed(folder: str) -> dict[str, str]:
     return dict(entry.strip().split(": ", 1) for entry in entries if entry.strip())
 
 
-def guarantees() -> dict[str, str]:
-    """The name of every guarantee that a docstring promises -> the module that does."""
-    found = {}
-    for module in modules().values():
-        for node in ast.walk(module.tree):
-            if isinstance(node, (ast.Module, ast.ClassDef, *FUNCTIONS)):
-                _, _, block = (ast.get_docstring(node) or "").partition("Formal guarantee")
-                block = re.sub(r"\(.*?\)|`.*?`", "", block.split("\n\n")[0], flags=re.S)
-                found |= dict.fromkeys(re.findall(r"\b[A-Za-z]+(?:_[A-Za-z0-9]+){2,}\b", block), module.name)
-    return found
-
-
 if __name__ == "__main__":
     for folder, names in sorted(taken().items()):
         print(folder)
         for name, takers in sorted(names.items()):
-            print(f"    {name}: {', '.join(sorted(takers))}")
+            print(f"    {name} ({len(takers)}): {listed(folder).get(name, 'has no line yet')}")

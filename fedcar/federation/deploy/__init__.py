@@ -3,6 +3,8 @@
 What other folders take:
     doctor.device: The checks of a device that has a join file.
     doctor.server: The checks of a server's folder.
+    join.DeviceOptions: What a device takes part with: its key, its questions, and the folder of what it remembers
+        from round to round.
     join.JoinFile: What fedcar enroll wrote for a device.
     join.join: Check, prepare, then run the SuperNode and the worker that answers for it; the SuperNode is restarted
         at death.

@@ -106,29 +106,35 @@ def _certificate_line(error: ssl.SSLCertVerificationError) -> str:
     return f"its certificate is not of the server that enrolled this device ({reason}); ask for a new join file"
 
 
+@dataclass(frozen=True)
+class DeviceOptions:
+    """What a device takes part with: its key, its questions, and the folder of what it remembers from round to round.
+
+    With `ledger` or `budget` one ledger counts over all runs; with `budget` nothing leaves that is not noised and
+    charged to it. `encoder` says where the model lies, if not where the server's is.
+    """
+
+    key: Path
+    collection: Path
+    folder: Path
+    encoder: str | None = None
+    cache: Path | None = None
+    ledger: Path | None = None
+    budget: Budget | None = None
+
+
 def join(
-    file: JoinFile,
-    key: Path,
-    collection: Path,
-    folder: Path,
-    *,
-    encoder: str | None = None,
-    cache: Path | None = None,
-    ledger: Path | None = None,
-    budget: Budget | None = None,
-    report: Silent | None = None,
-    until: Callable[[], bool] = lambda: False,
+    file: JoinFile, device: DeviceOptions, *, report: Silent | None = None, until: Callable[[], bool] = lambda: False
 ) -> None:
     """Check, prepare, then run the SuperNode and the worker that answers for it; the SuperNode is restarted at death.
 
-    `folder` keeps what this device must remember from round to round. With `ledger` or `budget` one ledger counts over
-    all runs; with `budget` nothing leaves that is not noised and charged to it. Returns when `until` says so.
+    Returns when `until` says so.
 
     Formal guarantees:
         a_device_is_joined_once: a second process over the same `folder` is refused before it reaches the server.
     """
-    report = report or Silent()
-    check_join(file, key)
+    report, folder = report or Silent(), device.folder
+    check_join(file, device.key)
     days = check_server(file)
     if days < keys.LEFT_TO_RENEW:
         report.say(f"the server's certificate runs out in {days:.0f} days; a restart of fedcar serve renews it")
@@ -136,47 +142,46 @@ def join(
     with locked(folder / "join.lock") as free:
         if not free:
             raise FedcarError(f"{folder}: {file.node} is joined already by another process; stop that first")
-        _take_part(file, key, collection, folder, encoder, cache, ledger, budget, report, until)
+        _take_part(file, device, report, until)
 
 
-def _take_part(
-    file: JoinFile, key: Path, collection: Path, folder: Path, encoder: str | None, cache: Path | None,
-    ledger: Path | None, budget: Budget | None, report: Silent, until: Callable[[], bool],
-) -> None:  # fmt: skip
+def _take_part(file: JoinFile, options: DeviceOptions, report: Silent, until: Callable[[], bool]) -> None:
+
+    folder = options.folder
 
     def knock(make_room: bool = True) -> None:
-        flower.knows(file.address, file.ca.encode(), keys.read_private(key), file.id, make_room=make_room)
+        flower.knows(file.address, file.ca.encode(), keys.read_private(options.key), file.id, make_room=make_room)
 
     knock(make_room=False)  # what is refused below signs nobody off
-    loaded = Collection.read(collection, part=True)
+    loaded = Collection.read(options.collection, part=True)
     if (documents := documents_fingerprint(loaded)) != file.documents:
         raise FedcarError(
-            f"{collection}: its documents differ from the server's ({documents[:12]}, there {file.documents[:12]}); "
-            "copy the server's corpus.jsonl"
+            f"{options.collection}: its documents differ from the server's ({documents[:12]}, there "
+            f"{file.documents[:12]}); copy the server's corpus.jsonl"
         )
-    model = Encoder.load(encoder or file.encoder, file.pooling)
+    model = Encoder.load(options.encoder or file.encoder, file.pooling)
     if model.fingerprint != file.encoder_fingerprint:
         raise FedcarError(
             f"{model.name}: another encoder than the server's ({model.fingerprint[:12]}, there "
             f"{file.encoder_fingerprint[:12]}); give the same model with --encoder"
         )
-    books = Ledgers(folder / "ledgers", ledger, budget)
-    device = Device(loaded, folder, model, FeatureCache(cache), report, books)
-    if books.budget is None:
+    ledgers = Ledgers(folder / "ledgers", options.ledger, options.budget)
+    device = Device(loaded, folder, model, FeatureCache(options.cache), report, ledgers)
+    if ledgers.budget is None:
         report.say(
             "no --epsilon of this device: what it gives out is noised as the server's run says, or not at all; with "
             "--epsilon nothing un-noised leaves"
         )
     else:
         try:
-            check_target(books.budget.epsilon, books.budget.delta, len(device.training))
+            check_target(ledgers.budget.epsilon, ledgers.budget.delta, len(device.training))
         except ValueError as error:
-            raise FedcarError(f"--delta {books.budget.delta:g}: {error}") from error
+            raise FedcarError(f"--delta {ledgers.budget.delta:g}: {error}") from error
     secret = secrets.token_hex(32).encode()
     keys.write_private(folder / "secret", secret)
     replace_file(folder / "server-ca.pem", file.ca.encode())
     port = free_port()
-    command = flower.supernode_command(port, file.address, folder / "server-ca.pem", key, folder / "secret")
+    command = flower.supernode_command(port, file.address, folder / "server-ca.pem", options.key, folder / "secret")
     child = Child(command, folder / "supernode.log", flower.environment(folder / "flower"))
     stopped = threading.Event()
     worker = threading.Thread(

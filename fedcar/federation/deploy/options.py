@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from fedcar.common.progress import Silent
 from fedcar.errors import FedcarError, quoted
 from fedcar.version import __version__
+
+if TYPE_CHECKING:
+    from fedcar.collection.collection import Collection
 
 OPTIONS = "run.json"
 ENROLMENT = "enrolment.safetensors"
@@ -38,3 +42,15 @@ class RunOptions:
             return cls(**json.loads((run / OPTIONS).read_text(encoding="utf-8")))
         except OSError as error:
             raise FedcarError(f"{quoted(run.name)}: no such run; fedcar status lists them") from error
+
+
+@dataclass(frozen=True)
+class ServedRun:
+    """A run over the devices of a server, as it is under way: its folder, what it was asked for, who hears of it."""
+
+    folder: Path
+    options: RunOptions
+    collection: Collection
+    resume: bool = False
+    report: Silent = field(default_factory=Silent)
+    watch: Callable[[Mapping[str, Any]], None] = lambda record: None

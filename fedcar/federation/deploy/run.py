@@ -22,21 +22,27 @@ from fedcar.common.progress import Silent
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
 from fedcar.errors import FedcarError
-from fedcar.federation.deploy.options import DEVICES, ENROLMENT, LOCK, OPTIONS, RETRIEVER, RunOptions
+from fedcar.federation.deploy.options import DEVICES, ENROLMENT, LOCK, OPTIONS, RETRIEVER, RunOptions, ServedRun
 from fedcar.federation.deploy.run_noised import train_privately_over
 from fedcar.federation.deploy.server import NOT_SERVED, ServerFolder
-from fedcar.federation.job.job import baselines, fitted, matched, ridge_candidates, train_rounds
+from fedcar.federation.job.job import (
+    FederatedJob,
+    baselines,
+    bytes_per_round,
+    fitted,
+    learn,
+    matched,
+    selected,
+)
 from fedcar.federation.remote import held_out
 from fedcar.federation.remote.network import RemoteNetwork
-from fedcar.federation.rounds.clock import VirtualClock
 from fedcar.federation.rounds.run_folder import RunFolder
 from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.federation.rounds.update import Enrolled
 from fedcar.retriever.record import TrainingRecord
 from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.weights import LEARNED, weights_of
-from fedcar.training.job import Job
-from fedcar.training.selection import Candidate, Standard, candidate, select
+from fedcar.training.job import Splits, conclude, prepare
 from fedcar.version import __version__
 
 NO_SPACE = 1 << 20  # bytes free
@@ -56,71 +62,45 @@ def new_run(place: ServerFolder, options: RunOptions) -> Path:
     return run
 
 
-def train_over(
-    network: RemoteNetwork,
-    untrained: Retriever,
-    run: Path,
-    options: RunOptions,
-    rounds: RoundSettings,
-    collection: Collection,
-    resume: bool,
-    report: Silent,
-    watch: Callable[[Mapping[str, Any]], None],
-) -> dict[str, Any]:
+def train_over(network: RemoteNetwork, untrained: Retriever, run: ServedRun) -> dict[str, Any]:
     """Enrol the devices, learn the mixture, run the rounds, keep the best candidate as RUN/retriever."""
-    start, cache = time.monotonic(), FeatureCache(Path(options.cache) if options.cache else None)
-    job = Job.prepare(collection, untrained, cache, report, selection=collection.judged("dev"))
-    selection = job.selection
-    new = not (run / ENROLMENT).exists()
-    members = kept_enrolment(run, network, rounds.quorum, report)
-    if new and not len(selection):
+    options, report, collection = run.options, run.report, run.collection
+    start, features = time.monotonic(), FeatureCache(Path(options.cache) if options.cache else None)
+    job = prepare(collection, untrained, features, report, Splits.on_clients(collection))
+    rounds = RoundSettings(**options.rounds)
+    new = not (run.folder / ENROLMENT).exists()
+    members = kept_enrolment(run.folder, network, rounds.quorum, report)
+    if new and not len(job.selection):
         held_out.check_held_out(network, collection.name)
-    report.say(f"{len(members)} devices with {sum(members.values())} training questions")
     questions = sum(members.values())
+    report.say(f"{len(members)} devices with {questions} training questions")
     settings = fitted(options.method, options.adapter, rounds.seed, untrained.encoder, untrained.evidence.deep)
     settings, rounds = matched(settings, rounds, questions, len(members))
     together = {**asdict(rounds), **asdict(settings), "devices": sorted(members)}
-    folder = RunFolder(run)
+    folder = RunFolder(run.folder)
     folder.belongs_to = {
         "collection": collection.fingerprint, "encoder": untrained.encoder.fingerprint, "settings": together,
     }  # fmt: skip
-    weights, exchanges = kept_mixture(run, network)
-    mixed, standard = replace(untrained, weights=weights_of(weights[:LEARNED])), Standard()
+    weights, exchanges = kept_mixture(run.folder, network)
+    mixed = replace(untrained, weights=weights_of(weights[:LEARNED]))
     report.say(f"{time.monotonic() - start:.0f} s to the first round, {exchanges} small exchanges for the mixture")
-    if len(selection):
-        shown = {**baselines(untrained, selection), "central": None}
-    else:
-        shares = held_out.shares_before(network, untrained, mixed)
-        shown = {**held_out.shown(shares), "central": None}
-    if options.method == "ridge":
-        found, standard, records = ridge_candidates(mixed, {}, selection, cache, rounds, folder, report, network)
-        watch({**shown, **records[-1]})
-    else:
-        trained, records, score = train_rounds(
-            mixed, {}, selection, settings, rounds, VirtualClock(), folder, resume, watch, shown, network
-        )
-        found = [Candidate(settings.method, trained, score)]
-    evidence = standard.fitted(mixed)
-    if len(selection):
-        if options.method != "ridge":
-            found = [candidate(settings.method, standard.fitted(trained), selection, standard, report)]
-        first = candidate("evidence", evidence, selection, standard, report)
-        kept = select(untrained, selection, [first, *found], standard, report)
-    else:
-        first = held_out.candidate_by(lambda weights: shares[weights.tobytes()], "evidence", evidence, standard, report)
-        kept = held_out.select_by(shares, untrained, [first, *found], standard, report)
-    record = TrainingRecord(
-        method=kept.name,
-        settings=asdict(settings),
-        federation={**asdict(rounds), "clients": len(members), "mixture_rounds": exchanges, "run": run.name},
-        questions=questions,
-        history=records,
+    shares = {} if len(job.selection) else held_out.shares_before(network, untrained, mixed)
+    search = held_out.shown(shares) if shares else baselines(untrained, job.selection)
+    shown = {**search, "central": None}
+    federated = FederatedJob(
+        job, options.method, settings, rounds, folder, network=network, resume=run.resume, watch=run.watch
     )
-    job.conclude(kept.retriever, record).save(run / RETRIEVER)
-    per_round = sum(record["bytes_down"] + record["bytes_up"] for record in records) // max(1, len(records))
+    learned = learn(federated, mixed, shown)
+    if options.method == "ridge":
+        run.watch({**shown, **learned.history[-1]})
+    kept = selected(job, mixed, learned, shares)
+    told = {**asdict(rounds), "clients": len(members), "mixture_rounds": exchanges, "run": run.folder.name}
+    retriever = conclude(job, kept, TrainingRecord(asdict(settings), learned.history, questions, federation=told))
+    retriever.save(run.folder / RETRIEVER)
     return {
-        "run": str(run), "retriever": str(run / RETRIEVER), "rounds": records, "selection": kept.score.success,
-        "bytes_per_round": per_round, "seconds": {"all": round(time.monotonic() - start, 1)}, "privacy": None,
+        "run": str(run.folder), "retriever": str(run.folder / RETRIEVER), "rounds": learned.history,
+        "selection": kept.score.success, "bytes_per_round": bytes_per_round(learned.records),
+        "seconds": {"all": round(time.monotonic() - start, 1)}, "privacy": None,
     }  # fmt: skip
 
 
@@ -191,10 +171,11 @@ def start(
         lambda: place.link().session(), nodes, untrained, served.documents, run.name,
         deadline=rounds.deadline, over_selection=options.over_selection, say=report.say,
     )  # fmt: skip
+    under_way = ServedRun(run, options, collection, resume, report, watch)
     try:
         if options.target is not None:
-            return train_privately_over(network, untrained, run, options, rounds, collection, report, watch)
-        return train_over(network, untrained, run, options, rounds, collection, resume, report, watch)
+            return train_privately_over(network, untrained, under_way)
+        return train_over(network, untrained, under_way)
     finally:
         network.close()
 

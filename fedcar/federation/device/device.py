@@ -40,7 +40,7 @@ from fedcar.privacy.errors import BudgetError, LedgerError
 from fedcar.retriever.prepare import prepare
 from fedcar.retriever.retriever import Retriever
 from fedcar.training.gradient import prepared, with_learned
-from fedcar.training.noised.central import read_privately
+from fedcar.training.job import prepare_privately
 from fedcar.training.settings import Settings
 from fedcar.version import __version__
 
@@ -81,7 +81,7 @@ class Device:
         self.training = prepare(self.untrained, training, cache, report, "training questions")
         self.held_out = prepare(self.untrained, held_out, cache, report, "held-out questions")
         self.books = books or Ledgers(folder / "ledgers")
-        every = partial(read_privately, self.untrained, collection.judged("dev"), cache)
+        every = partial(prepare_privately, self.untrained, collection.judged("dev"), cache)
         self.private = PrivateSide(self.untrained, self.training, every, self.books, report)
         self.ridge = RidgeSide(self.untrained, self.training, self.held_out, cache)
         self.evidence: MixtureTerms | None = None

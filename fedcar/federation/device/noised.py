@@ -15,8 +15,9 @@ from fedcar.privacy.noise import NoiseSource
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
 from fedcar.training.noised.clients import NoisedClient, Request, mean
-from fedcar.training.noised.plan import LARGEST_CLIP_NORM, LEAST_CLIP_NORM, PrivateSettings
+from fedcar.training.noised.plan import LARGEST_CLIP_NORM, LEAST_CLIP_NORM
 from fedcar.training.noised.server import held_out_counts
+from fedcar.training.noised.settings import PrivateSettings
 from fedcar.training.noised.sums import ClippedSums, Tensors
 
 if TYPE_CHECKING:

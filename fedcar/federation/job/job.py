@@ -1,28 +1,27 @@
-"""What every federated job does around its rounds: settings, mixture, rounds, candidates."""
+"""What every federated job does between `prepare` and `conclude`: settings, mixture, rounds, candidates, selection."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fedcar.collection.pseudo_queries import PseudoQueries, pseudo_queries
-from fedcar.common.progress import Silent
-from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
 from fedcar.errors import FedcarError
-from fedcar.federation.remote.held_out import candidate_by
+from fedcar.federation.remote.held_out import candidate_by, select_by
 from fedcar.federation.remote.network import RemoteNetwork
 from fedcar.federation.remote.ridge import RemoteRidge
 from fedcar.federation.rounds.aggregate import FIXED
 from fedcar.federation.rounds.client import Client, first_moments
 from fedcar.federation.rounds.clock import VirtualClock
 from fedcar.federation.rounds.in_process import LocalNetwork
+from fedcar.federation.rounds.record import RoundRecord
 from fedcar.federation.rounds.round import federated_round
 from fedcar.federation.rounds.run_folder import RunFolder
 from fedcar.federation.rounds.server_selection import ServerSelection
@@ -34,16 +33,51 @@ from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.weights import LEARNED, weights_of
 from fedcar.training.gradient import Trainer, prepared, with_learned
-from fedcar.training.selection import Candidate, Score, Standard, baseline_weights, best_weights, candidate
-from fedcar.training.settings import Choices, Settings, suited_to
+from fedcar.training.job import Job
+from fedcar.training.noised.record import ExchangeRecord
+from fedcar.training.selection import Candidate, Score, Standard, baseline_weights, best_weights, candidate, select
+from fedcar.training.settings import Settings, TrainingSettings, choose_settings, suited_to
 
 Watch = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class FederatedJob:
+    """A job whose training questions are on clients: in this process (`shares`), or behind a `network`.
+
+    `folder` is that of history and checkpoint, `resume` goes on from there, `watch` gets each round's record. Round
+    times are by the virtual `clock` where clients are in this process.
+    """
+
+    job: Job
+    method: str
+    settings: Settings
+    rounds: RoundSettings
+    folder: RunFolder
+    shares: Mapping[str, Questions] = field(default_factory=dict)
+    network: RemoteNetwork | None = None
+    clock: VirtualClock = field(default_factory=VirtualClock)
+    resume: bool = False
+    watch: Watch = lambda record: None
+
+
+class Learned(NamedTuple):
+    """What the rounds came to: candidates, what document folds ask of them, the records of the rounds."""
+
+    candidates: list[Candidate]
+    standard: Standard
+    records: list[RoundRecord]
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The records as they stand in the history."""
+        return [record.to_json() for record in self.records]
 
 
 def check_method(method: str, adapter: str, rounds: RoundSettings) -> None:
     """Refuse, before long work, a method or settings that make no sense."""
     rounds.check()
-    Choices(method=method, adapter=adapter, seed=rounds.seed).settings()
+    choose_settings(TrainingSettings(method=method, adapter=adapter, seed=rounds.seed))
     if rounds.share == "adapter" and method != "adapter":
         raise FedcarError(
             f"--share adapter: the method {method} has no adapter; give --method adapter or --share adapter+head"
@@ -52,7 +86,7 @@ def check_method(method: str, adapter: str, rounds: RoundSettings) -> None:
 
 def fitted(method: str, adapter: str, seed: int, encoder: Encoder, deep: bool) -> Settings:
     """Settings of central training that fit the encoder and the documents, see `suited_to`."""
-    return suited_to(Choices(method=method, adapter=adapter, seed=seed).settings(), encoder, deep)
+    return suited_to(choose_settings(TrainingSettings(method=method, adapter=adapter, seed=seed)), encoder, deep)
 
 
 def matched(settings: Settings, rounds: RoundSettings, questions: int, clients: int) -> tuple[Settings, RoundSettings]:
@@ -100,61 +134,77 @@ def with_federated_mixture(
     return replace(untrained, weights=weights_of(weights[:LEARNED])), number
 
 
+def learn(federated: FederatedJob, mixed: Retriever, shown: Mapping[str, float | None]) -> Learned:
+    """All rounds of the method on top of the mixture; `shown` stands beside each record that is watched."""
+    if federated.method == "ridge":
+        return ridge_candidates(federated, mixed)
+    trained, records, score = train_rounds(federated, mixed, shown)
+    job, name, standard = federated.job, federated.settings.method, Standard()
+    if not len(job.selection):
+        return Learned([Candidate(name, trained, score)], standard, records)
+    return Learned([candidate(name, standard.fitted(trained), job.selection, standard, job.report)], standard, records)
+
+
+def selected(job: Job, mixed: Retriever, learned: Learned, shares_right: Mapping[bytes, float]) -> Candidate:
+    """What is kept of search, evidence and candidates.
+
+    Without selection questions by `shares_right`, what the devices' held-out questions say of search (see `held_out`).
+    """
+    standard, report = learned.standard, job.report
+    evidence = standard.fitted(mixed)
+    if len(job.selection):
+        first = candidate("evidence", evidence, job.selection, standard, report)
+        return select(job.untrained, job.selection, [first, *learned.candidates], standard, report)
+    first = candidate_by(lambda weights: shares_right[weights.tobytes()], "evidence", evidence, standard, report)
+    return select_by(shares_right, job.untrained, [first, *learned.candidates], standard, report)
+
+
 def train_rounds(
-    mixed: Retriever,
-    shares: Mapping[str, Questions],
-    selection: Questions,
-    settings: Settings,
-    rounds: RoundSettings,
-    clock: VirtualClock,
-    folder: RunFolder,
-    resume: bool,
-    watch: Watch,
-    shown: Mapping[str, float | None],
-    remote: RemoteNetwork | None = None,
-) -> tuple[Retriever, list[dict[str, Any]], Score]:
+    federated: FederatedJob, mixed: Retriever, shown: Mapping[str, float | None]
+) -> tuple[Retriever, list[RoundRecord], Score]:
     """Rounds of gradient training on top of the evidence: the best round's retriever, the history, the best score."""
-    settings = of_a_client(settings, rounds)
+    rounds = federated.rounds
+    settings = of_a_client(federated.settings, rounds)
     retriever = replace(mixed, weights=with_learned(mixed.weights), head=prepared(mixed.head, settings))
-    if remote is not None:
-        remote.begin(settings, rounds, mixed.weights)
-        network: LocalNetwork | RemoteNetwork = remote
+    if federated.network is not None:
+        federated.network.begin(settings, rounds, mixed.weights)
+        network: LocalNetwork | RemoteNetwork = federated.network
     else:
-        members = {name: Client(name, retriever, share, settings) for name, share in shares.items()}
-        network = LocalNetwork(members, rounds, clock)
-    judge = ServerSelection(retriever, selection, settings)
-    records = run_rounds(network, judge, rounds, folder, resume, watch, shown)
-    return judge.finish(), records, judge.best.score
+        members = {name: Client(name, retriever, share, settings) for name, share in federated.shares.items()}
+        network = LocalNetwork(members, rounds, federated.clock)
+    selection = ServerSelection(retriever, federated.job.selection, settings)
+    records = run_rounds(network, selection, rounds, federated.folder, federated.resume, federated.watch, shown)
+    return selection.finish(), records, selection.best.score
 
 
 def run_rounds(
     network: LocalNetwork | RemoteNetwork,
-    judge: ServerSelection,
+    selection: ServerSelection,
     settings: RoundSettings,
     folder: RunFolder,
     resume: bool,
     watch: Watch,
     shown: Mapping[str, float | None],
-) -> list[dict[str, Any]]:
+) -> list[RoundRecord]:
     """All rounds that are still to do, each with a checkpoint; returns the history."""
     enrolled = {name: client.enrol() for name, client in network.clients.items()}
-    state = ServerState(0, first_tensors(judge.trainer, enrolled, settings))
-    records: list[dict[str, Any]] = []
+    state = ServerState(0, first_tensors(selection.trainer, enrolled, settings))
+    records: list[RoundRecord] = []
     before = folder.restore() if resume else None
     if before is not None:
-        state, kept, judge.best, records = before
+        state, kept, selection.best, records = before
         for name, client in network.clients.items():
             client.load_kept(kept.get(name, {}), state.round)
-    judge.active = state.tensors.get(FIXED[0], judge.active)
+    selection.active = state.tensors.get(FIXED[0], selection.active)
     for _ in range(state.round, settings.rounds):
         received = state
-        state, record = federated_round(state, enrolled, settings, network, judge)
-        judge.heard(received.round, received.tensors, record.get("held_out"))
-        folder.write(state, {name: client.kept() for name, client in network.clients.items()}, judge.best, record)
+        state, record = federated_round(state, enrolled, settings, network, selection)
+        selection.heard(received.round, received.tensors, record.held_out)
+        folder.write(state, {name: client.kept() for name, client in network.clients.items()}, selection.best, record)
         records.append(record)
-        watch({**shown, **record})
-    if isinstance(network, RemoteNetwork) and not len(judge.selection):
-        judge.heard(state.round, state.tensors, network.held_out(state))
+        watch({**shown, **record.to_json()})
+    if isinstance(network, RemoteNetwork) and not len(selection.selection):
+        selection.heard(state.round, state.tensors, network.held_out(state))
     return records
 
 
@@ -171,46 +221,42 @@ def first_tensors(trainer: Trainer, enrolled: Mapping[str, Enrolled], settings: 
     return {**trained, FIXED[0]: active & (not trainer.settings.query_map)}
 
 
-def ridge_candidates(
-    mixed: Retriever,
-    shares: Mapping[str, Questions],
-    selection: Questions,
-    features: FeatureCache,
-    rounds: RoundSettings,
-    folder: RunFolder,
-    report: Silent,
-    network: RemoteNetwork | None = None,
-) -> tuple[list[Candidate], Standard, list[dict[str, Any]]]:
+def ridge_candidates(federated: FederatedJob, mixed: Retriever) -> Learned:
     """The one round of `ridge`, without and with pseudo-queries, and its record; nothing is kept to go on from."""
-    found, records, standard = [], [], Standard()
+    job, seed, network = federated.job, federated.rounds.seed, federated.network
+    candidates, records, standard = [], [], Standard()
     remote = None
     if network is not None:
-        remote = RemoteRidge(network, mixed, feature_map(mixed, features, rounds.seed).dimension, rounds.seed)
-    clients: RidgeClients = remote or LocalRidge(mixed, shares, features, rounds.seed)
-    for name, pseudo in (("ridge", PseudoQueries()), ("ridge+pseudo", pseudo_queries(mixed.documents, rounds.seed))):
+        remote = RemoteRidge(network, mixed, feature_map(mixed, job.features, seed).dimension, seed)
+    clients: RidgeClients = remote or LocalRidge(mixed, federated.shares, job.features, seed)
+    for name, pseudo in (("ridge", PseudoQueries()), ("ridge+pseudo", pseudo_queries(mixed.documents, seed))):
         start = time.perf_counter()
-        one = federated_ridge(mixed, clients, features, rounds.seed, pseudo)
-        standard = one.standard
-        if remote is not None and not len(selection):
-            found.append(candidate_by(remote.held_out_share, name, one.fitted, standard, report))
+        ridge = federated_ridge(mixed, clients, job.features, seed, pseudo)
+        standard = ridge.standard
+        if remote is not None and not len(job.selection):
+            candidates.append(candidate_by(remote.held_out_share, name, ridge.fitted, standard, job.report))
         else:
-            found.append(candidate(name, one.fitted, selection, standard, report))
-        record = {
-            "round": 1,
-            "what": name,
-            "exchanges": one.exchanges,
-            "selection": found[-1].score.success,
-            "loss": None,
-            "clients": sorted(clients.sums()),
-            "questions": sum(part.statistics.questions for part in clients.sums().values()),
-            "refused": {},
-            "failed": dict(clients.failed),
-            "bytes_down": one.bytes_down,
-            "bytes_up": one.bytes_up,
-            "client_seconds": dict(one.client_seconds),
-            "clock_seconds": round(time.perf_counter() - start, 4),
-        }
+            candidates.append(candidate(name, ridge.fitted, job.selection, standard, job.report))
+        record = RoundRecord(
+            round=1,
+            what=name,
+            exchanges=ridge.exchanges,
+            selection=candidates[-1].score.success,
+            clients=sorted(clients.sums()),
+            questions=sum(part.statistics.questions for part in clients.sums().values()),
+            refused={},
+            failed=dict(clients.failed),
+            bytes_down=ridge.bytes_down,
+            bytes_up=ridge.bytes_up,
+            client_seconds=dict(ridge.client_seconds),
+            clock_seconds=round(time.perf_counter() - start, 4),
+        )
         records.append(record)
-    if not folder.records():  # or it stands there from before a resume
-        folder.append(records[-1])
-    return found, standard, records[-1:]
+    if not federated.folder.records():  # or it stands there from before a resume
+        federated.folder.append(records[-1].to_json())
+    return Learned(candidates, standard, records[-1:])
+
+
+def bytes_per_round(records: Sequence[RoundRecord] | Sequence[ExchangeRecord]) -> int:
+    """What a round takes over the network, down and up, as a mean."""
+    return sum(record.bytes_down + record.bytes_up for record in records) // max(1, len(records))

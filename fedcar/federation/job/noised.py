@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,11 @@ from fedcar.federation.rounds.run_folder import RunFolder, refuse_another
 from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.privacy.ledger import LedgerHead
 from fedcar.privacy.noise import NoiseSource
+from fedcar.retriever.retriever import Retriever
 from fedcar.training.noised.clients import Clients, NoisedClient
 from fedcar.training.noised.plan import PrivatePlan
+from fedcar.training.noised.record import ExchangeRecord
+from fedcar.training.noised.settings import PrivateSettings
 from fedcar.training.noised.sums import ClippedSums
 from fedcar.training.target import Target
 
@@ -35,35 +38,41 @@ def check_participation(target: Target, rounds: RoundSettings) -> None:
         raise FedcarError("--participation: with --unit example every client takes part in every round; leave it out")
 
 
+def settings_of(method: str, adapter: str, target: Target, rounds: RoundSettings) -> PrivateSettings:
+    """What the plan follows from: a round is a step, and clients are drawn for it where they are what is hidden."""
+    rate = rounds.participation if target.unit == "client" else None
+    return PrivateSettings(target, method, rounds.rounds or None, rate, adapter, rounds.seed)
+
+
 def over_a_network(
-    network: RemoteNetwork, plan: PrivatePlan, place: PrivateRun, books: Path, rounds: RoundSettings
+    network: RemoteNetwork, plan: PrivatePlan, place: PrivateRun, ledgers: Path, rounds: RoundSettings
 ) -> RemoteDevices | RemoteCohort:
     """The same behind a network: each device keeps its own ledger, for unit "client" the server."""
     if plan.target.unit == "client":
-        door = device("server", None, plan, place, books, 0)
+        door = device("server", None, plan, place, ledgers, 0)
         return RemoteCohort(network, plan, door, rounds, place.folder / COINS)
     return RemoteDevices(network, plan, place.heads, rounds)
 
 
-def noting(place: PrivateRun, crowd: Clients, watch: Watch) -> Watch:
+def noting(place: PrivateRun, clients: Clients, watch: Watch) -> Callable[[ExchangeRecord], None]:
     """After every exchange: the ledgers' heads and the record on disk, then whoever watches."""
 
-    def noted(record: Mapping[str, Any]) -> None:
-        place.note(record, crowd.heads)
+    def noted(record: ExchangeRecord) -> None:
+        place.note(record, clients.heads)
         watch(shown(record))
 
     return noted
 
 
 def device(
-    name: str, asked: ClippedSums | None, plan: PrivatePlan, place: PrivateRun, ledgers: Path, number: int
+    name: str, sums: ClippedSums | None, plan: PrivatePlan, place: PrivateRun, ledgers: Path, number: int
 ) -> NoisedClient:
     """A client with its ledger; refuses one that the server knows to be longer."""
     head = place.heads.get(name)
     ledger = opened_ledger(ledgers / file_name(name) / LEDGER, head, plan.target)
     seed = plan.target.noise_seed
     source = NoiseSource(None if seed is None else seed + number)
-    return NoisedClient(name, asked, source, ledger, place.name, head)
+    return NoisedClient(name, sums, source, ledger, place.name, head)
 
 
 class PrivateRun:
@@ -90,12 +99,12 @@ class PrivateRun:
         self.noted = {record["round"] for record in self.history.records()}
         self.write()
 
-    def note(self, record: Mapping[str, Any], heads: Mapping[str, LedgerHead]) -> None:
+    def note(self, record: ExchangeRecord, heads: Mapping[str, LedgerHead]) -> None:
         """An exchange is done: the ledgers' heads, then the record, unless it stands there from before a resume."""
         self.heads |= heads
         self.write()
-        if record["round"] not in self.noted:
-            self.history.append(record)
+        if record.round not in self.noted:
+            self.history.append(record.to_json())
 
     def write(self) -> None:
         heads = {name: [head.number, head.hash] for name, head in self.heads.items()}
@@ -113,7 +122,14 @@ def belongs_to(
     return {"documents": documents, "encoder": model.fingerprint, "settings": {**settings, "clients": clients}}
 
 
-def shown(record: Mapping[str, Any]) -> dict[str, Any]:
+def stated(folder: Path, retriever: Retriever) -> dict[str, Any]:
+    """The statement of a run, beside its history as it is in the retriever."""
+    statement = dict(retriever.training.privacy or {})
+    replace_json(folder / "privacy.json", statement)
+    return statement
+
+
+def shown(record: ExchangeRecord) -> dict[str, Any]:
     """A record with the columns of the live table; what would need an un-noised look is empty."""
     empty: dict[str, Any] = {
         "selection": None,
@@ -123,4 +139,4 @@ def shown(record: Mapping[str, Any]) -> dict[str, Any]:
         "bytes_up": 0,
         "clock_seconds": 0.0,
     }
-    return {**empty, **record}
+    return {**empty, **record.to_json()}

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from fedcar.training.noised.plan import PrivateSettings
+    from fedcar.training.noised.settings import PrivateSettings
 
 PLAIN = {"strength": 0.0, "share": 0.0}  # of search, without ridge
 BREATH = 1.0  # seconds before a connection that broke is opened again

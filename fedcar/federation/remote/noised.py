@@ -26,7 +26,9 @@ from fedcar.privacy.errors import BudgetError
 from fedcar.privacy.ledger import LedgerHead
 from fedcar.privacy.release import Release
 from fedcar.training.noised.clients import Answers, NoisedClient, Request, poisson
-from fedcar.training.noised.plan import HELD_OUT, PrivatePlan, PrivateSettings
+from fedcar.training.noised.plan import HELD_OUT, PrivatePlan
+from fedcar.training.noised.record import ExchangeRecord
+from fedcar.training.noised.settings import PrivateSettings
 from fedcar.training.noised.sums import BELOW, COUNT, ROWS, Tensors
 
 ROUNDING = 1e-4  # by which the length of an honest device's mean may stand above its bound
@@ -247,18 +249,19 @@ class Exchanges:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def get(self, number: int) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    def get(self, number: int) -> tuple[ExchangeRecord, dict[str, Tensor]] | None:
         file = self._file(number)
         if not file.exists():
             return None
         with safe_open(file, framework="pt") as content:
-            record: dict[str, Any] = json.loads(content.metadata()["record"])
+            record = ExchangeRecord(**json.loads(content.metadata()["record"]))
             return record, {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - no mapping
 
-    def put(self, record: Mapping[str, Any], sums: Mapping[str, Tensor]) -> None:
+    def put(self, record: ExchangeRecord, sums: Mapping[str, Tensor]) -> None:
         self.folder.mkdir(exist_ok=True)
-        with written_whole(self._file(record["round"])) as new:
-            save_file({name: tensor.contiguous() for name, tensor in sums.items()}, new, {"record": json.dumps(record)})
+        told = {"record": json.dumps(record.to_json())}
+        with written_whole(self._file(record.round)) as new:
+            save_file({name: tensor.contiguous() for name, tensor in sums.items()}, new, told)
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{number:06}.safetensors"

@@ -15,6 +15,7 @@ What other folders take:
     compress.wire_bytes: The bytes that travel: a safetensors payload with its header.
     in_process.LocalNetwork: Clients in this process behind the interface of a network: state and cohort in, answers
         out.
+    record.RoundRecord: What a round came to, in plain values.
     round.choose_cohort: The clients asked, seeded by seed, round and attempt; failed ones wait their turn unless
         too few are left.
     round.federated_round: One round of federated averaging (McMahan et al. 2017): the state after it, and its

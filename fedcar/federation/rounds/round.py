@@ -6,12 +6,12 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from fedcar.errors import FedcarError
 from fedcar.federation.rounds.aggregate import aggregate, check_updates
+from fedcar.federation.rounds.record import RoundRecord
 from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.federation.rounds.update import Enrolled, Evaluate, Exchange, ServerState, Update
 
@@ -22,7 +22,7 @@ def federated_round(
     settings: RoundSettings,
     exchange: Exchange,
     evaluate: Evaluate,
-) -> tuple[ServerState, dict[str, Any]]:
+) -> tuple[ServerState, RoundRecord]:
     """One round of federated averaging (McMahan et al. 2017): the state after it, and its record for the history.
 
     `exchange` sends the state to a cohort and returns what came back before the deadline; it never waits for ever.
@@ -46,24 +46,23 @@ def federated_round(
         raise too_few(number, settings, refused, failed)
     tensors, optimizer = aggregate(state.tensors, state.optimizer, checked.accepted, enrolled, settings)
     aggregated = time.perf_counter()
-    scores = evaluate(number, tensors)
-    record = {
-        "round": number,
-        "attempts": attempt,
-        **scores,
-        "loss": mean_metric(checked.accepted, "loss"),
-        **held_out(checked.accepted),
-        "clients": [update.client for update in checked.accepted],
-        "questions": sum(update.questions for update in checked.accepted),
-        "refused": refused,
-        "failed": failed,
-        "bytes_down": bytes_down,
-        "bytes_up": sum(update.bytes for update in answers.updates),
-        "client_seconds": {update.client: round(update.seconds, 4) for update in answers.updates},
-        "server_seconds": round(aggregated - start, 4),
-        "evaluation_seconds": round(time.perf_counter() - aggregated, 4),
-        "clock_seconds": round(waited + aggregated - start, 4),
-    }
+    record = RoundRecord(
+        round=number,
+        attempts=attempt,
+        selection=evaluate(number, tensors),
+        loss=mean_metric(checked.accepted, "loss"),
+        held_out=held_out(checked.accepted),
+        clients=[update.client for update in checked.accepted],
+        questions=sum(update.questions for update in checked.accepted),
+        refused=refused,
+        failed=failed,
+        bytes_down=bytes_down,
+        bytes_up=sum(update.bytes for update in answers.updates),
+        client_seconds={update.client: round(update.seconds, 4) for update in answers.updates},
+        server_seconds=round(aggregated - start, 4),
+        evaluation_seconds=round(time.perf_counter() - aggregated, 4),
+        clock_seconds=round(waited + aggregated - start, 4),
+    )
     return replace(state, round=number, tensors=tensors, optimizer=optimizer, failures=failures), record
 
 
@@ -107,11 +106,11 @@ def mean_metric(updates: Sequence[Update], name: str) -> float | None:
     return sum(value * count for value, count in reported) / sum(count for _, count in reported) if reported else None
 
 
-def held_out(updates: Sequence[Update]) -> dict[str, dict[str, float]]:
-    """What the clients' own held-out questions say of the state before the round; nothing where there are none."""
+def held_out(updates: Sequence[Update]) -> dict[str, float] | None:
+    """What the clients' own held-out questions say of the state before the round; None where there are none."""
     questions = sum(update.metrics.get("held_out", 0) for update in updates)
     right = sum(update.metrics.get("right", 0) for update in updates)
-    return {"held_out": {"questions": questions, "right": right}} if questions else {}
+    return {"questions": questions, "right": right} if questions else None
 
 
 def too_few(number: int, settings: RoundSettings, refused: Mapping[str, str], failed: Mapping[str, str]) -> FedcarError:

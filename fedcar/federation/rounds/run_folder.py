@@ -15,6 +15,7 @@ from fedcar.common.files import replace_json, write_json
 from fedcar.common.folders import check_folder, write_folder
 from fedcar.common.history import History
 from fedcar.errors import FedcarError
+from fedcar.federation.rounds.record import RoundRecord
 from fedcar.federation.rounds.update import ServerState
 from fedcar.training.checkpoint import Best, difference
 from fedcar.training.selection import Score
@@ -64,7 +65,7 @@ class RunFolder:
         """Only what a crash before the first record leaves."""
         return all(entry.name.startswith((f".{CHECKPOINT}.", f".{CENTRAL}")) for entry in self.folder.iterdir())
 
-    def write(self, state: ServerState, kept: Kept, best: Best, record: Mapping[str, Any]) -> None:
+    def write(self, state: ServerState, kept: Kept, best: Best, record: RoundRecord) -> None:
         """All of the run after a round, then the round's record at the end of the history."""
 
         def fill(folder: Path) -> None:
@@ -77,14 +78,14 @@ class RunFolder:
                 "round": state.round,
                 "failures": {client: list(failure) for client, failure in state.failures.items()},
                 "best": {"round": best.epoch, "score": list(best.score)},
-                "record": dict(record),
+                "record": record.to_json(),
             }
             write_json(folder / "checkpoint.json", content)
 
         write_folder(self.folder / CHECKPOINT, KIND, fill)
-        self.append(record)
+        self.append(record.to_json())
 
-    def restore(self) -> tuple[ServerState, Kept, Best, list[dict[str, Any]]] | None:
+    def restore(self) -> tuple[ServerState, Kept, Best, list[RoundRecord]] | None:
         """The run where it stood; None where no round was finished. Refuses another collection, encoder or settings."""
         folder = self.folder / CHECKPOINT
         if not folder.exists():
@@ -105,7 +106,8 @@ class RunFolder:
         )
         best = content["best"]
         kept = _nested(load_file(folder / "clients.safetensors"))
-        return state, kept, Best(best["round"], Score(*best["score"]), load_file(folder / "best.safetensors")), records
+        best_so_far = Best(best["round"], Score(*best["score"]), load_file(folder / "best.safetensors"))
+        return state, kept, best_so_far, [RoundRecord(**record) for record in records]
 
     def central(self) -> dict[str, Any] | None:
         """What central training came to, where this run has done it already."""

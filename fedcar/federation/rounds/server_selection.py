@@ -34,15 +34,15 @@ class ServerSelection:
         reached = Standard().score(selection, self.trainer.offsets(selection)) if len(selection) else UNKNOWN
         self.best = Best(0, reached, self.initial)
 
-    def __call__(self, number: int, tensors: Tensors) -> dict[str, float | None]:
-        """The selection score of the state after round `number`; None where devices count."""
+    def __call__(self, number: int, tensors: Tensors) -> float | None:
+        """The success of the state after round `number` on the selection questions; None where devices count."""
         if not len(self.selection):
-            return {"selection": None}
+            return None
         self.load(tensors)
         reached = Standard().score(self.selection, self.trainer.scores(self.selection))
         if reached > self.best.score:
             self.best = Best(number, reached, self.trainer.trained_tensors())
-        return {"selection": reached.success}
+        return reached.success
 
     def heard(self, number: int, tensors: Tensors, counts: Mapping[str, float] | None) -> None:
         """Of how many held-out questions the state after round `number` got how many right."""

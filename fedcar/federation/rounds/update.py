@@ -63,4 +63,4 @@ class Answers:
 
 
 Exchange = Callable[[ServerState, Sequence[str], int], Answers]  # state, cohort, attempt
-Evaluate = Callable[[int, Tensors], Mapping[str, float | None]]  # round, state's tensors
+Evaluate = Callable[[int, Tensors], float | None]  # round, state's tensors -> success on the selection questions

@@ -2,193 +2,146 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fedcar.collection.collection import Collection, Judged
 from fedcar.collection.partition import partition
+from fedcar.collection.pseudo_queries import pseudo_queries
 from fedcar.collection.splits import split_for_selection
-from fedcar.common.history import History
 from fedcar.common.measure import Clock
 from fedcar.common.progress import Silent
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
-from fedcar.encoder.model_files import DEFAULT_ENCODER
 from fedcar.errors import FedcarError
 from fedcar.evaluation.evaluate import evaluate
 from fedcar.federation.job.job import (
+    FederatedJob,
     Watch,
     baselines,
+    bytes_per_round,
     check_method,
     fitted,
+    learn,
     matched,
     of_a_client,
-    ridge_candidates,
-    train_rounds,
+    selected,
     with_federated_mixture,
 )
-from fedcar.federation.remote.network import RemoteNetwork
-from fedcar.federation.rounds.clock import VirtualClock
 from fedcar.federation.rounds.run_folder import RunFolder
 from fedcar.federation.rounds.settings import RoundSettings
-from fedcar.privacy.statement import plain_words, to_json
+from fedcar.federation.simulate.settings import Federation, PlainFederation
 from fedcar.retriever.evidence import reads_tokens
 from fedcar.retriever.record import TrainingRecord
 from fedcar.retriever.retriever import Retriever
 from fedcar.training.checkpoint import Course
-from fedcar.training.job import Job
+from fedcar.training.job import Job, Splits, conclude, prepare
 from fedcar.training.paper_recipe import no_guarantee
-from fedcar.training.selection import FoldView, Standard, candidate, select
-from fedcar.training.settings import Choices, Settings, with_recipe
+from fedcar.training.selection import FoldView, select
+from fedcar.training.settings import Settings, loaded, with_recipe
 from fedcar.training.target import DELTA
 from fedcar.training.train import trained_candidates
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from typing_extensions import Unpack
 
-
-class Over(Protocol):
-    """Puts clients behind a network: untrained retriever, each client's collection, folder of their ledgers if kept."""
-
-    def __call__(
-        self, untrained: Retriever, shares: Mapping[str, Collection], ledgers: Path | None = None
-    ) -> RemoteNetwork: ...
-
-
-@dataclass(frozen=True)
-class Federation:
-    """What a federation came to; the fields are those of `fedcar federate --json` (docs/cli.md)."""
-
-    retriever: Retriever
-    run: Path
-    rounds: list[dict[str, Any]]
-    central: dict[str, float] | None
-    federated: dict[str, float] | None
-    bytes_per_round: int
-    seconds: dict[str, float]
-    privacy: dict[str, Any] | None = None
-    refusal: Exception | None = None  # of a client whose budget would have been crossed; the retriever so far is kept
+    from fedcar.federation.simulate.settings import PlainOptions
 
 
 def federate(
     collection: Collection,
+    settings: PlainFederation | None = None,
     *,
     run: str | Path,
-    clients: int | None,
-    kind: str = "iid",
-    encoder: str | Path | Encoder = DEFAULT_ENCODER,
-    pooling: str | None = None,
-    method: str = "head",
-    adapter: str = "full",
-    rounds: RoundSettings | None = None,
-    recipe: str = "private",
-    clock: VirtualClock | None = None,
-    compare: bool = True,
     cache: str | Path | None = None,
     resume: bool = False,
     report: Silent | None = None,
     watch: Watch = lambda record: None,
-    over: Over | None = None,
+    **changes: Unpack[PlainOptions],
 ) -> Federation:
     """Train one retriever over clients simulated in this process, without noise; central training for comparison.
 
-    With noise: `private.federate_under_epsilon`. `recipe` "paper" is noise too, without any formal guarantee.
-
-    First the mixture of the evidence (see `mixture`), then rounds of `method`. `kind` is the partition, `run` the
-    folder of history and checkpoint, `watch` gets each round's record. `rounds.rounds` 0 stands for as many as make the
-    epochs of central training. `over` puts the clients behind a network, each with its own questions (see `loopback`).
+    With noise: `federate_under_epsilon`. What it is asked for are `settings`, or its fields by name: federate(
+    collection, run="run", clients=3, method="ridge"); see `PlainFederation`. First the mixture of the evidence (see
+    `mixture`), then rounds of `method`. `run` is the folder of history and checkpoint, `watch` gets each round's
+    record.
 
     Formal guarantees:
         over_a_network_equals_in_process: the same state after every round, with hidden states from the same cache.
         resumed_equals_uninterrupted: bitwise on the same machine, also after kill -9.
         same_seed_same_model: the same, as long as the clock drops nobody by measured seconds.
     """
-    report, seconds, clock = report or Silent(), Clock(), clock or VirtualClock()
-    rounds = rounds or RoundSettings()
-    check_method(method, adapter, rounds)
-    model = encoder if isinstance(encoder, Encoder) else Encoder.load(encoder, pooling)
-    features = FeatureCache(Path(cache) if cache else None)
-    train_split, selection_split = split_for_selection(collection, rounds.seed)
-    parts = partition(train_split, kind, clients, rounds.seed)
-    if not len(selection_split):
-        raise FedcarError(
-            f"{len(train_split)} training questions and no dev split: too few to choose by; bring a dev split"
-        )
+    report, seconds = report or Silent(), Clock()
+    asked = replace(settings, **changes) if settings is not None else PlainFederation(**changes)
+    check_method(asked.method, asked.adapter, asked.rounds)
+    encoder, features = loaded(asked.encoder, asked.pooling), FeatureCache(Path(cache) if cache else None)
+    splits, parts = divided(collection, asked)
     folder = RunFolder(Path(run))
     folder.start(resume)
-    untrained = Retriever.untrained(collection.documents, model, features, report, seed=rounds.seed)
-    job = Job.prepare(collection, untrained, features, report, training=train_split, selection=selection_split)
-    training, selection = job.training, job.selection
+    untrained = Retriever.untrained(collection.documents, encoder, features, report, seed=asked.rounds.seed)
+    job = prepare(collection, untrained, features, report, splits)
     seconds.lap("encode")
-    settings = fitted(method, adapter, rounds.seed, untrained.encoder, untrained.evidence.deep)
-    settings, rounds = matched(settings, rounds, len(training), len(parts))
-    settings = with_recipe(settings, recipe, method, None)
-    folder.belongs_to = belongs_to(collection, model, settings, rounds, kind, len(parts), clock)
-
-    def measure(retriever: Retriever) -> dict[str, float] | None:
-        return measured(retriever, collection, cache)
-
-    shown: dict[str, float | None] = {**baselines(untrained, selection)}
-    central = {}
-    if compare:
-        central = central_training(folder, job, method, settings, measure)
+    steps = fitted(asked.method, asked.adapter, asked.rounds.seed, untrained.encoder, untrained.evidence.deep)
+    steps, rounds = matched(steps, asked.rounds, len(job.training), len(parts))
+    steps = with_recipe(steps, asked.recipe, asked.method, None)
+    folder.belongs_to = belongs_to(job, steps, rounds, asked, len(parts))
+    measure = partial(measured, collection=collection, cache=cache)
+    central = central_training(folder, job, asked.method, steps, measure) if asked.compare else {}
     seconds.lap("central")
-    shares = {name: training.take(rows) for name, rows in parts.items()}
     network = None
-    if over is not None:
-        network = over(untrained, {name: share_of(collection, train_split, rows) for name, rows in parts.items()})
+    if asked.over is not None:
+        assert splits.training is not None
+        own = {name: share_of(collection, splits.training, rows) for name, rows in parts.items()}
+        network = asked.over(untrained, own)
         network.enrol(1.0)
         seconds.lap("start")
+    shares = {name: job.training.take(rows) for name, rows in parts.items()}
     mixed, mixture_rounds = with_federated_mixture(untrained, shares, network)
-    standard = Standard()
-    if method == "ridge":
-        found, standard, records = ridge_candidates(mixed, shares, selection, features, rounds, folder, report, network)
-    else:
-        shown["central"] = central.get("selection")
-        trained, records, _ = train_rounds(
-            mixed, shares, selection, settings, rounds, clock, folder, resume, watch, shown, network
-        )
-        found = [candidate(settings.method, standard.fitted(trained), selection, standard, report)]
+    federated = FederatedJob(
+        job, asked.method, steps, rounds, folder, shares, network, asked.clock, resume, watch
+    )  # fmt: skip
+    learned = learn(federated, mixed, {**baselines(untrained, job.selection), "central": central.get("selection")})
     seconds.lap("rounds")
-    first = candidate("evidence", standard.fitted(mixed), selection, standard, report)
-    kept = select(untrained, selection, [first, *found], standard, report)
-    claim = no_guarantee(kept.name, DELTA) if recipe == "paper" else None
-    record = TrainingRecord(
-        method=kept.name,
-        settings=asdict(settings),
-        federation={**asdict(rounds), "partition": kind, "clients": len(parts), "mixture_rounds": mixture_rounds},
-        questions=len(training),
-        history=records,
-        privacy=to_json(claim) if claim is not None else None,
-    )
-    retriever = job.conclude(kept.retriever, record)
-    if claim is not None:
-        report.say(plain_words(claim).splitlines()[0])
-    federated = measure(retriever)
+    kept = selected(job, mixed, learned, {})
+    told = {**asdict(rounds), "partition": asked.kind, "clients": len(parts), "mixture_rounds": mixture_rounds}
+    record = TrainingRecord(asdict(steps), learned.history, len(job.training), federation=told)
+    claim = no_guarantee(kept.name, DELTA) if asked.recipe == "paper" else None
+    retriever = conclude(job, kept, record, claim)
+    measures = measure(retriever)
     seconds.lap("evaluate")
-    per_round = sum(record["bytes_down"] + record["bytes_up"] for record in records) // max(1, len(records))
     return Federation(
-        retriever, Path(run), records, central.get("central"), federated, per_round, seconds.seconds,
-        dict(record.privacy) if record.privacy is not None else None,
+        retriever, Path(run), learned.history, central.get("central"), measures, bytes_per_round(learned.records),
+        seconds.seconds, retriever.training.privacy,
     )  # fmt: skip
 
 
+def divided(collection: Collection, asked: PlainFederation) -> tuple[Splits, dict[str, NDArray[np.int64]]]:
+    """The questions to learn from and to choose by, and which of the former each client has."""
+    splits = Splits.in_one_place(collection, asked.rounds.seed)
+    assert splits.training is not None
+    parts = partition(splits.training, asked.kind, asked.clients, asked.rounds.seed)
+    if not len(splits.selection):
+        few = len(splits.training)
+        raise FedcarError(f"{few} training questions and no dev split: too few to choose by; bring a dev split")
+    return splits, parts
+
+
 def belongs_to(
-    collection: Collection,
-    model: Encoder,
-    settings: Settings,
-    rounds: RoundSettings,
-    kind: str,
-    clients: int,
-    clock: VirtualClock,
+    job: Job, settings: Settings, rounds: RoundSettings, asked: PlainFederation, clients: int
 ) -> dict[str, object]:
     """What a run belongs to; another collection, encoder or setting cannot be resumed from it."""
-    together = {"partition": kind, "clients": clients, "clock": str(clock), **asdict(rounds), **asdict(settings)}
-    return {"collection": collection.fingerprint, "encoder": model.fingerprint, "settings": together}
+    who = {"partition": asked.kind, "clients": clients, "clock": str(asked.clock)}
+    return {
+        "collection": job.collection.fingerprint,
+        "encoder": job.untrained.encoder.fingerprint,
+        "settings": {**who, **asdict(rounds), **asdict(settings)},
+    }
 
 
 def share_of(collection: Collection, judged: Judged, rows: NDArray[np.int64]) -> Collection:
@@ -220,10 +173,13 @@ def central_training(
     known = folder.central()
     if known is not None:
         return known
-    job = replace(job, report=Silent())
-    view, choices = FoldView.of(job.untrained, job.training, settings.seed), Choices(method=method, seed=settings.seed)
-    candidates = trained_candidates(job, choices, settings, Course(History()), view)
-    kept = select(job.untrained, job.selection, candidates, view.standard, job.report)
+    untrained, quiet = job.untrained, replace(job, report=Silent())
+    pseudo, view = (
+        pseudo_queries(untrained.documents, settings.seed),
+        FoldView.of(untrained, job.training, settings.seed),
+    )
+    candidates = trained_candidates(quiet, method, settings, pseudo, view, Course())
+    kept = select(untrained, job.selection, candidates, view.standard, Silent())
     result = {"central": measure(kept.retriever), "selection": kept.score.success}
     folder.keep_central(result)
     return result

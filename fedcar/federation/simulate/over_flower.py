@@ -17,7 +17,7 @@ from fedcar.federation.deploy.processes import Child, fedcar_command, free_port
 from fedcar.federation.deploy.server import START_SECONDS, ServerFolder, enroll
 from fedcar.federation.ledgers import file_name
 from fedcar.federation.remote.network import RemoteNetwork
-from fedcar.federation.simulate.federate import Over
+from fedcar.federation.simulate.settings import Over
 from fedcar.retriever.retriever import Retriever
 
 MOST_DEVICES = 16

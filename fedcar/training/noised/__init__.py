@@ -5,13 +5,9 @@ What other folders take:
         without noise and with it.
     audit.audit_collection: Every check on the code that trains, with some real training questions; each flags a
         correct run at p < 1e-6.
-    central.conclude: The retriever that training came to, with what it tells; nothing in it comes from a private
-        question.
-    central.prepare: What comes before any private question is read: search over the documents, and the plan for so
-        many `units`.
-    central.public: The questions that may be chosen by; None where there are none.
-    central.public_dev: The dev questions where they were declared public; none otherwise.
-    central.read_privately: Private questions made ready, without the progress and the warnings that count them.
+    central.chosen_by: The questions that choices are made on; None where none were declared public.
+    central.concluded: The retriever of a run under epsilon, with its statement and its record; `federation` says
+        who took part.
     central.train_under_epsilon: A retriever that satisfies (epsilon, delta)-differential privacy for every training
         question.
     clients.Answers: What devices gave out in an exchange, why others did not, and the seconds it took.
@@ -30,17 +26,16 @@ What other folders take:
     plan.LEAST_CLIP_NORM: how far a clip norm that adapts may fall.
     plan.PrivatePlan: All releases of a run, in order: `count` once (None where the number of units is public),
         `sums` once, `step`.
-    plan.PrivateSettings: All that a plan follows from: devices and server make the same of it, so nobody is told
-        how much noise to add.
     plan.advise: The plan for clients with so many questions each, and the share of un-noised training's gain to
         expect.
     plan.make_plan: Share the budget out and calibrate the noise; `auto` is `head`: a choice fixed in advance, which
         costs nothing.
-    server.Outcome: What training under epsilon came to: the retriever kept, what it is called, the record of each
-        exchange.
+    record.ExchangeRecord: What an exchange came to, in plain values.
     server.PrivateTraining: The server: adds up what the devices give out, and turns it into rows and adapter.
     server.held_out_counts: Held-out questions of a client, how many search gets right, and how many the state:
         (3,).
+    settings.PrivateSettings: All that a plan follows from: devices and server make the same of it, so nobody is
+        told how much noise to add.
     sums.BELOW: the name of the noised count of gradients below the clip norm.
     sums.COUNT: the name of the noised count of questions.
     sums.ClippedSums: A device's questions as the sums need them: x (n, d), candidates (n, c), offset (n, c),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from statistics import median_low
 from typing import Any
 
 import numpy as np
 
-from fedcar.encoder.adapter import Adapter
 from fedcar.errors import FedcarError
 from fedcar.privacy.accountant import epsilon_of, noise_multiplier
 from fedcar.privacy.errors import PrivacyError
@@ -206,31 +205,3 @@ def make_plan(
         sums = replace(sums, noise="seeded-test")
         count, step, held_out = (part and replace(part, noise="seeded-test") for part in (count, step, held_out))
     return PrivatePlan(method, target, documents, count, sums, step, clip_norm, total, held_out)
-
-
-@dataclass(frozen=True)
-class PrivateSettings:
-    """All that a plan follows from: devices and server make the same of it, so nobody is told how much noise to add."""
-
-    target: Target
-    method: str
-    steps: int | None
-    sampling_rate: float | None
-    adapter: str
-    seed: int
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> PrivateSettings:
-        """Of what came over a network; TypeError or KeyError for what is none."""
-        return cls(**{**values, "target": Target(**values["target"])})
-
-    @property
-    def values(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def plan(self, documents: int) -> PrivatePlan:
-        return make_plan(self.target, self.method, documents, steps=self.steps, sampling_rate=self.sampling_rate)
-
-    def module(self, embedding_width: int) -> Adapter | None:
-        """The adapter as every device and the server begin with it."""
-        return Adapter(self.adapter, embedding_width, self.seed) if self.method == "adapter" else None

@@ -25,6 +25,7 @@ from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.weights import LEARNED, weights_of
 from fedcar.training.noised.clients import Clients, Request
 from fedcar.training.noised.plan import HELD_OUT, LARGEST_CLIP_NORM, LEAST_CLIP_NORM, LEAST_STRENGTH, PrivatePlan
+from fedcar.training.noised.record import ExchangeRecord
 from fedcar.training.noised.sums import ADAPTER_SCALE, BELOW, BELOW_SHARE, COUNT, EVIDENCE_SHARE, ROWS, load_adapter
 from fedcar.training.selection import Score, Standard, baseline_weights, best_weights
 
@@ -38,14 +39,14 @@ LEAST_WEIGHT = 0.1
 CLIP_QUANTILE, CLIP_RATE = 0.5, 0.2  # of an adaptive clip norm: Andrew et al. 2021
 STEPS_PER_LOOK = 10  # at a public dev set, where every look means encoding it anew
 
-Watch = Callable[[Mapping[str, Any]], None]
+Watch = Callable[[ExchangeRecord], None]
 
 
 class Store(Protocol):
     """Where exchanges that are done are kept, so that a run goes on without asking again: record and sums."""
 
-    def get(self, number: int) -> tuple[dict[str, Any], dict[str, Tensor]] | None: ...
-    def put(self, record: Mapping[str, Any], sums: Mapping[str, Tensor]) -> None: ...
+    def get(self, number: int) -> tuple[ExchangeRecord, dict[str, Tensor]] | None: ...
+    def put(self, record: ExchangeRecord, sums: Mapping[str, Tensor]) -> None: ...
 
 
 @dataclass
@@ -57,7 +58,7 @@ class Outcome:
 
     retriever: Retriever
     name: str
-    records: list[dict[str, Any]] = field(default_factory=list)
+    records: list[ExchangeRecord] = field(default_factory=list)
     statement: Statement | None = None
     refusal: BudgetError | None = None
     scores: dict[str, float] = field(default_factory=dict)
@@ -76,7 +77,7 @@ class PrivateTraining:
     def __init__(
         self,
         untrained: Retriever,
-        crowd: Clients,
+        clients: Clients,
         plan: PrivatePlan,
         *,
         store: Store | None = None,
@@ -86,7 +87,7 @@ class PrivateTraining:
         watch: Watch | None = None,
     ) -> None:
         self.untrained = untrained
-        self.crowd = crowd
+        self.clients = clients
         self.store = store
         self.plan = plan
         self.selection = selection
@@ -130,12 +131,12 @@ class PrivateTraining:
 
     def choose_by_held_out(self, state: dict[str, Tensor]) -> None:
         """Search stays where the clients' counts say, by more than their noise, that it gets more of theirs right."""
-        order = Request.of(self.plan, 2 + self.plan.steps, state)
-        questions, search, trained = self.exchange(order)[HELD_OUT].tolist()
+        request = Request.of(self.plan, 2 + self.plan.steps, state)
+        questions, search, trained = self.exchange(request)[HELD_OUT].tolist()
         self.report.say(f"held out, noised: {search:.0f} right by search, {trained:.0f} as trained, of {questions:.0f}")
         if questions > 0:
             self.outcome.scores |= {"before": search / questions, self.plan.method: trained / questions}
-        noise = self.loudness * order.release.standard_deviation * 2**0.5  # of the difference
+        noise = self.loudness * request.release.standard_deviation * 2**0.5  # of the difference
         if search - trained > noise:
             self.best = (None, None, "none")
 
@@ -144,44 +145,57 @@ class PrivateTraining:
     ) -> dict[str, Tensor]:
         """One noised step over all devices. Divided by the (noised) number expected to take part, not by the actual."""
         adaptive = self.clip_norm if self.plan.target.adaptive_clip else None
-        order = Request.of(self.plan, number + 1, state, adaptive)
-        expected = units * order.release.sampling_rate
-        sums = self.exchange(order)
+        request = Request.of(self.plan, number + 1, state, adaptive)
+        expected = units * request.release.sampling_rate
+        sums = self.exchange(request)
         if adaptive is not None:
             below = float(sums.pop(BELOW)) / (2 * BELOW_SHARE**0.5 * expected) + 0.5
             sums = {name: adaptive / (1 - BELOW_SHARE) ** 0.5 * tensor for name, tensor in sums.items()}
             moved = next_clip_norm(adaptive, below, CLIP_QUANTILE, CLIP_RATE)
             self.clip_norm = min(max(moved, LEAST_CLIP_NORM), LARGEST_CLIP_NORM)
-            self.outcome.records[-1]["clip_norm"] = adaptive
+            self.told(clip_norm=adaptive)
         return {name: tensor - rates[name] / expected * sums[name] for name, tensor in state.items()}
 
-    def exchange(self, order: Request) -> dict[str, Tensor]:
+    def exchange(self, request: Request) -> dict[str, Tensor]:
         """What all devices give out in this exchange, checked and added up; of the count each one's answer."""
-        known = self.store.get(order.number) if self.store is not None else None
+        known = self.store.get(request.number) if self.store is not None else None
         if known is not None:
             record, sums = known
-            self.crowd.given.append(order.release)
+            self.clients.given.append(request.release)
         else:
-            record, passed = self.asked(order)
-            sums = {name: answer[COUNT] for name, answer in passed.items()} if not order.number else self.added(passed)
+            record, passed = self.answered(request)
+            sums = (
+                {name: answer[COUNT] for name, answer in passed.items()} if not request.number else self.added(passed)
+            )
             if self.store is not None:
                 self.store.put(record, sums)
         self.outcome.records.append(record)
         self.watch(record)
         return sums
 
-    def asked(self, order: Request) -> tuple[dict[str, Any], dict[str, Mapping[str, Tensor]]]:
+    def answered(self, request: Request) -> tuple[ExchangeRecord, dict[str, Mapping[str, Tensor]]]:
         """The exchange's record, and the answers that passed."""
-        answers = self.crowd.ask(order)
+        answers = self.clients.ask(request)
         passed, refused = checked(answers.given)
         if not passed:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(refused.items())[:5])
-            raise FedcarError(f"exchange {order.number}: no client gave out anything that can be used ({reasons})")
+            raise FedcarError(f"exchange {request.number}: no client gave out anything that can be used ({reasons})")
         sent = sum(4 * tensor.numel() for answer in answers.given.values() for tensor in answer.values())
-        record = {"round": order.number, "clients": sorted(passed), "refused": refused, "failed": dict(answers.failed)}
-        record["bytes_up"], record["clock_seconds"] = sent, answers.seconds
-        record["bytes_down"] = sent if order.number > 1 else 0  # a step is taken at a state of the same shape
+        record = ExchangeRecord(
+            round=request.number,
+            clients=sorted(passed),
+            refused=refused,
+            failed=dict(answers.failed),
+            bytes_up=sent,
+            clock_seconds=answers.seconds,
+            bytes_down=sent if request.number > 1 else 0,  # a step is taken at a state of the same shape
+        )
         return record, passed
+
+    def told(self, **more: Any) -> ExchangeRecord:  # noqa: ANN401 - fields of the record, by name
+        """Of the last exchange also this."""
+        self.outcome.records[-1] = replace(self.outcome.records[-1], **more)
+        return self.outcome.records[-1]
 
     def added(self, passed: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """The weighted sum. A client left out is missing from it and not from the divisor: its part of a step is 0."""
@@ -199,9 +213,9 @@ class PrivateTraining:
         noised counts: what is made of them costs nothing more.
         """
         if self.plan.count is None:
-            return float(self.crowd.clients)
+            return float(self.clients.clients)
         noised = {name: max(0.0, float(count)) for name, count in self.exchange(Request.of(self.plan, 0)).items()}
-        self.crowd.keep(sorted(noised))
+        self.clients.keep(sorted(noised))
         self.weights = dict.fromkeys(noised, 1.0)
         if not any(noised.values()):  # noise alone: nobody is known to have more than anybody else
             return 1.0
@@ -255,21 +269,22 @@ class PrivateTraining:
     def keep(self, name: str, state: Mapping[str, Tensor], number: int = 0) -> None:
         """Take this state as the result; with a public dev set only where it is the best so far."""
         last = name == self.plan.method and number == self.plan.steps
-        record = self.outcome.records[-1]
-        record["what"] = name if not number else f"{name}, step {number}"
+        what = name if not number else f"{name}, step {number}"
+        record = self.told(what=what)
         look = self.adapter is None or last or number % STEPS_PER_LOOK == 0
         if self.selection is not None and look:
             found = self.retriever(state)
             reached = Standard().score(self.selection, found.scores_of(self.selection))
-            record["selection"] = reached.success
-            self.outcome.scores[record["what"]] = reached.success
+            record = self.told(selection=reached.success)
+            self.outcome.scores[what] = reached.success
             if self.best[1] is None or reached > self.best[1]:
                 self.best = ({key: tensor.clone() for key, tensor in state.items()}, reached, name)
         elif self.selection is None:
             self.best = (dict(state), None, name)
         if last or number % 10 == 0 or name != self.plan.method:
-            shown = f": {record['selection']:.3f} of the public dev questions right" if "selection" in record else ""
-            self.report.say(f"{record['what']} of {self.plan.steps}{shown}" if number else f"{name}{shown}")
+            reach = record.selection
+            shown = f": {reach:.3f} of the public dev questions right" if reach is not None else ""
+            self.report.say(f"{what} of {self.plan.steps}{shown}" if number else f"{name}{shown}")
 
     def before(self) -> tuple[dict[str, Tensor] | None, Score | None, str]:
         """Search as it is; with a public dev set the best of the baselines and the evidence."""
@@ -291,7 +306,9 @@ class PrivateTraining:
         self.outcome.retriever, self.outcome.name = kept, name
         if reached is not None:
             self.report.say(f"kept: {name} ({reached.success:.3f} of the public dev questions right)")
-        self.outcome.statement = self.plan.statement(tuple(self.crowd.given), self.crowd.clients, choices(self.plan))
+        self.outcome.statement = self.plan.statement(
+            tuple(self.clients.given), self.clients.clients, choices(self.plan)
+        )
 
 
 def retriever_of(untrained: Retriever, state: Mapping[str, Tensor], adapter: Adapter | None) -> Retriever:

@@ -11,11 +11,10 @@ from support.wire import check_fields, marked, over_wire
 
 from fedcar.collection.collection import Collection
 from fedcar.collection.partition import partition
-from fedcar.common.progress import Silent
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
 from fedcar.errors import FedcarError
-from fedcar.federation.deploy.options import RunOptions
+from fedcar.federation.deploy.options import RunOptions, ServedRun
 from fedcar.federation.deploy.run import train_over
 from fedcar.federation.device.device import Device
 from fedcar.federation.rounds.settings import RoundSettings
@@ -53,9 +52,7 @@ def run(
     folder.mkdir(parents=True)
     with over_wire(folder / "devices", encoder, cache, spoil=spoil or {}) as over:
         network = over(untrained, shares(collection, dev))
-        result = train_over(
-            network, untrained, folder, options, rounds, central, False, Silent(), lambda record: None
-        )  # fmt: skip
+        result = train_over(network, untrained, ServedRun(folder, options, central))
     return Retriever.load(folder / "retriever"), result
 
 

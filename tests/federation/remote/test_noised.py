@@ -22,14 +22,15 @@ from fedcar.federation.device.device import Device
 from fedcar.federation.ledgers import Ledgers
 from fedcar.federation.remote.noised import Exchanges, within
 from fedcar.federation.rounds.settings import RoundSettings
-from fedcar.federation.simulate.federate import Federation
 from fedcar.federation.simulate.noised import federate_under_epsilon
+from fedcar.federation.simulate.settings import Federation
 from fedcar.federation.wire.payload import Payload
 from fedcar.federation.wire.setup import Setup
 from fedcar.privacy.errors import PrivacyError
 from fedcar.privacy.ledger import Budget, Ledger
 from fedcar.privacy.noise import NoiseSource
 from fedcar.training.noised.plan import HELD_OUT
+from fedcar.training.noised.record import ExchangeRecord
 from fedcar.training.target import Target
 
 
@@ -342,7 +343,10 @@ def test_a_cohort_whose_budget_has_no_room_is_not_asked(
 
 
 def test_exchanges_that_are_kept_are_not_asked_for_again(tmp_path: Path) -> None:
-    store, record = Exchanges(tmp_path / "exchanges"), {"round": 2, "clients": ["a"], "failed": {"b": "away"}}
+    store = Exchanges(tmp_path / "exchanges")
+    record = ExchangeRecord(
+        round=2, clients=["a"], refused={}, failed={"b": "away"}, bytes_up=36, clock_seconds=0.5, bytes_down=36
+    )
     assert store.get(2) is None
     store.put(record, {"rows": torch.eye(3)})
     found = store.get(2)

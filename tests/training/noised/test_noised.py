@@ -182,7 +182,7 @@ def test_an_adaptive_clip_norm_finds_the_median_and_costs_nothing_more(world: Wo
     server = PrivateTraining(untrained, InTurn([NoisedClient("one", asked)]), chosen)
     server.rates = lambda units: {ROWS: 0.0}  # type: ignore[method-assign]  # the state stays: its median too
     outcome = server.run()
-    norms = [record["clip_norm"] for record in outcome.records if "clip_norm" in record]
+    norms = [record.clip_norm for record in outcome.records if record.clip_norm is not None]
     sums = server.best[0]
     assert sums is not None and len(norms) == 150 and norms[0] == start
     part = asked.parts({ROWS: sums[ROWS]}, slice(0, len(asked)))

@@ -1,0 +1,43 @@
+"""What the history has of a round: one record, the same from a round of gradient training and from that of ridge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+ALWAYS = ("selection", "loss")  # told also where there is none; all else is left out where it is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundRecord:
+    """What a round came to, in plain values. The order of the fields is that of the keys in the history.
+
+    `selection` is the success of the state on the selection questions, `held_out` what the devices' own questions say
+    of the state before. `clients` are those whose update counted, `questions` theirs together; `refused` and `failed`
+    tell for the others why. Bytes are those of all clients together, `clock_seconds` by the virtual clock where there
+    is one. `what` and `exchanges` are of the method ridge alone.
+    """
+
+    round: int
+    what: str | None = None
+    attempts: int | None = None
+    exchanges: int | None = None
+    selection: float | None = None
+    loss: float | None = None
+    held_out: Mapping[str, float] | None = None
+    clients: Sequence[str]
+    questions: int
+    refused: Mapping[str, str]
+    failed: Mapping[str, str]
+    bytes_down: int
+    bytes_up: int
+    client_seconds: Mapping[str, float]
+    server_seconds: float | None = None
+    evaluation_seconds: float | None = None
+    clock_seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in history.jsonl."""
+        content = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in content.items() if value is not None or name in ALWAYS}
