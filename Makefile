@@ -5,7 +5,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 
 T ?=  # what to test, as pytest takes it: make test T=tests/head
 
-.PHONY: help demo test test-slow lint docs bench wheel-test clean
+.PHONY: help demo test test-slow lint docs given bench wheel-test clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1#\2/p' $(MAKEFILE_LIST) | awk -F'#' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -19,13 +19,17 @@ test: .venv/dev  ## the fast tests; make test T=tests/head runs those of one fol
 test-slow: .venv/dev  ## real models and long runs; uses ../shared where it is there
 	$(BIN)/pytest -m slow $(T)
 
-lint: .venv/dev  ## ruff (rules and format) and mypy
+lint: .venv/dev  ## ruff (rules and format), mypy, and the contract between folders
 	$(BIN)/ruff check fedcar tests tools examples
 	$(BIN)/ruff format --check fedcar tests tools examples
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo
 
 docs: .venv/dev  ## write the pages that come from the program: house.svg, cli.md, files.md, guarantees.md
 	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -m tools.pages
+
+given: .venv/dev  ## print what every folder gives to others, and to how many modules
+	PYTHONPATH=.:tests $(BIN)/python -m support.house
 
 bench: .venv/dev  ## ratios of a short set against the committed ones; fails past 25 %
 	$(BIN)/python benchmarks/guard.py

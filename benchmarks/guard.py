@@ -34,7 +34,7 @@ from fedcar.common.measure import multiplies_bfloat16
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
 from fedcar.encoder.model_files import DEFAULT_ENCODER, find
-from fedcar.export.bundle import write_bundle
+from fedcar.export.bundle_writing import write_bundle
 from fedcar.retriever.retriever import Retriever
 
 RATIOS = Path(__file__).with_name("ratios.json")

@@ -18,7 +18,7 @@ from fedcar.collection.collection import Document, read_documents
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
 from fedcar.encoder.model_files import DEFAULT_ENCODER
-from fedcar.encoder.runtimes.protocol import States
+from fedcar.encoder.reading import States
 from fedcar.retriever.retriever import Retriever
 
 

@@ -24,10 +24,11 @@ from fedcar.encoder.model_files import DEFAULT_ENCODER
 from fedcar.retriever.prepare import prepare
 from fedcar.retriever.retriever import Retriever
 from fedcar.training.noised.clients import InTurn, NoisedClient
-from fedcar.training.noised.plan import Target, make_plan
+from fedcar.training.noised.plan import make_plan
 from fedcar.training.noised.server import PrivateTraining
 from fedcar.training.noised.sums import ClippedSums
 from fedcar.training.selection import Standard, baseline_weights, best_weights
+from fedcar.training.target import Target
 
 
 def main() -> None:

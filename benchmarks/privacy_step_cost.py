@@ -28,8 +28,9 @@ from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.weights import LEARNED, weights_of
 from fedcar.training.noised.clients import NoisedClient, NoisedRequest
-from fedcar.training.noised.plan import Target, make_plan
+from fedcar.training.noised.plan import make_plan
 from fedcar.training.noised.sums import ROWS, ClippedSums, row_scores, usual_vectors
+from fedcar.training.target import Target
 
 Step = Callable[[], None]
 

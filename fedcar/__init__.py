@@ -1,4 +1,11 @@
-"""fedcar trains a retriever on private questions without moving them."""
+"""fedcar trains a retriever on private questions without moving them.
+
+What other folders take:
+    errors.FedcarError: A mistake in the input or a refusal: one line that says what, where and the way out.
+    errors.FedcarWarning: Something accepted that the user should know of: one line, with a count.
+    errors.quoted: Return the value as one short line, fit for a message.
+    version.__version__: the version of this fedcar.
+"""
 
 from __future__ import annotations
 

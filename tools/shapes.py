@@ -57,9 +57,8 @@ def merged(shapes: Iterable[Shape]) -> Shape:  # noqa: ANN401
         return fields
     if all(isinstance(one, list) for one in different):
         return [merged(one[0] for one in different if one[0] != "any")]
-    every = {word for one in different for word in drawn(one).split(" or ")}
-    words = sorted(every, key=lambda word: (word == "null", word))
-    return " or ".join(words)
+    words = {word for one in different for word in drawn(one).split(" or ")}
+    return " or ".join(sorted(words, key=lambda word: (word == "null", word)))
 
 
 def drawn(found: Shape, indent: int = 0) -> str:

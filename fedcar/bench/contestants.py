@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedcar.collection.collection import Collection, Judged, Query
+from fedcar.collection.splits import split_for_selection
+from fedcar.common.progress import Console, Silent
 from fedcar.common.vectors import top_k, unit
+from fedcar.encoder.runtimes import names
 from fedcar.evaluation import metrics
 from fedcar.evaluation.baselines import CHUNK, HYBRID_WEIGHTS
 from fedcar.evaluation.metrics import DEPTH
@@ -74,13 +77,11 @@ class PeerLeftOut(Exception):
 
 def of_fedcar(task: Task, collection: Collection) -> Iterator[Ready]:
     """What `fedcar train` gives without any option; nothing is cached, so that encoding and choosing how counts."""
-    from fedcar.common.progress import Console, Silent
     from fedcar.encoder.cache import FeatureCache
-    from fedcar.encoder.runtimes import choice
     from fedcar.retriever.prepare import prepare
     from fedcar.training.train import train
 
-    choice.use("auto")
+    names.use("auto")
     cache = Path("cache")
     retriever = train(
         collection, encoder=task.encoder, pooling=task.pooling, seed=task.seed, cache=cache, report=Console()
@@ -159,8 +160,6 @@ class Search:
 
 def of_sentence_transformers(task: Task, collection: Collection) -> Iterator[Ready]:
     """Fine-tuned with MultipleNegativesRankingLoss as the manual has it, alone and with BM25 added."""
-    from fedcar.collection.splits import split_for_selection
-
     training, selection = split_for_selection(collection, task.seed)
     pairs = positives(training)
     texts = {document.id: document.full_text for document in collection.documents}
@@ -335,8 +334,6 @@ def positives(judged: Judged) -> list[tuple[str, str]]:
 
 def classes(task: Task, collection: Collection) -> tuple[Judged, Judged]:
     """Training and selection questions for a classifier, which needs several questions of every class."""
-    from fedcar.collection.splits import split_for_selection
-
     training, selection = split_for_selection(collection, task.seed)
     pairs = positives(training)
     seen = len({document for _, document in pairs})

@@ -22,6 +22,7 @@ from fedcar.common.vectors import unit
 from fedcar.encoder.encoder import Encoder
 from fedcar.encoder.model_files import DEFAULT_ENCODER
 from fedcar.encoder.runtimes import choice
+from fedcar.encoder.runtimes.names import EXACT
 from fedcar.errors import FedcarError
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def bench_encode(folder: str | Path, encoding: Encoding | None = None, report: S
     right: dict[str, float] = {}
     if encoding.success:
         report.say("success@1 by what each runtime makes of documents and test questions")
-        compared = {choice.EXACT: ours, **encoders}
+        compared = {EXACT: ours, **encoders}
         right = {name: success_of(candidate, collection) for name, candidate in compared.items()}
     for kind, chosen in texts.items():
         report.say(f"{kind}: {len(chosen)} texts, {runs} runs of {', '.join(names)} and {PEER}")
@@ -99,11 +100,7 @@ def bench_encode(folder: str | Path, encoding: Encoding | None = None, report: S
                     "cosine": round(cosine, 6),
                     "gflop_s": round(reached / 1e9, 1),
                     "share_of_peak": round(reached / peak, 3),
-                    **(
-                        {"success@1": round(right[name], 4), "of_float32": round(right[choice.EXACT], 4)}
-                        if right
-                        else {}
-                    ),
+                    **({"success@1": round(right[name], 4), "of_float32": round(right[EXACT], 4)} if right else {}),
                 }
             )
     about = {

@@ -69,7 +69,7 @@ def bench_search(
     start = time.perf_counter()
     index = RowIndex.build(vectors)
     report.say(f"index built in {time.perf_counter() - start:.0f} s")
-    share = faiss.serialize_index(index._index).nbytes / vectors.nbytes
+    share = index.size / vectors.nbytes
     with tempfile.TemporaryDirectory(prefix="fedcar-bench-") as folder:
         for name, kind in (("index", "float32"), ("index, int8 rows", "int8")):
             mapped = on_disk(Rows.of(vectors, kind), Path(folder) / f"{kind}.safetensors")

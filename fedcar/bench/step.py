@@ -32,7 +32,7 @@ from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
 from fedcar.encoder.model import pool
 from fedcar.encoder.model_files import DEFAULT_ENCODER
-from fedcar.encoder.runtimes.protocol import padded
+from fedcar.encoder.reading import padded
 from fedcar.errors import FedcarError
 from fedcar.head.closed_form import Statistics, solve
 from fedcar.head.feature_map import FeatureMap

@@ -77,7 +77,7 @@ def encode(collection: Path, runtime: str, encoder: str | None, as_json: bool, *
     from fedcar.bench.encode import Encoding, bench_encode
     from fedcar.common.progress import Console
     from fedcar.encoder.model_files import DEFAULT_ENCODER
-    from fedcar.encoder.runtimes.choice import NAMES
+    from fedcar.encoder.runtimes.names import NAMES
 
     names = _listed(runtime)
     if not names or (unknown := [name for name in names if name not in (*NAMES, "auto")]):

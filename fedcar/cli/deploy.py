@@ -199,8 +199,8 @@ def run(
         from fedcar.federation.deploy.options import RunOptions
         from fedcar.federation.deploy.server import ServerFolder
         from fedcar.federation.job.job import check_method
-        from fedcar.training.noised.plan import Target
         from fedcar.training.settings import refuse_with_epsilon_only
+        from fedcar.training.target import Target
 
         if not 1.0 <= over_selection <= 10.0:
             raise FedcarError(f"--over-selection {over_selection:g}: must be from 1 to 10")

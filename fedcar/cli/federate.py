@@ -115,7 +115,7 @@ def federate(
         epsilon, public_dev=public_dev, against_advice=against_advice, adaptive_clip=adaptive_clip, held_out=held_out
     )
     if epsilon is not None:
-        from fedcar.training.noised.plan import Target
+        from fedcar.training.target import Target
 
         target = Target(epsilon, delta, unit, public_dev, None, against_advice, adaptive_clip, held_out)
         target.check()

@@ -68,9 +68,9 @@ def runtime_option(default: str) -> Callable[[F], F]:
 
 
 def use_runtime(name: str) -> None:
-    from fedcar.encoder.runtimes import choice
+    from fedcar.encoder.runtimes import names
 
-    choice.use(name)
+    names.use(name)
 
 
 with_settings = together(  # the rounds', which federate and run have in common

@@ -125,7 +125,7 @@ def _trial(
     from fedcar.encoder.cache import FeatureCache
     from fedcar.encoder.encoder import Encoder
     from fedcar.encoder.model_files import DEFAULT_ENCODER
-    from fedcar.training.noised.plan import Target
+    from fedcar.training.target import Target
 
     target = Target(epsilon, delta)
     target.check()

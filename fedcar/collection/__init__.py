@@ -1,1 +1,44 @@
-"""Documents, questions and judgements: read, checked, split, imported."""
+"""Documents, questions and judgements: read, checked, split, imported.
+
+What other folders take:
+    collection.Collection: Documents, queries by id, and judgements as {split: {query id: {document id: score}}}.
+    collection.Document: One document; its row in the head has the document's position in the collection.
+    collection.Judged: The judged queries of one split in the order of its file; relevant[i] is {document id:
+        score}, with zeros.
+    collection.Query: One question; `split` counts only where it is unanswerable, otherwise its judgements say the
+        split.
+    collection.SPLITS: the names of the three splits.
+    collection.check_free: Refuse an output folder that exists, unless it is an empty folder.
+    collection.document_line: The document as a line of corpus.jsonl, without its end.
+    collection.normalised: Return the text by which two queries count as equal: stripped, case folded, white space
+        collapsed.
+    collection.read_documents: Read lines as in corpus.jsonl: at least one, ids unique.
+    demo.FOLDER: where the packaged collection lies.
+    importing.import_collection: Make a collection of a file or folder, write it to `out` as a BEIR folder, and
+        return it.
+    lines.check_identifier: Return the id; refuse an empty one and one that cannot stand in a tab-separated line.
+    lines.check_text: Return the text; refuse a NUL and half of a surrogate pair, which no file and no tokenizer
+        takes.
+    partition.parse: The ALPHA of `dirichlet:ALPHA`, None for the other kinds; refuses what is none of them.
+    partition.partition: The rows of `judged` by client name; every question has one client, every client at least
+        one question.
+    pseudo_queries.PseudoQueries: n texts, the document each stands for, and how much of a real question it counts:
+        `weights` (n,).
+    pseudo_queries.pseudo_queries: Each document's title and a seeded choice of its sentences (the inverse cloze
+        task: Lee et al. 2019).
+    splits.split_for_selection: Training and selection questions: train and dev; without dev a seeded tenth of train
+        chooses instead.
+    splits.subset: The judged queries that are kept.
+    splits.unknown: The dev questions whose text does not stand in train: those would reward memory.
+    splits.warn_of_narrow_data: One warning where there is next to nothing to learn.
+    words.STOP_WORDS: words that say nothing: those of bm25s, so that all lexical features agree.
+    words.bigrams: Every two neighbouring stems as one word.
+    words.sentences: Where the sentences begin and end: at least one, in order, without overlap.
+    words.stems: The words of a text as search knows them: lower case, two letters and more, no stop words, English
+        endings off.
+    words.word_count: How many words a text has; in scripts without spaces two characters count as one.
+"""
+
+from fedcar.collection.collection import Collection, Document, Judged, Query
+
+__all__ = ["Collection", "Document", "Judged", "Query"]

@@ -15,8 +15,8 @@ import numpy as np
 from fedcar.common.files import default_cache, lock_of
 from fedcar.encoder.encoder import Encoder
 from fedcar.encoder.model import MAX_TOKENS
-from fedcar.encoder.runtimes.choice import EXACT
-from fedcar.encoder.runtimes.protocol import Progress
+from fedcar.encoder.reading import Progress
+from fedcar.encoder.runtimes.names import EXACT
 from fedcar.errors import FedcarError
 
 if TYPE_CHECKING:

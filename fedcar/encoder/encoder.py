@@ -15,8 +15,7 @@ from torch import Tensor
 from fedcar.encoder.adapter import Adapter, BothEmbeddings, SoftEmbedding
 from fedcar.encoder.model import FrozenModel, pool
 from fedcar.encoder.model_files import DEFAULT_ENCODER
-from fedcar.encoder.runtimes import choice
-from fedcar.encoder.runtimes.protocol import (
+from fedcar.encoder.reading import (
     Progress,
     Reading,
     Tokens,
@@ -25,13 +24,15 @@ from fedcar.encoder.runtimes.protocol import (
     padded,
     read,
 )
+from fedcar.encoder.runtimes import choice
+from fedcar.encoder.runtimes.names import EXACT
 from fedcar.encoder.runtimes.torch_float32 import TorchFloat32
 from fedcar.errors import FedcarError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from fedcar.encoder.runtimes.protocol import Runtime, TokenStates
+    from fedcar.encoder.reading import Runtime, TokenStates
 
 
 class Encoder:
@@ -186,7 +187,7 @@ class Encoder:
     def runtime_name(self, texts: Sequence[str]) -> str:
         """Its name, chosen when it is first asked for."""
         if self.adapter is not None:
-            return choice.EXACT
+            return EXACT
         if self._runtime_name is None:
             self._runtime_name = choice.chosen(self.model, texts)
         return self._runtime_name

@@ -30,7 +30,7 @@ from fedcar.encoder.model_files import (
     tokenizer_files,
     weight_files,
 )
-from fedcar.encoder.runtimes.protocol import Tokens, state_type
+from fedcar.encoder.reading import Tokens, state_type
 from fedcar.errors import FedcarError, FedcarWarning
 
 if TYPE_CHECKING:

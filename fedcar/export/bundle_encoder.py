@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedcar.encoder.runtimes.onnx import OnnxRuntime
-from fedcar.encoder.runtimes.protocol import (
+from fedcar.encoder.reading import (
     TOKENS_PER_BATCH,
     Reading,
     Tokens,
     read,
     state_type,
 )
+from fedcar.encoder.runtimes.onnx import OnnxRuntime
 from fedcar.errors import FedcarError, FedcarWarning
 
 if TYPE_CHECKING:

@@ -18,9 +18,12 @@ from fedcar.common.folders import new_folder
 from fedcar.encoder.encoder import Encoder
 from fedcar.encoder.model import FrozenModel
 from fedcar.encoder.model_files import first_line, read_json
+from fedcar.encoder.reading import padded
+from fedcar.encoder.runtimes import onnx_file
+from fedcar.encoder.runtimes.onnx import OnnxRuntime
 from fedcar.encoder.runtimes.onnx_file import PRECISIONS
 from fedcar.errors import FedcarError, FedcarWarning, quoted
-from fedcar.export.bundle import check_states, write_bundle
+from fedcar.export.bundle_writing import check_states, write_bundle
 from fedcar.head.head import Head
 from fedcar.retriever.retriever import Retriever
 
@@ -122,8 +125,6 @@ def _write(retriever: Retriever, folder: Path) -> None:
 
 def _write_onnx(retriever: Retriever, folder: Path, precision: str) -> None:
     """The encoder for ONNX Runtime, its tokenizer for the library `tokenizers`, documents and vectors as ever."""
-    from fedcar.encoder.runtimes import onnx_file
-
     encoder = _folded(retriever.encoder)
     onnx_file.write(encoder.model, folder / "model.onnx", precision)
     with tempfile.TemporaryDirectory() as settings:
@@ -262,9 +263,6 @@ def _probes(retriever: Retriever) -> list[str]:
 def _check_onnx(retriever: Retriever, folder: Path, precision: str) -> None:
     """Refuse a file that would not give what the retriever's encoder gives, by the two libraries that read it."""
     from tokenizers import Tokenizer
-
-    from fedcar.encoder.runtimes.onnx import OnnxRuntime
-    from fedcar.encoder.runtimes.protocol import padded
 
     texts, encoder = _probes(retriever), retriever.encoder
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

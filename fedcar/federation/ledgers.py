@@ -9,7 +9,7 @@ from urllib.parse import quote
 from fedcar.privacy.errors import PrivacyError
 from fedcar.privacy.ledger import Budget, Ledger, LedgerHead
 from fedcar.privacy.release import check_target
-from fedcar.training.noised.plan import Target
+from fedcar.training.target import Target
 
 LEDGER = "ledger.jsonl"
 

@@ -1,1 +1,32 @@
-"""The retriever: evidence and learned rows behind one search."""
+"""The retriever: evidence and learned rows behind one search.
+
+What other folders take:
+    calibration.Calibration: Turns scores (n, c) into confidences, and says when a question is answered.
+    evidence.Evidence: What the frozen encoder and the words say about a question and a document, before anything is
+        learned.
+    evidence.at_once: So many questions, or fewer where there are so many documents that their scores would fill the
+        memory.
+    evidence.reads_tokens: Whether the documents are texts to be read token by token: no labels, and the tokenizer
+        knows the places.
+    lexical.LexicalIndex: BM25 scores of documents for a query: bm25s' defaults with English stop words, or over
+        `words` of one's own.
+    prepare.prepare: Encode the questions (or find them in the cache), choose their candidates and weigh the
+        evidence.
+    questions.Questions: n questions and, for c candidate documents each, what speaks for them before anything is
+        learned.
+    record.TrainingRecord: How a retriever came about, in plain values; None stands for what a kind of training does
+        not tell.
+    retriever.KIND: the kind of folder that a retriever is saved as.
+    retriever.Retriever: Everything that answers a question, and how it came about.
+    row_index.RowIndex: An inverted file over N rows in eight bits, beside the rows themselves.
+    row_index.library: faiss, or an error that says how to install it.
+    searcher.Answer: The hits of one question, best first; not `answered` where the retriever does not know.
+    searcher.Searcher: Everything that answers a question; searching changes nothing of it, so threads may share
+        one.
+    weights.APART: where the weights of documents without a trained row begin, where others have one.
+    weights.LEARNED: how many features of the mixture are evidence; those of what was learned follow.
+    weights.WEIGHT_NAMES: every weight of the mixture, in order.
+    weights.mixed_features: Evidence (n, c, 8), what was learned (n, c, 2), which candidates stand apart (n, c) ->
+        (n, c, F).
+    weights.weights_of: Weights of the mixture by those of the evidence, the same for documents that stand apart.
+"""

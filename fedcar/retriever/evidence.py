@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fedcar.encoder.encoder import Encoder
-    from fedcar.encoder.runtimes.protocol import TokenStates
+    from fedcar.encoder.reading import TokenStates
 
 CANDIDATES = 100
 ALL_ARE_CANDIDATES = 200

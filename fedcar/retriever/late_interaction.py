@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fedcar.encoder.encoder import Encoder
-    from fedcar.encoder.runtimes.protocol import TokenStates
+    from fedcar.encoder.reading import TokenStates
 
 Keep = Callable[[Sequence[str], "NDArray[np.void]"], None]
 WIDTH = 96

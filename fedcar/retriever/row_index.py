@@ -54,6 +54,11 @@ class RowIndex:
         result = cls(index, np.arange(0))
         return result._with(rows, 0)
 
+    @property
+    def size(self) -> int:
+        """Bytes of the index alone, without the rows that it finds."""
+        return int(library().serialize_index(self._index).nbytes)
+
     def added(self, rows: Rows | NDArray[np.float32]) -> RowIndex:
         """For all rows, of which those from the N-th on are new; this index stays as it is."""
         return RowIndex(library().clone_index(self._index), self.numbers)._with(rows, len(self))

@@ -22,7 +22,7 @@ from fedcar.retriever.weights import LEARNED, mixed_features
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from fedcar.encoder.runtimes.protocol import Reading, TokenStates
+    from fedcar.encoder.reading import Reading, TokenStates
     from fedcar.head.ridge_rows import RidgeRows
     from fedcar.retriever.questions import Questions
 

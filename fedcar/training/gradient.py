@@ -22,7 +22,7 @@ from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.weights import APART, LEARNED, WEIGHT_NAMES, mixed_features
 from fedcar.training.adam import Adam, Group
-from fedcar.training.checkpoint import Best, Course
+from fedcar.training.checkpoint import Best, Course, Stored
 from fedcar.training.folds import MOST_SHARE, Fold
 from fedcar.training.mixture import fit_mixture
 from fedcar.training.paper_recipe import PaperRecipe
@@ -32,6 +32,7 @@ from fedcar.training.settings import Settings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
 
 BATCHES_OF_LIKE_LENGTH = 16
 DRAWN_AT_ONCE = 1 << 15  # numbers of a dropout: memory of that size is kept, larger one comes from the system anew
@@ -62,7 +63,8 @@ def fit(
         return of_epochs.score(selection, scores, on_folds.success(epoch) if on_folds and settings.query_map else 0.0)
 
     best = Best(0, judged(0, trainer.offsets(selection)), trainer.trained_tensors())
-    best = course.restore(trainer) or best
+    if (stored := course.stored()) is not None:
+        best = trainer.restored(stored)
     report.say(f"{settings.method}: {len(training)} training questions, {len(retriever.documents)} documents")
     for epoch in range(len(course.history) + 1, settings.epochs + 1):
         start = time.monotonic()
@@ -75,7 +77,7 @@ def fit(
         report.say(f"epoch {epoch} of {settings.epochs}: {numbers}")
         if reached > best.score:
             best = Best(epoch, reached, trainer.trained_tensors())
-        course.write(trainer, best)
+        course.write(trainer.trained_tensors(), trainer.optimizer.tensors(), best)
     trainer.load_tensors(best.tensors)
     if not best.epoch:
         report.say(f"{settings.method}: no epoch was better on the selection questions than before")
@@ -348,6 +350,12 @@ class Trainer:
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in self.parameters().items():
             tensor.copy_(tensors[name])
+
+    def restored(self, stored: Stored) -> Best:
+        """Put this training where an epoch left it; returns the best epoch so far."""
+        self.load_tensors(stored.trained)
+        self.optimizer.load_tensors(stored.optimizer)
+        return stored.best
 
     @torch.no_grad()
     def reset(self) -> None:

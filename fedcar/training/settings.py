@@ -13,7 +13,7 @@ from fedcar.errors import FedcarError
 from fedcar.privacy.statement import PAPER_RECIPE
 from fedcar.retriever.retriever import Retriever
 from fedcar.training.generated_questions import check_questions_from
-from fedcar.training.noised.plan import DELTA, Target
+from fedcar.training.target import DELTA, Target
 
 MAP_EPOCHS = 6
 SMALL_ENCODER = 5_000_000  # parameters

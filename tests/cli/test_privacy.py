@@ -20,8 +20,8 @@ from fedcar.privacy.release import Release
 from fedcar.training.noised.attack import attack_collection
 from fedcar.training.noised.audit import audit_collection
 from fedcar.training.noised.clients import NoisedClient, NoisedRequest
-from fedcar.training.noised.plan import Target
 from fedcar.training.noised.sums import ClippedSums
+from fedcar.training.target import Target
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from fedcar.encoder.adapter import Adapter
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
 from fedcar.encoder.model import MAX_TOKENS, POOLINGS, pool
-from fedcar.encoder.runtimes.protocol import batches_by_length
+from fedcar.encoder.reading import batches_by_length
 from fedcar.errors import FedcarError, FedcarWarning
 
 RAGGED = ["fan", "my pump is broken and makes trouble again", "", "who looks after the display", "fan"]

@@ -19,8 +19,8 @@ from fedcar.encoder.adapter import Adapter
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
 from fedcar.errors import FedcarError
-from fedcar.export import bundle as bundle_module
-from fedcar.export.bundle import load_bundle, write_bundle
+from fedcar.export.bundle import load_bundle
+from fedcar.export.bundle_writing import check_search, write_bundle
 from fedcar.retriever.retriever import Retriever
 
 pytest.importorskip("onnxruntime")
@@ -217,10 +217,10 @@ def test_a_bundle_of_other_scores_is_refused(pair: tuple[Retriever, Path], monke
     """By its search, not only by its encoder."""
     retriever, folder = pair
     found = load_bundle(folder)
-    bundle_module.check_search(retriever, found)
+    check_search(retriever, found)
     found.weights = found.weights * 1.01
     with pytest.raises(FedcarError, match="gives other scores"):
-        bundle_module.check_search(retriever, found)
+        check_search(retriever, found)
 
 
 @pytest.mark.slow

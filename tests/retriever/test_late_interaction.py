@@ -15,7 +15,7 @@ from fedcar.collection.collection import Document
 from fedcar.common.vectors import unit
 from fedcar.encoder.adapter import Adapter
 from fedcar.encoder.encoder import Encoder
-from fedcar.encoder.runtimes.protocol import TokenStates
+from fedcar.encoder.reading import TokenStates
 from fedcar.retriever.late_interaction import LateInteraction, body_sentences, main_directions, packed, unpacked
 
 SENTENCES = [text for _, text, _ in TOY_DOCUMENTS.values()]

@@ -20,8 +20,9 @@ from fedcar.collection.collection import Collection
 from fedcar.encoder.adapter import Adapter
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
-from fedcar.encoder.runtimes import choice
-from fedcar.export.bundle import load_bundle, write_bundle
+from fedcar.encoder.runtimes import choice, names
+from fedcar.export.bundle import load_bundle
+from fedcar.export.bundle_writing import write_bundle
 from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.searcher import Answer, Searcher
 
@@ -83,14 +84,14 @@ def test_threads_give_what_one_gives(retriever_of: MakeRetriever, kind: str) -> 
     check_same(found, [retriever.search(question) for question in QUESTIONS] * 2)
 
 
-@pytest.mark.parametrize("runtime", choice.NAMES)
+@pytest.mark.parametrize("runtime", names.NAMES)
 def test_threads_by_each_runtime(
     retriever_of: MakeRetriever, runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not choice.is_installed(runtime):
         pytest.skip(f"{runtime} is not installed")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(choice, "setting", choice.Setting(runtime))
+    monkeypatch.setattr(names, "setting", names.Setting(runtime))
     retriever = retriever_of("head")
     with ThreadPoolExecutor(8) as threads:
         found = list(threads.map(retriever.search, QUESTIONS))

@@ -10,7 +10,6 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,43 +17,27 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedcar.common.files import default_cache, whole_file
 from fedcar.common.measure import processor
 from fedcar.common.vectors import unit
 from fedcar.encoder.model_files import parameter_count
-from fedcar.encoder.runtimes.protocol import Runtime, batches_by_length, padded
-from fedcar.errors import FedcarError, quoted
+from fedcar.encoder.reading import Runtime, batches_by_length, padded
+from fedcar.encoder.runtimes import names, onnx, onnx_file, openvino
+from fedcar.encoder.runtimes.names import EXACT, NAMES
+from fedcar.encoder.runtimes.torch_bf16 import torch_bfloat16
+from fedcar.encoder.runtimes.torch_float32 import TorchFloat32
+from fedcar.errors import FedcarError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fedcar.encoder.model import FrozenModel
 
-EXACT = "torch"  # float32, the reference for all others
-NAMES = (EXACT, "torch-bf16", "openvino", "openvino-bf16", "onnx", "onnx-int8")
 PACKAGES = {"openvino": ("openvino",), "onnx": ("onnxruntime", "onnxscript")}
-AGREEMENT = 0.9999
 EIGHT_BITS = 0.999  # agreement that they do not reach
 PROBES = 24
 WORTH = 3e12  # multiplications and additions, about fifteen seconds of two cores in float32
 SECONDS = 1.0  # for all candidates together, after each is built and has run once
-
-
-@dataclass
-class Setting:
-    """What this process encodes with; the command line's --runtime writes it, every encoder reads it once."""
-
-    name: str = EXACT
-    agreement: float = AGREEMENT
-
-
-setting = Setting()
-
-
-def use(name: str, agreement: float = AGREEMENT) -> None:
-    """Encode with this runtime from now on, or `auto`: the fastest whose mean cosine with float32 is `agreement`."""
-    if name not in (*NAMES, "auto"):
-        raise FedcarError(f"--runtime {quoted(name)}: not known; give auto or one of {', '.join(NAMES)}")
-    setting.name, setting.agreement = name, agreement
 
 
 def chosen(model: FrozenModel, texts: Sequence[str]) -> str:
@@ -63,8 +46,8 @@ def chosen(model: FrozenModel, texts: Sequence[str]) -> str:
     For few texts, which would be encoded by the time that a measurement takes, it is torch: always the same for the
     same texts.
     """
-    if setting.name != "auto":
-        return setting.name
+    if names.setting.name != "auto":
+        return names.setting.name
     if not is_worth_it(model, texts):
         return EXACT
     memory, key = _memory(), _key(model)
@@ -98,7 +81,7 @@ def fastest(model: FrozenModel, texts: Sequence[str]) -> str:
         except FedcarError:
             continue  # what cannot express this model is no candidate
         wanted = found if wanted is None else wanted
-        if float(np.einsum("nd,nd->n", found, wanted).mean()) >= setting.agreement:
+        if float(np.einsum("nd,nd->n", found, wanted).mean()) >= names.setting.agreement:
             runtimes[name] = runtime
     return min(measured(runtimes, batches).items(), key=lambda one: one[1])[0]
 
@@ -127,12 +110,12 @@ def candidates(model: FrozenModel) -> list[str]:
     ONNX Runtime, whose file takes five seconds to write, only where OpenVINO is missing or eight bits are wanted: in
     float32 it was the slower one in every measurement (docs/log.md). By name it is to be had everywhere.
     """
-    names = [name for name in NAMES if is_installed(name)]
+    installed = [name for name in NAMES if is_installed(name)]
     if model.device.type != "cpu":
-        return [name for name in names if name.startswith("torch")]
-    if setting.agreement < EIGHT_BITS:
-        return names
-    return [name for name in names if name != "onnx-int8" and not (name == "onnx" and is_installed("openvino"))]
+        return [name for name in installed if name.startswith("torch")]
+    if names.setting.agreement < EIGHT_BITS:
+        return installed
+    return [name for name in installed if name != "onnx-int8" and not (name == "onnx" and is_installed("openvino"))]
 
 
 def is_installed(name: str) -> bool:
@@ -149,14 +132,9 @@ def runtime(model: FrozenModel, name: str) -> Runtime:
 def built(model: FrozenModel, name: str) -> Runtime:
     """The model in that runtime; its file is kept in the user's cache folder."""
     if name == EXACT:
-        from fedcar.encoder.runtimes.torch_float32 import TorchFloat32
-
         return TorchFloat32(model.transformer, model)
     if name == "torch-bf16":
-        from fedcar.encoder.runtimes.torch_bf16 import torch_bfloat16
-
         return torch_bfloat16(model)
-    from fedcar.encoder.runtimes import onnx, onnx_file, openvino
 
     def in_onnx(precision: str) -> Path:
         return _file(model, f"{precision}.onnx", lambda file: onnx_file.write(model, file, precision))
@@ -169,8 +147,6 @@ def built(model: FrozenModel, name: str) -> Runtime:
 
 def _file(model: FrozenModel, name: str, write: Callable[[Path], None]) -> Path:
     """The encoder in a file of this name, with what it needs beside it; written the first time."""
-    from fedcar.common.files import default_cache
-
     folder = default_cache() / "encoders" / f"{model.state_fingerprint[:24]}-{model.pooling}-{name}"
     if not (folder / name).is_file():
         try:
@@ -190,7 +166,7 @@ def _key(model: FrozenModel) -> str:
     """The machine, the packages and the encoder that a measurement holds for."""
     parts = [platform.platform(), processor(), str(os.environ.get("OMP_NUM_THREADS")), str(os.cpu_count())]
     parts += [f"{package}={_version(package)}" for package in ("torch", "openvino", "onnxruntime")]
-    parts += [model.state_fingerprint, model.pooling, str(setting.agreement), model.device.type]
+    parts += [model.state_fingerprint, model.pooling, str(names.setting.agreement), model.device.type]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -202,8 +178,6 @@ def _version(package: str) -> str | None:
 
 
 def _memory_file() -> Path:
-    from fedcar.common.files import default_cache
-
     return default_cache() / "runtime.json"
 
 
@@ -217,8 +191,6 @@ def _memory() -> dict[str, str]:
 
 def _remember(memory: dict[str, str]) -> None:
     """Kept for the next time where that can be; otherwise it is measured again."""
-    from fedcar.common.files import whole_file
-
     try:
         _memory_file().parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with whole_file(_memory_file()) as stream:

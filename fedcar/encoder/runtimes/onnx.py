@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedcar.encoder.runtimes.protocol import States
+from fedcar.encoder.reading import States
 from fedcar.errors import FedcarError
 
 if TYPE_CHECKING:
@@ -38,5 +38,5 @@ class OnnxRuntime:
             raise FedcarError(f"{file}: ONNX Runtime cannot read it ({str(error)[:200]}); export it again") from error
 
     def run(self, token_ids: NDArray[np.int64], mask: NDArray[np.int64]) -> States:
-        """See `runtime.protocol.Runtime`. A file with an adapter gives n untrained rows, then n adapted ones."""
+        """See `reading.Runtime`. A file with an adapter gives n untrained rows, then n adapted ones."""
         return States(*self._session.run(list(OUTPUTS), dict(zip(INPUTS, (token_ids, mask), strict=True))))

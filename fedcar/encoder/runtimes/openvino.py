@@ -11,8 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from fedcar.encoder.reading import States
 from fedcar.encoder.runtimes.onnx import INPUTS, OUTPUTS
-from fedcar.encoder.runtimes.protocol import States
+from fedcar.encoder.runtimes.onnx_file import Graph, on_processor
 from fedcar.errors import FedcarError
 
 if TYPE_CHECKING:
@@ -38,7 +41,7 @@ class OpenVino:
             raise FedcarError(f"{file}: OpenVINO cannot read it ({str(error)[:200]}); take another runtime") from error
 
     def run(self, token_ids: NDArray[np.int64], mask: NDArray[np.int64]) -> States:
-        """See `runtime.protocol.Runtime`."""
+        """See `reading.Runtime`."""
         if not hasattr(self._of_thread, "request"):
             self._of_thread.request = self._model.create_infer_request()
         states = self._of_thread.request.infer(dict(zip(INPUTS, (token_ids, mask), strict=True)), share_outputs=False)
@@ -62,10 +65,6 @@ def write(model: FrozenModel, file: Path, onnx: Callable[[], Path]) -> None:
 
 
 def _converted(library: Any, model: FrozenModel) -> Any:  # noqa: ANN401 - the library has no types
-    import torch
-
-    from fedcar.encoder.runtimes.onnx_file import Graph, on_processor
-
     token_ids, mask = torch.ones((2, 3), dtype=torch.long), torch.tensor([[1, 1, 1], [1, 1, 0]])
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")

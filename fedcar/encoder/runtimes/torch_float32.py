@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from fedcar.encoder.model import FrozenModel, states_of
-from fedcar.encoder.runtimes.protocol import States
+from fedcar.encoder.reading import States
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

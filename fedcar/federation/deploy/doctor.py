@@ -12,11 +12,15 @@ from email.utils import parsedate_to_datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from fedcar.collection.collection import Collection
+from fedcar.encoder.encoder import Encoder
 from fedcar.errors import FedcarError
 from fedcar.federation.deploy import keys
 from fedcar.federation.deploy.join import JoinFile, check_join, check_server
 from fedcar.federation.deploy.processes import check_port
 from fedcar.federation.deploy.server import ServerFolder
+from fedcar.federation.device.device import documents_fingerprint
+from fedcar.federation.wire.flower import knows
 from fedcar.version import __version__
 
 FLOWER = "1.41.0"
@@ -116,8 +120,6 @@ def _devices(place: ServerFolder) -> str:
 
 
 def _servers_collection(place: ServerFolder) -> str:
-    from fedcar.collection.collection import Collection
-    from fedcar.federation.device.device import documents_fingerprint
 
     settings = place.settings()
     loaded = Collection.read(settings.collection, part=True)
@@ -143,15 +145,12 @@ def _servers_certificate(join: JoinFile) -> str:
 
 
 def _enrolment(join: JoinFile, key: Path) -> str:
-    from fedcar.federation.wire.flower import knows
 
     knows(join.address, join.ca.encode(), keys.read_private(key), join.id)
     return "the server knows this device's key"
 
 
 def _devices_collection(join: JoinFile, collection: Path | None) -> str:
-    from fedcar.collection.collection import Collection
-    from fedcar.federation.device.device import documents_fingerprint
 
     if collection is None:
         return "not checked; give --collection"
@@ -164,7 +163,6 @@ def _devices_collection(join: JoinFile, collection: Path | None) -> str:
 
 
 def _encoder(join: JoinFile, encoder: str | None) -> str:
-    from fedcar.encoder.encoder import Encoder
 
     loaded = Encoder.load(encoder or join.encoder, join.pooling)
     if loaded.fingerprint != join.encoder_fingerprint:

@@ -13,12 +13,19 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedcar.collection.collection import Collection
 from fedcar.common.files import replace_file
 from fedcar.common.progress import Silent
+from fedcar.encoder.cache import FeatureCache
+from fedcar.encoder.encoder import Encoder
 from fedcar.errors import FedcarError
 from fedcar.federation.deploy import keys
 from fedcar.federation.deploy.processes import Child, free_port, locked
+from fedcar.federation.device.device import Device, documents_fingerprint
+from fedcar.federation.ledgers import Ledgers
+from fedcar.federation.wire import flower
 from fedcar.privacy.ledger import Budget
+from fedcar.privacy.release import check_target
 from fedcar.version import __version__
 
 CONNECT_SECONDS = 10.0
@@ -139,13 +146,6 @@ def join(
 
 
 def _take_part(file: JoinFile, options: DeviceOptions, report: Silent, until: Callable[[], bool]) -> None:
-    from fedcar.collection.collection import Collection
-    from fedcar.encoder.cache import FeatureCache
-    from fedcar.encoder.encoder import Encoder
-    from fedcar.federation.device.device import Device, documents_fingerprint
-    from fedcar.federation.ledgers import Ledgers
-    from fedcar.federation.wire import flower
-    from fedcar.privacy.release import check_target
 
     folder = options.folder
 

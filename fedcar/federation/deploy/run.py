@@ -6,25 +6,46 @@ import errno
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+from safetensors.torch import load_file, save_file
+
+from fedcar.collection.collection import Collection
 from fedcar.common.files import replace_json, written_whole
 from fedcar.common.history import History
 from fedcar.common.progress import Silent
+from fedcar.encoder.cache import FeatureCache
+from fedcar.encoder.encoder import Encoder
 from fedcar.errors import FedcarError
 from fedcar.federation.deploy.options import DEVICES, ENROLMENT, LOCK, OPTIONS, RETRIEVER, RunOptions, ServedRun
+from fedcar.federation.deploy.run_noised import train_privately_over
 from fedcar.federation.deploy.server import NOT_SERVED, ServerFolder
+from fedcar.federation.job.job import (
+    FederatedJob,
+    baselines,
+    bytes_per_round,
+    fitted,
+    learn,
+    matched,
+    selected,
+)
+from fedcar.federation.remote import held_out
+from fedcar.federation.remote.mixture import RemoteMixture
+from fedcar.federation.remote.network import RemoteNetwork
+from fedcar.federation.rounds.run_folder import RunFolder
+from fedcar.federation.rounds.settings import RoundSettings
+from fedcar.federation.rounds.update import Enrolled
+from fedcar.federation.sums.mixture import federated_mixture
+from fedcar.retriever.record import TrainingRecord
+from fedcar.retriever.retriever import Retriever
+from fedcar.retriever.weights import LEARNED, weights_of
+from fedcar.training.job import Splits, conclude, prepare
 from fedcar.version import __version__
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from fedcar.federation.remote.network import RemoteNetwork
-    from fedcar.retriever.retriever import Retriever
 
 NO_SPACE = 1 << 20  # bytes free
 LOOK = 3.0  # seconds in which a SuperLink answers that is not being started
@@ -45,23 +66,6 @@ def new_run(place: ServerFolder, options: RunOptions) -> Path:
 
 def train_over(network: RemoteNetwork, untrained: Retriever, run: ServedRun) -> dict[str, Any]:
     """Enrol the devices, learn the mixture, run the rounds, keep the best candidate as RUN/retriever."""
-    from fedcar.encoder.cache import FeatureCache
-    from fedcar.federation.job.job import (
-        FederatedJob,
-        baselines,
-        bytes_per_round,
-        fitted,
-        learn,
-        matched,
-        selected,
-    )
-    from fedcar.federation.remote import held_out
-    from fedcar.federation.rounds.run_folder import RunFolder
-    from fedcar.federation.rounds.settings import RoundSettings
-    from fedcar.retriever.record import TrainingRecord
-    from fedcar.retriever.weights import LEARNED, weights_of
-    from fedcar.training.job import Splits, conclude, prepare
-
     options, report, collection = run.options, run.report, run.collection
     start, features = time.monotonic(), FeatureCache(Path(options.cache) if options.cache else None)
     job = prepare(collection, untrained, features, report, Splits.on_clients(collection))
@@ -104,10 +108,6 @@ def train_over(network: RemoteNetwork, untrained: Retriever, run: ServedRun) -> 
 
 def kept_enrolment(run: Path, network: RemoteNetwork, quorum: float, report: Silent) -> dict[str, int]:
     """Who takes part, with n_i: asked once a run and kept beside it, so that a device that is gone does not end it."""
-    from safetensors.torch import load_file, save_file
-
-    from fedcar.federation.rounds.update import Enrolled
-
     file = run / ENROLMENT
     if file.exists():
         for key, counts in load_file(file).items():
@@ -125,11 +125,6 @@ def kept_enrolment(run: Path, network: RemoteNetwork, quorum: float, report: Sil
 
 def kept_mixture(run: Path, network: RemoteNetwork) -> tuple[Any, int]:
     """The mixture's weights: learned once a run and kept beside it, since the rounds build on them bit by bit."""
-    import numpy as np
-
-    from fedcar.federation.remote.mixture import RemoteMixture
-    from fedcar.federation.sums.mixture import federated_mixture
-
     file = run / "mixture.json"
     if file.exists():
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -158,13 +153,6 @@ def start(
     place: ServerFolder, run: Path, *, resume: bool, report: Silent, watch: Callable[[Mapping[str, Any]], None]
 ) -> dict[str, Any]:
     """Train over the devices of a served folder; goes on with a run where it stands."""
-    from fedcar.collection.collection import Collection
-    from fedcar.encoder.cache import FeatureCache
-    from fedcar.encoder.encoder import Encoder
-    from fedcar.federation.remote.network import RemoteNetwork
-    from fedcar.federation.rounds.settings import RoundSettings
-    from fedcar.retriever.retriever import Retriever
-
     options, served = RunOptions.read(run), place.settings()
     if options.version != __version__:
         raise FedcarError(
@@ -188,8 +176,6 @@ def start(
     under_way = ServedRun(run, options, collection, resume, report, watch)
     try:
         if options.target is not None:
-            from fedcar.federation.deploy.run_noised import train_privately_over
-
             return train_privately_over(network, untrained, under_way)
         return train_over(network, untrained, under_way)
     finally:

@@ -31,8 +31,8 @@ from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.retriever.retriever import Retriever
 from fedcar.training.job import Splits, prepare
 from fedcar.training.noised.central import chosen_by, concluded
-from fedcar.training.noised.plan import Target
 from fedcar.training.noised.server import PrivateTraining
+from fedcar.training.target import Target
 
 
 def under_epsilon(options: RunOptions, target: Target, rounds: RoundSettings, ledgers: str | None) -> RunOptions:

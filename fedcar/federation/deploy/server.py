@@ -10,16 +10,18 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from fedcar.collection.collection import Collection
 from fedcar.common.files import replace_file, replace_json
+from fedcar.encoder.encoder import Encoder
 from fedcar.errors import FedcarError
+from fedcar.federation.deploy import front as deploy_front
 from fedcar.federation.deploy import keys
 from fedcar.federation.deploy.processes import Child, check_port, free_port, held, locked
+from fedcar.federation.device.device import documents_fingerprint
+from fedcar.federation.wire.flower import Link, environment, superlink_command
 from fedcar.version import __version__
-
-if TYPE_CHECKING:
-    from fedcar.federation.wire.flower import Link
 
 FORMAT = 1
 START_SECONDS = 90.0
@@ -74,8 +76,6 @@ class ServerFolder:
 
     def link(self) -> Link:
         """The connection to the SuperLink on loopback; it is not opened yet."""
-        from fedcar.federation.wire.flower import Link
-
         address = f"127.0.0.1:{self.settings().link_port}"
         return Link(address, self.ca.read_bytes(), self.secret.read_bytes())
 
@@ -112,10 +112,6 @@ def prepare_server(
 
     A folder that was served before keeps its collection and encoder: devices were told their fingerprints.
     """
-    from fedcar.collection.collection import Collection
-    from fedcar.encoder.encoder import Encoder
-    from fedcar.federation.device.device import documents_fingerprint
-
     bind = bind or host
     check_port(bind, port, "--port")
     documents = documents_fingerprint(Collection.read(collection, part=True))
@@ -172,8 +168,6 @@ def front_certificate(place: ServerFolder, host: str, given: tuple[Path, Path, P
 
 def superlink(place: ServerFolder, settings: ServerSettings) -> Child:
     """The SuperLink as a child process, not started yet."""
-    from fedcar.federation.wire.flower import environment, superlink_command
-
     tls = {"ca": place.ca, "certificate": place.folder / "link.pem", "key": place.folder / "link.key"}
     command = superlink_command(settings.link_port, place.folder / "superlink.sqlite", place.secret, tls)
     return Child(command, place.folder / "superlink.log", environment(place.folder / "flower"))
@@ -201,8 +195,6 @@ def serve(
     until: Callable[[], bool] = lambda: False,
 ) -> None:
     """Run SuperLink and TLS front, and restart the SuperLink when it dies; returns when `until` says so."""
-    from fedcar.federation.deploy import front as deploy_front
-
     with place.locked("serve.lock") as free:
         if not free:
             raise FedcarError(f"{place.folder}: {SERVED}")

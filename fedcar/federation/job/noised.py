@@ -23,10 +23,11 @@ from fedcar.privacy.ledger import LedgerHead
 from fedcar.privacy.noise import NoiseSource
 from fedcar.retriever.retriever import Retriever
 from fedcar.training.noised.clients import NoisedClient, NoisedClients
-from fedcar.training.noised.plan import PrivatePlan, Target
+from fedcar.training.noised.plan import PrivatePlan
 from fedcar.training.noised.record import ExchangeRecord
 from fedcar.training.noised.settings import PrivateSettings
 from fedcar.training.noised.sums import ClippedSums
+from fedcar.training.target import Target
 
 PRIVATE = "private.json"  # beside the history: the run's name, what it belongs to, where each ledger stood last
 COINS = "coins.json"  # unit "client" over a network: who was drawn for the exchange that is not done yet

@@ -41,10 +41,10 @@ from fedcar.retriever.record import TrainingRecord
 from fedcar.retriever.retriever import Retriever
 from fedcar.training.checkpoint import Course
 from fedcar.training.job import Job, Splits, conclude, prepare
-from fedcar.training.noised.plan import DELTA
 from fedcar.training.paper_recipe import no_guarantee
 from fedcar.training.selection import FoldView, select
 from fedcar.training.settings import Settings, loaded, with_recipe
+from fedcar.training.target import DELTA
 from fedcar.training.train import trained_candidates
 
 if TYPE_CHECKING:

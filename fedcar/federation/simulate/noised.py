@@ -35,10 +35,11 @@ from fedcar.retriever.retriever import Retriever
 from fedcar.training.job import NO_QUESTIONS, Job, Splits, prepare, prepare_privately
 from fedcar.training.noised.central import chosen_by, concluded
 from fedcar.training.noised.clients import Cohort, HeldOut, InTurn, NoisedClients
-from fedcar.training.noised.plan import PrivatePlan, Target
+from fedcar.training.noised.plan import PrivatePlan
 from fedcar.training.noised.server import PrivateTraining, held_out_counts
 from fedcar.training.noised.sums import ClippedSums
 from fedcar.training.settings import loaded
+from fedcar.training.target import Target
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

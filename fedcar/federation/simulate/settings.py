@@ -14,7 +14,7 @@ from fedcar.federation.remote.network import RemoteNetwork
 from fedcar.federation.rounds.clock import VirtualClock
 from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.retriever.retriever import Retriever
-from fedcar.training.noised.plan import Target
+from fedcar.training.target import Target
 
 
 class Over(Protocol):

@@ -21,9 +21,10 @@ from fedcar.retriever.prepare import prepare
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
 from fedcar.training.noised.clients import InTurn, NoisedClient, NoisedRequest
-from fedcar.training.noised.plan import Target, make_plan
+from fedcar.training.noised.plan import make_plan
 from fedcar.training.noised.server import PrivateTraining
 from fedcar.training.noised.sums import ADAPTER_SCALE, ROWS, SUMS, ClippedSums
+from fedcar.training.target import Target
 
 if TYPE_CHECKING:
     from torch import Tensor

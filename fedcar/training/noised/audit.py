@@ -24,9 +24,10 @@ from fedcar.privacy.ledger import Budget, Ledger
 from fedcar.retriever.prepare import prepare
 from fedcar.retriever.retriever import Retriever
 from fedcar.training.noised.clients import InTurn, NoisedClient
-from fedcar.training.noised.plan import PrivatePlan, Target, make_plan
+from fedcar.training.noised.plan import PrivatePlan, make_plan
 from fedcar.training.noised.server import PrivateTraining
 from fedcar.training.noised.sums import ROWS, SUMS, ClippedSums, Tensors
+from fedcar.training.target import Target
 
 NEIGHBOURS = 24  # examples that are left out one by one
 EMPTY_DRAWS = 30

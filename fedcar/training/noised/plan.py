@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median_low
@@ -12,16 +11,15 @@ import numpy as np
 
 from fedcar.errors import FedcarError
 from fedcar.privacy.accountant import epsilon_of, noise_multiplier
-from fedcar.privacy.errors import PrivacyError, require
-from fedcar.privacy.release import Release, check_target
+from fedcar.privacy.errors import PrivacyError
+from fedcar.privacy.release import Release
 from fedcar.privacy.statement import Statement, state
+from fedcar.training.target import DELTA, Target
 
 # Measured on dev of banking77, arxiv_meta, ag_news and sms_spam and parts of them, epsilon .5 to 3: strength, and the
 # share of what un-noised training gains over the encoder alone that `head` kept; single runs lie within .15 of it.
 STRENGTHS = (9.0, 16.0, 25.0, 40.0, 80.0, 160.0, 240.0, 500.0)
 SHARES = (0.1, 0.35, 0.5, 0.6, 0.8, 0.87, 0.93, 0.97)
-DELTA = 1e-5
-UNITS = ("example", "client")
 METHODS = ("auto", "ridge", "head", "adapter")
 COUNT_SHARE, SUMS_SHARE = 0.01, 0.19  # of the budget, in 1 / variance; the steps get the rest
 HELD_OUT_SHARE = 0.04  # of it, where held-out questions of the clients count at the end
@@ -71,39 +69,6 @@ def advise(
         "expected_share_of_gain": share,
         "advice": f"{expected} (method {found.method}, strength {strength:.1f})",
     }
-
-
-@dataclass(frozen=True)
-class Target:
-    """What the user asks for. `public_dev`: dev is declared public, and choices may be made on it.
-
-    `noise_seed` is for tests: noise that can be repeated, so that epsilon is infinite. `against_advice` trains even
-    where the plan expects less than search gives. `adaptive_clip` moves the clip norm to the median gradient, by
-    noised counts. `held_out`: at the end the clients count on held-out questions of theirs, noised and charged, whether
-    what was trained is better than search.
-    """
-
-    epsilon: float
-    delta: float = DELTA
-    unit: str = "example"
-    public_dev: bool = False
-    noise_seed: int | None = None
-    against_advice: bool = False
-    adaptive_clip: bool = False
-    held_out: bool = False
-
-    def check(self, units: int | None = None) -> None:
-        """Refuse what nobody should promise; `units` is how many questions (or clients) there are."""
-        if self.unit not in UNITS:
-            raise FedcarError(f'--unit "{self.unit}": not known; give one of {", ".join(UNITS)}')
-        if self.held_out and (self.public_dev or self.unit == "client"):
-            why = "--public-dev chooses already" if self.public_dev else "it takes --unit example"
-            raise FedcarError(f"--held-out: {why}; leave one of them out")
-        try:
-            check_target(self.epsilon, self.delta, units)
-            require(math.isfinite(self.epsilon), "epsilon must be a finite number; without privacy leave it out")
-        except ValueError as error:
-            raise FedcarError(f"--epsilon {self.epsilon:g} --delta {self.delta:g}: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fedcar.encoder.adapter import Adapter
-from fedcar.training.noised.plan import PrivatePlan, Target, make_plan
+from fedcar.training.noised.plan import PrivatePlan, make_plan
+from fedcar.training.target import Target
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from fedcar.encoder.adapter import Adapter, SoftEmbedding
-from fedcar.encoder.runtimes.protocol import batches_by_length
+from fedcar.encoder.reading import batches_by_length
 from fedcar.errors import FedcarWarning
 from fedcar.head.head import START_SCALE
 from fedcar.head.losses import candidate_losses

@@ -18,8 +18,8 @@ from fedcar.encoder.adapter import Adapter
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
 from fedcar.encoder.model import FrozenModel
-from fedcar.encoder.runtimes import choice
-from fedcar.encoder.runtimes.protocol import Runtime, States, ahead
+from fedcar.encoder.reading import Runtime, States, ahead
+from fedcar.encoder.runtimes import choice, names
 from fedcar.errors import FedcarError
 
 TEXTS = ["the fan is broken", "who charges the battery over night?", "water", "Prime the pump. " * 4, ""]
@@ -29,7 +29,7 @@ LEAST = {"torch-bf16": 0.99, "openvino": 0.99999, "openvino-bf16": 0.99, "onnx":
 @pytest.fixture(autouse=True)
 def own_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(choice, "setting", choice.Setting())
+    monkeypatch.setattr(names, "setting", names.Setting())
 
 
 @pytest.fixture
@@ -43,20 +43,20 @@ def cosines(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("family", "names"),
+    ("family", "runtimes"),
     [
         ("bert", tuple(LEAST)),
         pytest.param("llama", ("openvino",), marks=pytest.mark.slow),  # which OpenVINO reads through ONNX
     ],
 )
-def test_every_runtime_is_near_float32(family: str, names: tuple[str, ...], tiny_model: Callable[..., Path]) -> None:
+def test_every_runtime_is_near_float32(family: str, runtimes: tuple[str, ...], tiny_model: Callable[..., Path]) -> None:
     encoder = Encoder.load(tiny_model(family), "mean")
     states, tokens = encoder.encode_states(TEXTS), encoder.token_states(TEXTS)
-    for name in names:
+    for name in runtimes:
         least = LEAST[name]
         if not choice.is_installed(name):
             continue
-        choice.use(name)
+        names.use(name)
         other = Encoder.load(tiny_model(family), "mean")
         found = other.encode_states(TEXTS)
         assert other.runtime_name(TEXTS) == name
@@ -91,7 +91,7 @@ def test_auto_takes_the_fastest_that_agrees_and_remembers_it(
     monkeypatch.setattr(choice, "candidates", lambda encoder: list(made))
     monkeypatch.setattr(choice, "built", lambda encoder, name: made[name])
     monkeypatch.setattr(choice, "is_installed", lambda name: True)
-    choice.use("auto")
+    names.use("auto")
     assert choice.chosen(encoder.model, TEXTS) == "torch" and not made["openvino"].runs, "few texts are not worth it"
     monkeypatch.setattr(choice, "WORTH", 0.0)
     assert choice.chosen(encoder.model, TEXTS) == "openvino"
@@ -102,7 +102,7 @@ def test_auto_takes_the_fastest_that_agrees_and_remembers_it(
     other = Encoder.load(tiny_model("bert"), "mean")
     other_run = choice.chosen(other.model, TEXTS)
     assert made["openvino"].runs > runs and other_run == "openvino", "another encoder is measured by itself"
-    choice.use("auto", agreement=-1.0)
+    names.use("auto", agreement=-1.0)
     assert choice.chosen(encoder.model, TEXTS) == "onnx", "asked for less, it takes the fastest"
     memory = json.loads((tmp_path / "cache" / "fedcar" / "runtime.json").read_text())
     assert sorted(memory.values()) == ["onnx", "openvino", "openvino"]
@@ -126,10 +126,10 @@ def test_a_runtime_that_cannot_express_the_model_is_no_candidate(
 def test_states_of_runtimes_are_kept_apart(encoder: Encoder, tiny_model: Callable[..., Path], tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path / "states")
     exact = cache.hidden_states(encoder, TEXTS)
-    choice.use("torch-bf16")
+    names.use("torch-bf16")
     other = cache.hidden_states(Encoder.load(tiny_model("llama"), "mean"), TEXTS)
     assert np.abs(exact - other).max() > 0 and len(list(cache.folder.iterdir())) == 2
-    choice.use("torch")
+    names.use("torch")
     np.testing.assert_array_equal(cache.hidden_states(Encoder.load(tiny_model("llama"), "mean"), TEXTS), exact)
 
 
@@ -181,7 +181,7 @@ def test_the_next_part_is_tokenised_while_the_model_runs_on_the_one_before(encod
 
 
 def test_with_an_adapter_torch_encodes(encoder: Encoder) -> None:
-    choice.use("torch-bf16")
+    names.use("torch-bf16")
     assert encoder.runtime_name(TEXTS) == "torch-bf16" and encoder.runtime(TEXTS) is encoder.runtime(TEXTS)
     adapter = Adapter("full", encoder.embedding_width)
     adapter.difference.data.normal_(std=0.2)

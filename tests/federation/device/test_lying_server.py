@@ -22,8 +22,9 @@ from fedcar.privacy.errors import PrivacyError
 from fedcar.privacy.ledger import Budget, Ledger
 from fedcar.privacy.noise import NoiseSource
 from fedcar.training.noised.clients import noised
-from fedcar.training.noised.plan import LEAST_CLIP_NORM, Target, make_plan
+from fedcar.training.noised.plan import LEAST_CLIP_NORM, make_plan
 from fedcar.training.noised.settings import PrivateSettings
+from fedcar.training.target import Target
 from fedcar.version import __version__
 
 BUDGET = Budget(8.0, 1e-5)

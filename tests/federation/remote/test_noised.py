@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -25,8 +28,10 @@ from fedcar.federation.wire.payload import Payload
 from fedcar.federation.wire.setup import Setup
 from fedcar.privacy.errors import PrivacyError
 from fedcar.privacy.ledger import Budget, Ledger
-from fedcar.training.noised.plan import HELD_OUT, Target
+from fedcar.privacy.noise import NoiseSource
+from fedcar.training.noised.plan import HELD_OUT
 from fedcar.training.noised.record import ExchangeRecord
+from fedcar.training.target import Target
 
 
 def train(
@@ -237,28 +242,92 @@ def test_a_device_killed_after_its_charge_is_charged_again_and_refuses_the_last_
     assert found.privacy is not None and found.privacy["epsilon"] <= 8
 
 
-def test_below_the_quorum_nothing_is_charged_and_coins_are_tossed_once(
-    collection: Collection, encoder: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Unit client: nothing noised was made, so the plan still has room for its last step; who was drawn stays drawn."""
-    target, ledger = Target(8.0, unit="client", against_advice=True), tmp_path / "run" / "clients" / "server"
-    options: dict[str, Any] = {"target": target, "quorum": 1.0}
-    coins = [torch.tensor(found) for found in ([0, 1], [0], [1], [0], [1])]  # the second is that of exchange 2
-    monkeypatch.setattr("fedcar.federation.remote.noised.poisson", lambda count, rate: coins.pop(0))
+COHORT: dict[str, Any] = {"target": Target(8.0, unit="client", against_advice=True), "quorum": 1.0}
+
+
+def broken_off(
+    collection: Collection,
+    encoder: Path,
+    cache: Path,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    coins: list[list[int]],
+) -> tuple[Ledger, list[list[int]]]:
+    """A cohort's run that ends because client-1 is away in exchange 2: the server's ledger, and the coins left."""
+    left = list(coins)
+    monkeypatch.setattr("fedcar.federation.remote.noised.poisson", lambda count, rate: torch.tensor(left.pop(0)))
 
     def away(request: Payload, reply: Payload) -> Payload | str:
         return "sent rubbish: no answer" if request.values.get("number") == 2 else reply
 
-    with over_wire(tmp_path / "devices", encoder, cache, spoil={"client-1": away}) as over:
+    with over_wire(place / "devices", encoder, cache, spoil={"client-1": away}) as over:
         with pytest.raises(FedcarError, match="exchange 2: too few devices"):
-            train(collection, encoder, cache, tmp_path / "run", over, **options)
-    assert len(Ledger(ledger / "ledger.jsonl").releases()) == 1, "exchange 2 gave nothing out"
+            train(collection, encoder, cache, place / "run", over, **COHORT)
+    asked = [one.values["number"] for _, one, _ in over.wire.seen if one.kind == "clipped"]
+    assert asked.count(2) == RoundSettings().attempts > 1, "asked again, by the same coins"
+    return Ledger(place / "run" / "clients" / "server" / "ledger.jsonl"), left
+
+
+def test_below_the_quorum_nothing_is_charged(
+    collection: Collection, encoder: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing noised was made, so the plan still has room for its last step."""
+    ledger, _ = broken_off(collection, encoder, cache, tmp_path, monkeypatch, [[0, 1], [0], [1], [1]])
+    assert len(ledger.releases()) == 1, "exchange 2 gave nothing out"
     with over_wire(tmp_path / "devices", encoder, cache) as over:
-        found = train(collection, encoder, cache, tmp_path / "run", over, resume=True, **options)
+        found = train(collection, encoder, cache, tmp_path / "run", over, resume=True, **COHORT)
+    assert found.refusal is None and len(ledger.releases()) == 4
+
+
+def test_coins_are_tossed_once(
+    collection: Collection, encoder: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who was drawn for an exchange stays drawn, in every attempt and after a restart; each other one has new coins."""
+    _, left = broken_off(collection, encoder, cache, tmp_path, monkeypatch, [[0, 1], [0], [1], [0], [1]])
+    assert left == [[1], [0], [1]], "one toss for exchange 2, however often it was asked"
+    kept = json.loads((tmp_path / "run" / "coins.json").read_text())
+    assert kept == {"exchange": 2, "clients": ["client-1"]}
+    with over_wire(tmp_path / "devices", encoder, cache) as over:
+        found = train(collection, encoder, cache, tmp_path / "run", over, resume=True, **COHORT)
     asked = [(node, one.values["number"]) for node, one, _ in over.wire.seen if one.kind == "clipped"]
     assert asked == [(1, 2), (2, 3), (1, 4)], "client-1 again, not who a new coin says"
-    assert found.refusal is None and len(Ledger(ledger / "ledger.jsonl").releases()) == 4
-    assert not (tmp_path / "run" / "coins.json").exists()
+    assert found.refusal is None and not (tmp_path / "run" / "coins.json").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, to be killed while torch is loaded already")
+@pytest.mark.parametrize("exchange", [1, 3])
+def test_charged_before_it_is_noised(
+    collection: Collection, encoder: Path, cache: Path, tmp_path: Path, exchange: int
+) -> None:
+    """Killed as the first number of an exchange's noise is drawn: the charge is on the disk, and no sum anywhere."""
+    child = os.fork()
+    if not child:
+        try:
+            drawn, normal = [0], NoiseSource.normal
+
+            def killed(self: NoiseSource, shape: tuple[int, ...]) -> Any:
+                drawn[0] += 1
+                if drawn[0] == exchange:  # exchange 0 is left out, as the number of clients is public
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return normal(self, shape)
+
+            with patch.object(NoiseSource, "normal", killed), over_wire(tmp_path / "devices", encoder, cache) as over:
+                train(collection, encoder, cache, tmp_path / "run", over, **COHORT)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    ledger = Ledger(tmp_path / "run" / "clients" / "server" / "ledger.jsonl")
+    assert charged(ledger) == list(range(1, exchange + 1)), "the exchange that was being noised is charged"
+    runs = {entry.values["run"] for entry in ledger.open() if entry.kind == "charge"}
+    assert ledger.stored_update(*runs, exchange) is None, "and nothing of it was kept"
+    with over_wire(tmp_path / "devices", encoder, cache) as over:
+        found = train(collection, encoder, cache, tmp_path / "run", over, resume=True, **COHORT)
+    assert charged(ledger)[: exchange + 1] == [*range(1, exchange + 1), exchange], "what is lost is charged again"
+    assert found.refusal is not None and ledger.spent() <= 8
+
+
+def charged(ledger: Ledger) -> list[int]:
+    return [entry.values["round"] for entry in ledger.open() if entry.kind == "charge"]
 
 
 def test_a_cohort_whose_budget_has_no_room_is_not_asked(

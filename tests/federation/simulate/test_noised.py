@@ -23,10 +23,11 @@ from fedcar.privacy.errors import LedgerError
 from fedcar.privacy.ledger import Budget, Ledger
 from fedcar.privacy.noise import NoiseSource
 from fedcar.training.noised.clients import Cohort, InTurn, NoisedClient, NoisedRequest, poisson
-from fedcar.training.noised.plan import Target, make_plan
+from fedcar.training.noised.plan import make_plan
 from fedcar.training.noised.server import PrivateTraining
 from fedcar.training.noised.sums import ROWS, ClippedSums
 from fedcar.training.selection import Standard
+from fedcar.training.target import Target
 
 
 @pytest.fixture(scope="module")

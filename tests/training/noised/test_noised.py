@@ -30,10 +30,11 @@ from fedcar.retriever.prepare import prepare
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
 from fedcar.training.noised.clients import InTurn, NoisedClient
-from fedcar.training.noised.plan import Target, make_plan
+from fedcar.training.noised.plan import make_plan
 from fedcar.training.noised.server import PrivateTraining
 from fedcar.training.noised.sums import ROWS, SUMS, ClippedSums
 from fedcar.training.selection import Standard
+from fedcar.training.target import Target
 
 
 @pytest.fixture(scope="module")

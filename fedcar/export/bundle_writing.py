@@ -1,0 +1,153 @@
+"""A retriever written as a bundle, and the checks that the bundle passes before it takes its name."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from fedcar.collection.collection import Document, document_line
+from fedcar.common.files import write_json
+from fedcar.common.folders import write_folder
+from fedcar.common.vectors import unit
+from fedcar.encoder.runtimes import onnx_file
+from fedcar.errors import FedcarError, FedcarWarning
+from fedcar.export.bundle import KIND, Bundle, read_bundle
+from fedcar.export.vocabulary import StoredWords
+from fedcar.head.frozen import FrozenHead
+from fedcar.head.rows import Rows
+from fedcar.retriever.weights import WEIGHT_NAMES
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fedcar.encoder.encoder import Encoder
+    from fedcar.retriever.retriever import Retriever
+
+ROWS = {"fp32": "float32", "int8": "int8"}
+PROBES = 16
+REQUIREMENTS = ("click", "numpy", "onnxruntime", "rich", "safetensors", "scipy", "tokenizers")  # what searching needs
+LEAST_COSINE = {"fp32": 0.999999, "int8": 0.9}
+SEARCHED, TOLERANCE = 3, 1e-3  # own texts, for which the scores must agree so far in fp32
+
+
+def write_bundle(retriever: Retriever, folder: str | Path, precision: str = "fp32") -> None:
+    """Write the retriever as a bundle: encoder and rows in 32 bits or in 8, documents, words, tokenizer, calibration.
+
+    What training has learned goes in, training questions do not. The bundle is checked before it takes its name: the
+    tokenizer must make the same tokens, and in fp32 the search the same scores of some documents' own texts.
+
+    Raises FedcarError where ONNX cannot express the encoder, or its tokenizer is not one of the `tokenizers` library.
+    """
+    write_folder(Path(folder), KIND, lambda temporary: _write(retriever, temporary, precision))
+
+
+def _write(retriever: Retriever, folder: Path, precision: str) -> None:
+    encoder, kind = retriever.encoder, ROWS[precision]
+    (folder / "requirements.txt").write_text("\n".join(REQUIREMENTS) + "\n", encoding="utf-8")
+    _write_tokenizer(encoder, folder)
+    onnx_file.write(encoder.model, folder / "encoder.onnx", precision, encoder.adapter)
+    embeddings = Rows.of(np.asarray(retriever.evidence.embeddings), kind)
+    arrays = {**embeddings.arrays("embeddings"), **FrozenHead.of(retriever.head, embeddings, kind).arrays()}
+    arrays |= _ridge_arrays(retriever, precision)
+    arrays |= _write_documents(retriever.documents, folder / "documents.jsonl")
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "rows.safetensors")
+    if (index := retriever.index()) is not None:
+        index.write(folder)
+    if retriever.training.privacy:
+        write_json(folder / "privacy.json", retriever.training.privacy)
+    evidence = retriever.evidence.tensors()
+    del evidence["embeddings"]  # they stand among the rows
+    for name, words in retriever.evidence.vocabularies().items():
+        evidence |= {f"{name}.words.{part}": array for part, array in StoredWords.of(words).arrays.items()}
+    save_file(evidence, folder / "evidence.safetensors")
+    end = encoder.tokenizer.eos_token_id if encoder.pooling == "last" and not encoder.model.adds_end else None
+    settings = {
+        "encoder": {
+            "pooling": encoder.pooling,
+            "precision": precision,
+            "dimension": encoder.dimension,
+            "layers": encoder.model.layers,
+            "max_tokens": encoder.model.max_tokens,
+            "padding_id": encoder.model.padding_id,
+            "end": end,
+            "adapter": encoder.adapter.variant if encoder.adapter is not None else None,
+        },
+        "feature_seed": retriever.ridge.feature_map.seed if retriever.ridge is not None else None,
+        "weights": dict(zip(WEIGHT_NAMES, map(float, retriever.weights), strict=True)),
+        "calibration": vars(retriever.calibration),
+    }
+    write_json(folder / "bundle.json", settings)
+    _check(retriever, folder, precision)
+
+
+def _write_tokenizer(encoder: Encoder, folder: Path) -> None:
+    backend = getattr(encoder.tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        message = "its tokenizer has no tokenizer.json; take --format transformers"
+        raise FedcarError(f"{encoder.folder}: {message}")
+    content = json.loads(backend.to_str()) | {"truncation": None, "padding": None}
+    (folder / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+
+
+def _write_documents(documents: Sequence[Document], file: Path) -> dict[str, NDArray[Any]]:
+    starts = [0]
+    with file.open("wb") as stream:
+        for document in documents:
+            starts.append(starts[-1] + stream.write(f"{document_line(document)}\n".encode()))
+    empty = np.array([not document.full_text for document in documents], dtype=bool)
+    return {"document_starts": np.array(starts, dtype=np.int64), "empty": empty}
+
+
+def _ridge_arrays(retriever: Retriever, precision: str) -> dict[str, NDArray[Any]]:
+    """The rows in closed form and their random frequencies, which take longer to draw than to read."""
+    if retriever.ridge is None:
+        return {}
+    hidden, layers = retriever.ridge.feature_map.frequencies
+    arrays: dict[str, NDArray[Any]] = {**retriever.ridge.tensors()}
+    frequencies = {"hidden_frequencies": hidden, "layer_frequencies": layers}
+    arrays |= {
+        name: array.astype(np.float32 if precision == "fp32" else np.float16) for name, array in frequencies.items()
+    }
+    return {f"ridge.{name}": array for name, array in arrays.items()}
+
+
+def _check(retriever: Retriever, folder: Path, precision: str) -> None:
+    """Refuse a bundle that would not read and search as the retriever does."""
+    texts = [*_own_texts(retriever), "who?", "3.5 % or"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FedcarWarning)  # about long texts, said when they were first read
+        bundle, encoder = read_bundle(folder), retriever.encoder
+        if bundle.encoder.tokenize(texts) != encoder.tokenize(texts):
+            message = "its tokenizer cannot be written so that it makes the same tokens; take --format transformers"
+            raise FedcarError(f"{encoder.folder}: {message}")
+        check_states(encoder, "the bundle", precision, texts, bundle.encoder.encode(texts))
+        if precision == "fp32":
+            check_search(retriever, bundle)
+
+
+def check_search(retriever: Retriever, bundle: Bundle) -> None:
+    """Refuse a bundle whose search gives some documents' own texts other scores."""
+    texts = _own_texts(retriever)[:SEARCHED]
+    ours, theirs = ([one.search(text, 1).hits[0].score for text in texts] for one in (bundle, retriever))
+    if not np.allclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE):
+        raise FedcarError(f"{retriever.encoder.folder}: the bundle gives other scores; use the retriever itself")
+
+
+def _own_texts(retriever: Retriever) -> list[str]:
+    return [text for document in retriever.documents[:PROBES] if (text := document.full_text)]
+
+
+def check_states(
+    encoder: Encoder, exported: str, precision: str, texts: Sequence[str], states: NDArray[np.float32]
+) -> None:
+    """Refuse hidden states (n, d), made by what was exported, that are not those that the encoder gives."""
+    least = float(np.einsum("nd,nd->n", unit(states), unit(encoder.encode(texts))).min())
+    if least < LEAST_COSINE[precision]:
+        instead = "take --precision fp32" if precision == "int8" else "use the retriever itself"
+        raise FedcarError(f"{encoder.folder}: {exported} gives other hidden states (cosine {least:.4f}); {instead}")
