@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -15,9 +15,6 @@ from fedcar.common.folders import check_folder, write_folder
 from fedcar.common.history import History
 from fedcar.errors import FedcarError
 from fedcar.training.selection import Score
-
-if TYPE_CHECKING:
-    from fedcar.training.gradient import Trainer
 
 KIND = "checkpoint"
 
@@ -30,6 +27,15 @@ class Best(NamedTuple):
     tensors: dict[str, Tensor]
 
 
+class Stored(NamedTuple):
+    """What an epoch leaves: the trained tensors, the optimiser's, the best epoch, the records of all epochs so far."""
+
+    trained: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    best: Best
+    history: list[dict[str, Any]]
+
+
 class Checkpoint:
     """A folder that is replaced in one step after every epoch."""
 
@@ -37,22 +43,25 @@ class Checkpoint:
         self.folder = folder
         self.belongs_to = belongs_to
 
-    def write(self, trainer: Trainer, best: Best, history: History) -> None:
+    def write(self, stored: Stored) -> None:
         def fill(folder: Path) -> None:
-            save_file(trainer.trained_tensors(), folder / "current.safetensors")
-            save_file(best.tensors, folder / "best.safetensors")
-            save_file(trainer.optimizer.tensors(), folder / "optimizer.safetensors")
+            save_file(stored.trained, folder / "current.safetensors")
+            save_file(stored.best.tensors, folder / "best.safetensors")
+            save_file(stored.optimizer, folder / "optimizer.safetensors")
             record = {
                 "belongs_to": self.belongs_to,
-                "best": {"epoch": best.epoch, "score": list(best.score)},
-                "history": history.records,
+                "best": {"epoch": stored.best.epoch, "score": list(stored.best.score)},
+                "history": stored.history,
             }
             write_json(folder / "checkpoint.json", record)
 
         write_folder(self.folder, KIND, fill)
 
-    def restore(self, trainer: Trainer, history: History) -> Best | None:
-        """Put the trainer and the history where they were; None where there is no checkpoint yet."""
+    def read(self) -> Stored | None:
+        """What the last epoch left; None where there is no checkpoint yet.
+
+        FedcarError where it belongs to another collection, encoder or setting.
+        """
         if not self.folder.exists():
             return None
         check_folder(self.folder, KIND, "remove it and start again without --resume")
@@ -64,12 +73,13 @@ class Checkpoint:
                     f"{self.folder}: belongs to {difference(what, before, value)}; "
                     "give what it was started with, or start again without --resume"
                 )
-        trainer.load_tensors(load_file(self.folder / "current.safetensors"))
-        trainer.optimizer.load_tensors(load_file(self.folder / "optimizer.safetensors"))
-        for past in record["history"]:
-            history.add(**past)
         best = record["best"]
-        return Best(best["epoch"], Score(*best["score"]), load_file(self.folder / "best.safetensors"))
+        return Stored(
+            load_file(self.folder / "current.safetensors"),
+            load_file(self.folder / "optimizer.safetensors"),
+            Best(best["epoch"], Score(*best["score"]), load_file(self.folder / "best.safetensors")),
+            record["history"],
+        )
 
 
 @dataclass(frozen=True)

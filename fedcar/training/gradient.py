@@ -22,7 +22,7 @@ from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.weights import APART, LEARNED, WEIGHT_NAMES, mixed_features
 from fedcar.training.adam import Adam, Group
-from fedcar.training.checkpoint import Best, Course
+from fedcar.training.checkpoint import Best, Course, Stored
 from fedcar.training.folds import MOST_SHARE, Fold
 from fedcar.training.job import Job
 from fedcar.training.mixture import fit_mixture
@@ -33,6 +33,8 @@ from fedcar.training.settings import Settings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from fedcar.common.history import History
 
 BATCHES_OF_LIKE_LENGTH = 16
 DRAWN_AT_ONCE = 1 << 15  # numbers of a dropout: memory of that size is kept, larger one comes from the system anew
@@ -56,8 +58,9 @@ def fit(retriever: Retriever, job: Job, settings: Settings, course: Course, view
         return of_epochs.score(selection, scores, on_folds.success(epoch) if on_folds and settings.query_map else 0.0)
 
     best = Best(0, judged(0, trainer.offsets(selection)), trainer.trained_tensors())
-    if course.resume and checkpoint is not None:
-        best = checkpoint.restore(trainer, history) or best
+    stored = checkpoint.read() if course.resume and checkpoint is not None else None
+    if stored is not None:
+        best = trainer.restore(stored, history)
     report.say(f"{settings.method}: {len(training)} training questions, {len(retriever.documents)} documents")
     for epoch in range(len(history) + 1, settings.epochs + 1):
         start = time.monotonic()
@@ -71,7 +74,7 @@ def fit(retriever: Retriever, job: Job, settings: Settings, course: Course, view
         if reached > best.score:
             best = Best(epoch, reached, trainer.trained_tensors())
         if checkpoint is not None:
-            checkpoint.write(trainer, best, history)
+            checkpoint.write(trainer.stored(best, history))
     trainer.load_tensors(best.tensors)
     if not best.epoch:
         report.say(f"{settings.method}: no epoch was better on the selection questions than before")
@@ -344,6 +347,18 @@ class Trainer:
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in self.parameters().items():
             tensor.copy_(tensors[name])
+
+    def stored(self, best: Best, history: History) -> Stored:
+        """What a checkpoint keeps of this training."""
+        return Stored(self.trained_tensors(), self.optimizer.tensors(), best, history.records)
+
+    def restore(self, stored: Stored, history: History) -> Best:
+        """Put this training and the history where a checkpoint left them; returns the best epoch so far."""
+        self.load_tensors(stored.trained)
+        self.optimizer.load_tensors(stored.optimizer)
+        for record in stored.history:
+            history.add(**record)
+        return stored.best
 
     @torch.no_grad()
     def reset(self) -> None:
