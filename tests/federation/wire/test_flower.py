@@ -98,6 +98,7 @@ def carry(machines: dict[str, Path]) -> None:
                     (folder / file.name).write_bytes(file.read_bytes())
 
 
+@pytest.mark.ci
 def test_the_walk_of_the_guide(collections: Path, encoder: Path, tmp_path: Path) -> None:
     """Every command of docs/federate.md, as it stands there; only names of machines and files' places are ours."""
     text = (REPOSITORY / "docs" / "federate.md").read_text()
@@ -148,6 +149,7 @@ def test_the_walk_of_the_guide(collections: Path, encoder: Path, tmp_path: Path)
 # -------------------------------------------------------------------- kill -9
 
 
+@pytest.mark.ci
 def test_killed_server_and_run_resume_to_the_uninterrupted_model(
     deployment: Deployment, collections: Path, encoder: Path
 ) -> None:
@@ -188,6 +190,7 @@ def test_killed_server_and_run_resume_to_the_uninterrupted_model(
     assert found["runs"][-1]["finished"] and found["runs"][-1]["rounds"] == 4
 
 
+@pytest.mark.ci
 def test_killed_devices_and_superlink_come_back_and_the_run_goes_on(deployment: Deployment) -> None:
     place = deployment.place.folder
     whole = Path(run(place, "--local-optimizer", "kept")["run"])

@@ -59,6 +59,7 @@ def test_engine_flower_equals_engine_local_under_epsilon(
     assert [book.releases() for book in here] == [book.releases() for book in there]
 
 
+@pytest.mark.ci
 def test_run_under_epsilon_survives_kill_9_of_server_run_and_device(
     deployment: Deployment, collections: Path, encoder: Path
 ) -> None:
