@@ -5,7 +5,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 
 T ?=  # what to test, as pytest takes it: make test T=tests/head
 
-.PHONY: help demo test test-slow test-ci lint docs given bench wheel-test clean
+.PHONY: help demo test test-ci test-slow lint docs given bench wheel-test clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1#\2/p' $(MAKEFILE_LIST) | awk -F'#' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -16,11 +16,11 @@ demo: .venv/core  ## set everything up and run the main job: train, evaluate, se
 test: .venv/dev  ## the fast tests; make test T=tests/head runs those of one folder or file
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(if $(T),$(T),--numprocesses auto)
 
+test-ci: .venv/dev  ## the slow tests that every change must pass: real processes, kill -9, a real encoder
+	$(BIN)/pytest -m ci --durations=0 $(T)
+
 test-slow: .venv/dev  ## real models and long runs; uses ../shared where it is there
 	$(BIN)/pytest -m slow $(T)
-
-test-ci: .venv/dev  ## the slow tests that every change must pass: real processes, kill -9, a real encoder
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m ci --durations=0
 
 lint: .venv/dev  ## ruff (rules and format), mypy, and the contract between folders
 	$(BIN)/ruff check fedcar tests tools examples

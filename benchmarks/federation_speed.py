@@ -28,7 +28,7 @@ from safetensors.torch import load, save
 
 from fedcar.federation.job.job import first_tensors, matched, with_federated_mixture
 from fedcar.federation.rounds.aggregate import aggregate, check_updates
-from fedcar.federation.rounds.client import Client
+from fedcar.federation.rounds.client import Client, Train
 from fedcar.federation.rounds.clock import parse_clock
 from fedcar.federation.rounds.in_process import LocalNetwork
 from fedcar.federation.rounds.settings import RoundSettings
@@ -179,18 +179,19 @@ def curve(world: World, counts: list[int], repeat: int) -> None:
         enrolled = {name: client.enrol() for name, client in members.items()}
         state = first_tensors(next(iter(members.values())).trainer, enrolled, world.rounds)
         network = LocalNetwork(members, world.rounds, parse_clock(None))
-        runs = [network(ServerState(0, state), sorted(members), 1) for _ in range(repeat)]  # the same round each time
-        answers = runs[-1]
-        local = [min(one.updates[place].seconds for one in runs) for place in range(count)]
-        server = min(server_seconds(answers.updates, state, enrolled, world.rounds) for _ in range(repeat))
+        request = Train(ServerState(0, state), world.rounds, 1)
+        runs = [network.ask(request) for _ in range(repeat)]  # the same round each time
+        updates = list(runs[-1].given.values())
+        local = [min(answers.given[name].seconds for answers in runs) for name in network.names]
+        server = min(server_seconds(updates, state, enrolled, world.rounds) for _ in range(repeat))
         if count == 1:
             alone = local[0]
             continue
         cells = []
-        checked = check_updates(answers.updates, state, enrolled, world.rounds)
+        checked = check_updates(updates, state, enrolled, world.rounds)
         state, _ = aggregate(state, {}, checked.accepted, enrolled, world.rounds)
         _, down = network.sent_to(next(iter(members.values())), state)
-        up = answers.updates[0].bytes
+        up = updates[0].bytes
         for text in NETWORKS.values():
             clock = parse_clock(text)
             wall = [clock.client_seconds(place, one, down, up) for place, one in enumerate(local)]

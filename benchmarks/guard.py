@@ -40,8 +40,7 @@ from fedcar.retriever.retriever import Retriever
 RATIOS = Path(__file__).with_name("ratios.json")
 SLACK = 0.75
 FEDCAR = (
-    "import sys; sys.argv[1:] = ['search', sys.argv[1], 'why does it stop?']; "
-    "from fedcar.cli.main import main; main()"
+    "import sys; sys.argv[1:] = ['search', sys.argv[1], 'why does it stop?']; from fedcar.cli.main import main; main()"
 )
 PEER = (
     "import sys; from sentence_transformers import SentenceTransformer as S; "

@@ -27,7 +27,7 @@ from fedcar.retriever.evidence import Evidence
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.weights import LEARNED, weights_of
-from fedcar.training.noised.clients import NoisedClient, Request
+from fedcar.training.noised.clients import NoisedClient, NoisedRequest
 from fedcar.training.noised.plan import make_plan
 from fedcar.training.noised.sums import ROWS, ClippedSums, row_scores, usual_vectors
 from fedcar.training.target import Target
@@ -103,7 +103,7 @@ def head_steps(asked: ClippedSums) -> dict[str, Step]:
             rows.sub_(rows.grad * 1e-6)
 
     def private() -> None:
-        sums = device.answer(Request(2, release, {ROWS: rows.detach()}))
+        sums = device.answer(NoisedRequest(2, release, {ROWS: rows.detach()}))
         with torch.no_grad():
             rows.sub_(sums[ROWS] * 1e-9)
 
@@ -130,7 +130,7 @@ def adapter_steps(asked: ClippedSums) -> dict[str, Step]:
         candidate_losses(logits, asked.relevance).mean().backward()
 
     def private() -> None:
-        device.answer(Request(2, release, state))
+        device.answer(NoisedRequest(2, release, state))
 
     class Whole(torch.nn.Module):
         """The same frozen model with the adapter as a Linear, which is what Opacus knows."""

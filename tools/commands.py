@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from textwrap import fill
 
 import click
 
@@ -70,7 +71,8 @@ def row(option: click.Option) -> str:
 def section(words: str, command: click.Command, printed: dict[str, object]) -> list[str]:
     """One command: what it does, its arguments, its options, its JSON."""
     arguments = [one.make_metavar(click.Context(command)) for one in command.params if isinstance(one, click.Argument)]
-    lines = [f"## fedcar {words}", "", cell((command.help or "").replace("|", "/")), ""]
+    said = fill(cell((command.help or "").replace("|", "/")), 116, break_on_hyphens=False)
+    lines = [f"## fedcar {words}", "", said, ""]
     lines += ["```", " ".join(["fedcar", words, *arguments, "[OPTIONS]"]), "```", ""]
     options = [option for option in command.params if isinstance(option, click.Option)]
     if options:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,34 +21,48 @@ if TYPE_CHECKING:
 @click.command("import")
 @click.argument("file", type=FOLDER)
 @click.option("--out", type=FOLDER, required=True, help="The collection to make, a new folder.")
-@click.option("--text-column", help="Column of the text.  [default: by its name]")
-@click.option("--label-column", help="Column of the label: each one becomes a document.  [default: by its name]")
+@click.option("--text-column", help="Column of the text, of a question or document.  [default: by its name]")
+@click.option("--label-column", help="Column of the label or answer: each becomes a document.  [default: by its name]")
+@click.option("--id-column", help="Column of the id, of a document or a labelled question.  [default: by its name]")
+@click.option("--title-column", help="Column of the title of a document or answer.  [default: by its name]")
+@click.option("--client-column", help="Column of who asked, the natural partition.  [default: client]")
+@click.option("--split-column", help="Column of train, dev or test.  [default: split; else 70 / 10 / 20]")
+@click.option("--answerable-column", help="Column of true, or false where nothing answers.  [default: answerable]")
 @click.option("--queries", type=FOLDER, help="A file of questions with the id of the document that answers each.")
+@click.option("--query-column", help="With --queries: its column of the question.  [default: by its name]")
+@click.option("--document-column", help="With --queries: its column of the document's id.  [default: by its name]")
 @click.option("--seed", default=0, show_default=True, help="Seed of the split, where the file has none.")
 @as_json
-def import_file(
-    file: Path,
-    out: Path,
-    text_column: str | None,
-    label_column: str | None,
-    queries: Path | None,
-    seed: int,
-    as_json: bool,
-) -> None:
-    """Make a collection from a CSV, JSONL or Parquet FILE or a folder of text / Markdown files."""
-    from fedcar.collection.importing import import_collection
+def import_file(file: Path, out: Path, queries: Path | None, seed: int, as_json: bool, **columns: str | None) -> None:
+    """Make a collection from a CSV, TSV, JSONL or Parquet FILE or a folder of text / Markdown files.
 
-    collection = import_collection(
-        file, out, text_column=text_column, label_column=label_column, queries=queries, seed=seed
-    )
-    counts = {split: len(collection.judged(split)) for split in ("train", "dev", "test")}
+    FILE may be packed (.gz). docs/import.md says which column names are known and what is done with what.
+    """
+    from fedcar.collection.columns import Columns
+    from fedcar.collection.importing import imported
+
+    collection, counts = imported(file, out, Columns(**columns), queries=queries, seed=seed)
+    judged = {split: len(collection.judged(split)) for split in ("train", "dev", "test")}
     documents, asked = len(collection.documents), len(collection.queries)
     if as_json:
-        print_json({"collection": str(out), "documents": documents, "queries": asked, "judged": counts})
+        print_json(
+            {"collection": str(out), "documents": documents, "queries": asked, "judged": judged} | counts.as_json()
+        )
+        return
+    splits = ", ".join(f"{count} {split}" for split, count in judged.items())
+    click.echo(f"{out}: {documents} documents, {asked} queries (judged: {splits})")
+    for line in counts.lines():
+        click.echo(line)
+    typed = typed_path(out)
+    if asked:
+        click.echo(f"next: fedcar train {typed} -o RETRIEVER")
     else:
-        judged = ", ".join(f"{count} {split}" for split, count in counts.items())
-        click.echo(f"{out}: {documents} documents, {asked} queries (judged: {judged})")
-        click.echo(f"next: fedcar train {out} -o RETRIEVER")
+        click.echo(f"next: without questions fedcar train {typed} -o RETRIEVER makes a search; to learn, add --queries")
+
+
+def typed_path(path: Path) -> str:
+    """The path as a shell takes it for one, blanks, quotes and a leading "-" too."""
+    return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
 
 
 @click.command()
@@ -68,7 +83,7 @@ def add(retriever: Path, file: Path, refine: bool, encoder: Path | None, as_json
         click.echo(f"{retriever}: {len(documents)} added, {left} documents")
 
 
-@click.command()
+@click.command(context_settings={"ignore_unknown_options": True})  # an id may begin with "-"
 @click.argument("retriever", type=FOLDER)
 @click.argument("ids", metavar="ID...", nargs=-1, required=True)
 @moved_encoder

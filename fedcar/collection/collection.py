@@ -5,30 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import secrets
+import shlex
 import shutil
 import warnings
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedcar.collection.judgements import Ids, read_judgements
 from fedcar.collection.lines import (
     check_identifier,
-    is_there,
     json_objects,
     record_identifier,
     record_metadata,
     record_text,
-    text_lines,
     windows_remarks,
 )
+from fedcar.collection.normal_forms import caseless, composed, is_blank, look_alikes
+from fedcar.collection.sources import is_there
 from fedcar.errors import FedcarError, FedcarWarning, quoted
 
 SPLITS = ("train", "dev", "test")
-FILES = ("corpus.jsonl", "queries.jsonl", *(f"qrels/{split}.tsv" for split in SPLITS))
+SPLIT_FILES = {"train": ("train",), "dev": ("dev", "validation", "valid", "val"), "test": ("test",)}
+PACKED = ".gz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,19 +102,21 @@ class Collection:
         """
         folder = Path(folder)
         _check_folder(folder)
-        documents = read_documents(folder / "corpus.jsonl")
-        queries_file = folder / "queries.jsonl"
+        files = _Files.of(folder)
+        documents = read_documents(folder / files.documents)
+        queries_file = folder / files.queries
         asked = _read_queries(queries_file, leave_out_ambiguous) if is_there(queries_file) else _QueryLines({}, {}, 0)
         left_out = dict.fromkeys(asked.ambiguous, 0)
-        document_ids = {document.id for document in documents}
+        answerable = {query_id: query.answerable for query_id, query in asked.queries.items()}
+        document_ids = Ids({document.id: None for document in documents})
         judgements = {}
-        for split in SPLITS:
-            path = folder / "qrels" / f"{split}.tsv"
-            if is_there(path) and (judged := _read_judgements(path, asked.queries, document_ids, left_out)):
-                judgements[split] = judged
+        for split, name in files.judgements.items():
+            if found := read_judgements(folder / name, answerable, document_ids, left_out):
+                judgements[split] = found
         collection = cls(folder.resolve().name, documents, asked.queries, judgements)
         repeated = _repeat_remarks(asked, left_out, queries_file)
-        for message in (*windows_remarks(folder, FILES), *repeated, *_remarks(collection, folder, part)):
+        marks = windows_remarks(folder, (files.documents, files.queries, *files.judgements.values()))
+        for message in (*files.remarks(folder), *marks, *repeated, *_remarks(collection, folder, part)):
             warnings.warn(message, FedcarWarning, stacklevel=2)
         return collection
 
@@ -121,7 +125,7 @@ class Collection:
         check_free(Path(folder))
         for identifier in (*(document.id for document in self.documents), *self.queries):
             check_identifier(identifier, f"collection {quoted(self.name)}")
-        target = Path(folder).resolve()  # not by `new_folder`: this folder and common/ import nothing of each other
+        target = Path(folder).resolve()
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
         try:
             (temporary / "qrels").mkdir(parents=True)
@@ -154,7 +158,7 @@ class Collection:
     def seen_documents(self) -> frozenset[str]:
         """Return the ids of the documents with a training judgement of score 1 or more."""
         scores = self.judgements.get("train", {}).values()
-        return frozenset(document_id for by_document in scores for document_id, score in by_document.items() if score)
+        return frozenset(document_id for one in scores for document_id, score in one.items() if score)
 
     def trained_on(self, split: str) -> set[str]:
         """Return the ids of the queries of the split, judged or unanswerable, whose normalised text stands in train."""
@@ -184,8 +188,26 @@ class Collection:
 
 
 def normalised(text: str) -> str:
-    """Return the text by which two queries count as equal: stripped, case folded, white space collapsed."""
-    return " ".join(text.casefold().split())
+    """Return the text by which two queries count as equal: `caseless`, stripped, white space collapsed."""
+    return " ".join(caseless(text).split())
+
+
+def label_text(label: str) -> str:
+    """What the document of a label says before anything is learned of it."""
+    return label.replace("_", " ")
+
+
+def alike_remark(groups: Sequence[Sequence[str]], what: str) -> str:
+    """How many labels or the like look the same, with the first of them."""
+    names = quoted(", ".join(name for group in groups for name in group), 120).strip('"')
+    return f'{sum(map(len, groups))} {what} differ only in case, blanks, "_" or "-": {names}'
+
+
+def client_remarks(queries: Iterable[Query]) -> Iterator[str]:
+    """A line about clients that look the same: under a budget a client, one that counts as two is promised too much."""
+    clients = dict.fromkeys(query.client for query in queries if query.client is not None)
+    if alike := look_alikes(clients):
+        yield f"{alike_remark(alike, 'clients')}; they count as different ones, write them alike if they are not"
 
 
 def read_documents(path: Path) -> tuple[Document, ...]:
@@ -211,7 +233,7 @@ def _check_folder(folder: Path) -> None:
             f"{folder}: cannot be read as a collection ({error.strerror}); give a folder with corpus.jsonl, "
             "or make one: fedcar import FILE --out COLLECTION"
         ) from error
-    if "corpus.jsonl" not in names:
+    if "corpus.jsonl" not in names and f"corpus.jsonl{PACKED}" not in names:
         raise FedcarError(
             f"{folder}: no corpus.jsonl; a collection needs one, or make one: fedcar import FILE --out COLLECTION"
         )
@@ -227,6 +249,44 @@ def check_free(folder: Path) -> None:
         raise FedcarError(f"{folder}: exists and is not an empty folder; give one that does not exist")
 
 
+class _Files(NamedTuple):
+    """Which files of a folder are read, by their names from it, and which of `qrels/` and packed ones are not."""
+
+    documents: str
+    queries: str
+    judgements: dict[str, str]
+    not_read: tuple[str, ...]
+
+    @classmethod
+    def of(cls, folder: Path) -> _Files:
+        """A file that is there plain and packed is read plain; two files of judgements for one split are refused."""
+        documents, queries = (_plain_or_packed(folder, name) for name in ("corpus.jsonl", "queries.jsonl"))
+        judgements = {}
+        for split, names in SPLIT_FILES.items():
+            paths = (_plain_or_packed(folder, f"qrels/{name}.tsv") for name in names)
+            if there := [path for path in paths if is_there(folder / path)]:
+                judgements[split] = there[0]
+            if len(there) > 1:
+                raise FedcarError(f"{folder}: {there[0]} and {there[1]} are both judgements of {split}; keep one")
+        read = {documents, queries, *judgements.values()}
+        others = [f"{name}{PACKED}" for name in ("corpus.jsonl", "queries.jsonl")]
+        others = [name for name in others if name not in read and is_there(folder / name)]
+        if (folder / "qrels").is_dir():
+            others += [f"qrels/{name}" for name in sorted(os.listdir(folder / "qrels")) if not name.startswith(".")]
+        return cls(documents, queries, judgements, tuple(name for name in others if name not in read))
+
+    def remarks(self, folder: Path) -> Iterator[str]:
+        if self.not_read:
+            splits = ", ".join(f"qrels/{split}.tsv" for split in SPLITS)
+            listed = quoted(", ".join(self.not_read), 120).strip('"')
+            yield f"{folder}: {len(self.not_read)} files not read: {listed} (judgements are read from {splits})"
+
+
+def _plain_or_packed(folder: Path, name: str) -> str:
+    packed = f"{name}{PACKED}"
+    return packed if not is_there(folder / name) and is_there(folder / packed) else name
+
+
 class _QueryLines(NamedTuple):
     """The queries by id, how many lines each ambiguous id has, and how many lines repeat an earlier one."""
 
@@ -236,29 +296,30 @@ class _QueryLines(NamedTuple):
 
 
 def _read_queries(path: Path, leave_out_ambiguous: bool) -> _QueryLines:
-    by_id: dict[str, list[Query]] = {}
+    found: dict[str, list[Query]] = {}
     for where, record in json_objects(path):
         query_id = record_identifier(record, where)
-        if query_id in by_id and not leave_out_ambiguous:
+        if query_id in found and not leave_out_ambiguous:
             raise FedcarError(
                 f'{where}: "_id" {quoted(query_id)} is taken by an earlier line; make it unique, or leave such queries '
-                f"out: fedcar import {path.parent} --out NEW"
+                f"out: fedcar import {shlex.quote(str(path.parent))} --out NEW"
             )
         text = record_text(record, "text", where)
-        if not text.strip():
+        if is_blank(text):
             raise FedcarError(f'{where}: empty query; write its "text" or remove the line')
         query = _query(query_id, text, record_metadata(record, where), where)
-        by_id.setdefault(query_id, []).append(query)
-    ambiguous = {query_id: len(same) for query_id, same in by_id.items() if any(query != same[0] for query in same)}
-    queries = {query_id: same[0] for query_id, same in by_id.items() if query_id not in ambiguous}
-    repeats = sum(len(by_id[query_id]) - 1 for query_id in queries)
+        found.setdefault(query_id, []).append(query)
+    ambiguous = {query_id: len(same) for query_id, same in found.items() if any(one != same[0] for one in same)}
+    queries = {query_id: same[0] for query_id, same in found.items() if query_id not in ambiguous}
+    repeats = sum(len(found[query_id]) - 1 for query_id in queries)
     return _QueryLines(queries, ambiguous, repeats)
 
 
 def _query(query_id: str, text: str, metadata: dict[str, Any], where: str) -> Query:
     if not metadata:
         return Query(query_id, text)
-    client, answerable = metadata.pop("client", None), metadata.pop("answerable", True)
+    client, answerable = metadata.pop("client", None), metadata.pop("answerable", None)
+    answerable = True if answerable is None else answerable
     if client is not None and not (isinstance(client, str) and client.strip()):
         raise FedcarError(f'{where}: "client" is {quoted(client)}; make it a string with a name, or leave it out')
     if not isinstance(answerable, bool):
@@ -270,68 +331,7 @@ def _query(query_id: str, text: str, metadata: dict[str, Any], where: str) -> Qu
         raise FedcarError(f'{where}: "split" is {quoted(split)}; it must be one of {", ".join(SPLITS)}')
     else:  # of an answerable query the judgements say the split: another word there is the user's own
         split = None
-    return Query(query_id, text, client, answerable, split, metadata)
-
-
-def _read_judgements(
-    path: Path, queries: Mapping[str, Query], document_ids: Container[str], left_out: dict[str, int]
-) -> dict[str, dict[str, int]]:
-    """Read one split; lines of queries in `left_out` are but counted there."""
-    judgements: dict[str, dict[str, int]] = {}
-    header = None
-    for number, line in text_lines(path):
-        line = line.rstrip("\r\n")
-        if not line.strip():
-            continue
-        columns, where = line.split("\t"), f"{path}:{number}"
-        if len(columns) != 3:
-            raise FedcarError(
-                f"{where}: {len(columns)} columns, not 3; write query-id, corpus-id and score with one tab between"
-            )
-        query_id, document_id, score_text = columns
-        if header is None:
-            header = columns
-            if query_id in queries or re.fullmatch(r"\s*[-+]?[\d.]+\s*", score_text):
-                raise FedcarError(f"{where}: no header row; make the first line query-id<tab>corpus-id<tab>score")
-            continue
-        score = _score(score_text, where)
-        if query_id in left_out:
-            left_out[query_id] += 1
-            continue
-        _check_judgement(query_id, document_id, score, queries, document_ids, where)
-        scores = judgements.setdefault(query_id, {})
-        if scores.setdefault(document_id, score) != score:
-            raise FedcarError(
-                f"{where}: query {quoted(query_id)} and document {quoted(document_id)} have the score "
-                f"{scores[document_id]} on an earlier line and {score} here; keep one"
-            )
-    if header is None:
-        raise FedcarError(f"{path}:1: no header row; make it query-id<tab>corpus-id<tab>score, or remove the file")
-    return judgements
-
-
-def _score(text: str, where: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,9}", text.strip(), re.ASCII):
-        raise FedcarError(f"{where}: score {quoted(text)} is not an integer of 0 to 999999999; correct it")
-    return int(text)
-
-
-def _check_judgement(
-    query_id: str,
-    document_id: str,
-    score: int,
-    queries: Mapping[str, Query],
-    document_ids: Container[str],
-    where: str,
-) -> None:
-    if query_id not in queries:
-        raise FedcarError(f"{where}: query {quoted(query_id)} is not in queries.jsonl; add it or remove this line")
-    if document_id not in document_ids:
-        raise FedcarError(f"{where}: document {quoted(document_id)} is not in corpus.jsonl; add it or remove this line")
-    if score and not queries[query_id].answerable:
-        raise FedcarError(
-            f'{where}: query {quoted(query_id)} is "answerable": false, yet has a judgement of score {score}; drop one'
-        )
+    return Query(query_id, text, None if client is None else composed(client), answerable, split, metadata)
 
 
 def _repeat_remarks(asked: _QueryLines, left_out: Mapping[str, int], path: Path) -> Iterator[str]:
@@ -347,6 +347,7 @@ def _remarks(collection: Collection, folder: Path, part: bool) -> Iterator[str]:
     documents, queries = collection.documents, collection.queries
     if empty := sum(not document.full_text for document in documents):
         yield f"{folder / 'corpus.jsonl'}: {empty} of {len(documents)} documents empty; kept, never returned"
+    yield from _alike_remarks(collection, folder)
     if not queries:
         if not part:
             yield f"{folder}: 0 queries (queries.jsonl); documents only, there is nothing to train or evaluate on"
@@ -363,6 +364,14 @@ def _remarks(collection: Collection, folder: Path, part: bool) -> Iterator[str]:
     for split, consequence in (("train", "nothing is trained"), ("dev", "nothing is held out to choose by")):
         if not part and not len(collection.judged(split)):
             yield f"{folder}: no {split} split (0 judged queries in qrels/{split}.tsv); {consequence}"
+
+
+def _alike_remarks(collection: Collection, folder: Path) -> Iterator[str]:
+    labels = [one.id for one in collection.documents if not one.title and one.text == label_text(one.id)]
+    if alike := look_alikes(labels):
+        yield f"{folder / 'corpus.jsonl'}: {alike_remark(alike, 'documents')}; they stay apart"
+    for remark in client_remarks(collection.queries.values()):
+        yield f"{folder / 'queries.jsonl'}: {remark}"
 
 
 def _checked_split(split: str) -> str:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from itertools import chain
+
+from fedcar.collection.normal_forms import combining_marks, for_words
 
 STOP_WORDS = frozenset(  # those of bm25s, so that the lexical features agree on what says nothing
     "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this "
@@ -21,12 +24,73 @@ _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
 _LOWER = "a-zß-öø-ÿа-яёα-ω"
+_SOUTH_EAST_ASIAN = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # of these, the ones whose vowels are marks
+_DIACRITICS = "\u0300-\u036f"  # on a single letter they make no word of it, as a vowel sign does
+_PLAIN_WORD = re.compile(r"\b\w\w+\b")
 _WORD = re.compile(rf"[{_UNSPACED}]+|[^\W{_UNSPACED}]{{2,}}")
+_SOUTH_EAST_ASIAN_RUN = re.compile(f"[{_SOUTH_EAST_ASIAN}]")
 _WITHOUT_SPACES = re.compile(f"[{_UNSPACED}]")
 _COUNTED = re.compile(rf"[{_UNSPACED}]{{1,2}}|[^\s{_UNSPACED}]+")
 _SENTENCE_END = re.compile(
-    r"""(?<=[.!?…])["')\]»”]*\s+(?=["'(\[«„“¿¡]?(?:[^\W""" + _LOWER + r"""_]|-))|(?<=[。！？｡])[」』）]*\s*|\n+"""
+    r"""(?<=[.!?…])["')\]»”]*\s+(?=["'(\[«„“¿¡]?(?:[^\W"""
+    + _LOWER
+    + r"""_]|-))|(?<=[。！？｡।॥۔؟።။។])[」』）]*\s*|\n+"""
 )
+
+
+class _Patterns:
+    """The words of a text that has combining marks; compiled when the first such text is read."""
+
+    def __init__(self) -> None:
+        marks = combining_marks()
+        self.mark = re.compile(f"[{marks}]")
+        # beside a mark a joiner shapes a conjunct, elsewhere it parts words
+        self.joiner = re.compile(f"(?<=[{marks}])[\u200c\u200d]+|[\u200c\u200d]+(?=[{marks}])")
+        self.word = re.compile(rf"(?:(?![^\w{marks}])[{_SOUTH_EAST_ASIAN}])+|" + _spelled(_SOUTH_EAST_ASIAN, marks))
+        self.stem = re.compile(rf"[{_UNSPACED}]+|" + _spelled(_UNSPACED, marks))
+
+
+def _spelled(outside: str, marks: str) -> str:
+    """A word of letters and marks: two letters, or a letter with a vowel sign, and more.
+
+    The dot of a lower-cased I with a dot (U+0307) parts words, as it does for bm25s.
+    """
+    letter = rf"[^\W{outside}]"
+    sign, mark = f"(?![{_DIACRITICS}])[{marks}]", f"(?!(?<=i)\u0307)[{marks}]"
+    return f"{letter}(?!(?<=i)\u0307)[{_DIACRITICS}]*(?:{letter}|{sign})(?:{letter}|{mark})*"
+
+
+@lru_cache(maxsize=1)
+def _patterns() -> _Patterns:
+    return _Patterns()
+
+
+def _found(text: str, plain: re.Pattern[str], with_marks: str) -> list[str]:
+    """The words by the plain pattern, or by the one of that name where the text has marks; lower case."""
+    if text.isascii():
+        return plain.findall(text.lower())
+    text, patterns = for_words(text).lower(), _patterns()
+    if not patterns.mark.search(text) and not _SOUTH_EAST_ASIAN_RUN.search(text):
+        return plain.findall(text)
+    pattern: re.Pattern[str] = getattr(patterns, with_marks)
+    return pattern.findall(patterns.joiner.sub("", text))
+
+
+def _pairs(word: str) -> list[str]:
+    return [word[place : place + 2] for place in range(max(1, len(word) - 1))]
+
+
+def whole_words(text: str) -> list[str]:
+    """The words of a text as bm25s sees them: lower case, two letters and more, stop words and all.
+
+    Beyond bm25s, combining marks belong to their word, and scripts that have marks and no spaces (Thai, Lao, Khmer,
+    Burmese) give overlapping pairs of characters: by bm25s' pattern such words fall apart at every vowel sign.
+    """
+    found = _found(text, _PLAIN_WORD, "word")
+    if text.isascii():
+        return found
+    parted = (_pairs(word) if _SOUTH_EAST_ASIAN_RUN.match(word) else [word] for word in found)
+    return list(chain.from_iterable(parted))
 
 
 def stems(text: str) -> list[str]:
@@ -36,19 +100,19 @@ def stems(text: str) -> list[str]:
     alone, so that question and document agree. Scripts without spaces (Chinese, Japanese, Thai, Khmer, Lao, Burmese)
     give overlapping pairs of characters.
     """
-    result: list[str] = []
-    for word in _WORD.findall(text.lower()):
+    found: list[str] = []
+    for word in _found(text, _WORD, "stem"):
         if not word.isascii() and _WITHOUT_SPACES.match(word):
-            result.extend(word[place : place + 2] for place in range(max(1, len(word) - 1)))
+            found.extend(_pairs(word))
         elif word not in STOP_WORDS:
-            result.append(_stem(word))
-    return result
+            found.append(_stem(word))
+    return found
 
 
 def bigrams(text: str) -> list[str]:
     """Every two neighbouring stems as one word."""
-    stemmed = stems(text)
-    return [f"{first} {second}" for first, second in zip(stemmed, stemmed[1:], strict=False)]
+    found = stems(text)
+    return [f"{first} {second}" for first, second in zip(found, found[1:], strict=False)]
 
 
 def word_count(text: str) -> int:

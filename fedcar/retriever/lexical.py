@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedcar.collection.words import STOP_WORDS
+from fedcar.collection.words import STOP_WORDS, whole_words
 from fedcar.errors import FedcarWarning
 
 if TYPE_CHECKING:
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 Words = Callable[[str], list[str]]
 
 K1, B = 1.5, 0.75
-_WORD = re.compile(r"\b\w\w+\b")
 MOST_COUNTED = np.iinfo(np.uint16).max
 
 
@@ -227,8 +225,8 @@ def numbered(vocabulary: Sequence[str] | Mapping[str, int]) -> Mapping[str, int]
 
 
 def english_words(text: str) -> list[str]:
-    """The words of a text as bm25s sees them: two letters and more, lower case, without its English stop words."""
-    return [word for word in _WORD.findall(text.lower()) if word not in STOP_WORDS]
+    """The words of a text as bm25s sees them (`whole_words`), without its English stop words."""
+    return [word for word in whole_words(text) if word not in STOP_WORDS]
 
 
 def _with_new(

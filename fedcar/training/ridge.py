@@ -90,7 +90,7 @@ class Summed(NamedTuple):
     `places` (a,) are those of the documents that are solved for, `columns` (N,) where each document is found there.
     """
 
-    asked: RidgeQuestions
+    questions: RidgeQuestions
     sums: RidgeSums
     fixed: FeatureMap
     document_rows: Mapping[str, int]
@@ -105,8 +105,8 @@ class Summed(NamedTuple):
         fixed = FeatureMap.of_reference(reference_states(retriever.encoder, cache), seed)
         places, columns = columns_of(retriever, training, pseudo)
         document_rows = {retriever.documents[place].id: column for column, place in enumerate(places)}
-        asked = RidgeQuestions.of(training, fixed, document_rows)
-        return cls(asked, asked.sums(), fixed, document_rows, places, columns)
+        questions = RidgeQuestions.of(training, fixed, document_rows)
+        return cls(questions, questions.sums(), fixed, document_rows, places, columns)
 
 
 def fit_ridge(
@@ -125,10 +125,12 @@ def fit_ridge(
     already.
     """
     pseudo = pseudo or PseudoQueries()
-    asked, sums, fixed, document_rows, places, columns = summed or Summed.of(retriever, training, cache, seed, pseudo)
+    questions, sums, fixed, document_rows, places, columns = summed or Summed.of(
+        retriever, training, cache, seed, pseudo
+    )
     taught = Taught(sums, PseudoSums.of(pseudo, document_rows, retriever, fixed, cache))
     folds = taught.folds(seed, len(retriever.documents))
-    sample = asked.take(folds.sample(asked.targets, np.random.default_rng(seed)))
+    sample = questions.take(folds.sample(questions.targets, np.random.default_rng(seed)))
     ridge, left_out = best_solution(taught.solutions(), sample)
     found = taught.retriever(retriever, ridge, fixed, places)
     held = HeldOut.of(ridge, taught, sample, folds, retriever.empty, columns, left_out)
@@ -202,20 +204,20 @@ def weightings(
 class Taught:
     """The sums of all questions, and those of pseudo-queries beside them."""
 
-    asked: RidgeSums
+    sums: RidgeSums
     pseudo: PseudoSums
 
     @cached_property
     def statistics(self) -> Statistics:
-        return self.pseudo.joined(self.asked.statistics)
+        return self.pseudo.joined(self.sums.statistics)
 
     @cached_property
     def words(self) -> NaiveBayes:
-        return self.asked.words + self.pseudo.words
+        return self.sums.words + self.pseudo.words
 
     def folds(self, seed: int, documents: int | None = None) -> Folds:
         """Document folds of the questions, the same for the questions in one place and on clients."""
-        return Folds.of(self.asked.statistics.counts, seed, self.asked.statistics.questions, documents)
+        return Folds.of(self.sums.statistics.counts, seed, self.sums.statistics.questions, documents)
 
     def solutions(self) -> Iterator[Ridge]:
         """Ridge at each strength."""
@@ -312,7 +314,7 @@ class HeldOut:
                     left_out, sample, columns, np.arange(len(first)), by_words, apart | added, silent | added & no_text
                 )
             if taught.pseudo.counts.any():
-                by_words = taught.words.scores_without(sample.grams, first, taught.asked.words.counts[first, :])
+                by_words = taught.words.scores_without(sample.grams, first, taught.sums.words.counts[first, :])
             apart = (folds.of_document == groups[:, None]) & whole | answers | (counts == 0)
             silent = apart & no_text | answers & ~sample.alone[:, None]
             unseen = features_without(left_out, sample, columns, groups, by_words, apart, silent)

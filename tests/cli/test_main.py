@@ -54,6 +54,15 @@ def test_import_json(tmp_path: Path) -> None:
         "documents": 2,
         "queries": 20,
         "judged": {"train": 14, "dev": 2, "test": 4},
+        "rows": 20,
+        "merged": 0,
+        "merged_of_other_clients": 0,
+        "several_answers": [],
+        "in_several_splits": 0,
+        "columns_not_read": [],
+        "files_not_read": [],
+        "hidden": 0,
+        "front_matter": 0,
     }
     assert Collection.read(tmp_path / "collection").judged("train")
     told = fedcar("import", source, "--out", tmp_path / "again")

@@ -19,7 +19,7 @@ from fedcar.privacy.noise import NoiseSource
 from fedcar.privacy.release import Release
 from fedcar.training.noised.attack import attack_collection
 from fedcar.training.noised.audit import audit_collection
-from fedcar.training.noised.clients import NoisedClient, Request
+from fedcar.training.noised.clients import NoisedClient, NoisedRequest
 from fedcar.training.noised.sums import ClippedSums
 from fedcar.training.target import Target
 
@@ -172,7 +172,7 @@ def test_noise_that_nobody_charged_is_flagged(
 ) -> None:
     plain = NoisedClient.answer
 
-    def twice(self: NoisedClient, order: Request) -> Any:
+    def twice(self: NoisedClient, order: NoisedRequest) -> Any:
         self.source.normal((1,))
         return plain(self, order)
 

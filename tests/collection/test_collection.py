@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import unicodedata
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -83,6 +85,73 @@ def test_accepted_silently_and_equal(tmp_path: Path, files: dict[str, str | byte
     assert other.fingerprint == plain.fingerprint
 
 
+def changed(name: str, before: str, after: str) -> dict[str, str | bytes | None]:
+    assert before in standard()[name]
+    return {name: standard()[name].replace(before, after)}
+
+
+PACKED = {name: gzip.compress(text.encode()) for name, text in standard().items()}
+AS_IN_THE_WILD: dict[str, dict[str, str | bytes | None]] = {
+    "packed": {**dict.fromkeys(PACKED), **{f"{name}.gz": packed for name, packed in PACKED.items()}},
+    "packed, without saying so": {**PACKED},
+    "UTF-16": {name: text.encode("utf-16") for name, text in standard().items()},
+    "UTF-16, big-endian": {name: b"\xfe\xff" + text.encode("utf-16-be") for name, text in standard().items()},
+    "UTF-32": {name: text.encode("utf-32") for name, text in standard().items()},
+    "validation.tsv": {"qrels/dev.tsv": None, "qrels/validation.tsv": standard()["qrels/dev.tsv"]},
+    "val.tsv, packed": {"qrels/dev.tsv": None, "qrels/val.tsv.gz": PACKED["qrels/dev.tsv"]},
+    "scores with a point": changed("qrels/train.tsv", "pump\t2\nq2\tfan\t0\n", "pump\t2.0\nq2\tfan\t0.0\n"),
+    "TREC, by tabs": {"qrels/dev.tsv": "q2\t0\tpump\t1\n"},
+    "TREC, by blanks": {"qrels/dev.tsv": "q2 Q0  pump 1\n"},
+    "TREC, with a header": {"qrels/dev.tsv": "qid\titer\tdocno\trel\nq2\t0\tpump\t1\n"},
+    "answerable of null": changed("queries.jsonl", '{"client": "north"}', '{"client": "north", "answerable": null}'),
+}
+
+
+@pytest.mark.parametrize("files", AS_IN_THE_WILD.values(), ids=AS_IN_THE_WILD)
+def test_files_as_they_are_in_the_wild_read_as_equal(tmp_path: Path, files: dict[str, str | bytes | None]) -> None:
+    plain, other = read_silently(put(tmp_path / "a", {})), read_silently(put(tmp_path / "b", files))
+    assert replace(other, name="a") == plain
+    assert other.fingerprint == plain.fingerprint
+
+
+def test_a_title_of_null_is_no_title(tmp_path: Path) -> None:
+    collection = read_silently(put(tmp_path, changed("corpus.jsonl", '"title": "Fan"', '"title": null')))
+    assert collection.documents[0] == Document("fan", "", "Clean the fan.")
+
+
+def test_judgements_below_0_are_read_as_0_and_counted(tmp_path: Path) -> None:
+    put(tmp_path, {"qrels/test.tsv": HEADER + "q4\tfan\t1\nq4\tpump\t-1\nq2\tfan\t-2\n"})
+    with pytest.warns(FedcarWarning, match=r"qrels/test\.tsv: 2 judgements below 0; read as 0, not relevant"):
+        collection = Collection.read(tmp_path)
+    assert collection.judgements["test"] == {"q4": {"fan": 1, "pump": 0}, "q2": {"fan": 0}}
+    assert [query.id for query in collection.judged("test").queries] == ["q4"]
+
+
+def test_a_client_in_two_normal_forms_is_one(tmp_path: Path) -> None:
+    forms = [unicodedata.normalize(form, "Süd") for form in ("NFC", "NFD")]
+    asked = [{**query, "metadata": {"client": one}} for query, one in zip(QUERIES, forms, strict=False)]
+    collection = read_silently(put(tmp_path, {"queries.jsonl": lines(*asked, *QUERIES[2:])}))
+    assert {collection.queries[name].client for name in ("q1", "q2")} == {"Süd"}
+
+
+def test_ids_in_another_normal_form_are_found(tmp_path: Path) -> None:
+    nfc, nfd = (unicodedata.normalize(form, "Prüfung") for form in ("NFC", "NFD"))
+    files: dict[str, str | bytes | None] = {
+        "corpus.jsonl": lines({"_id": nfd, "text": "x"}),
+        "queries.jsonl": lines({"_id": nfc, "text": "y"}),
+        **dict.fromkeys(("qrels/dev.tsv", "qrels/test.tsv")),
+        "qrels/train.tsv": HEADER + f"{nfd}\t{nfc}\t1\n",
+    }
+    with pytest.warns(FedcarWarning, match="no dev split"):
+        assert Collection.read(put(tmp_path, files)).judgements == {"train": {nfc: {nfd: 1}}}
+
+
+def test_a_question_in_another_normal_form_is_trained_on(tmp_path: Path) -> None:
+    texts = [unicodedata.normalize(form, "wie prüfe ich das") for form in ("NFC", "NFD")]
+    asked = [{"_id": "q1", "text": texts[0]}, *QUERIES[1:3], {"_id": "q4", "text": texts[1]}]
+    assert read_silently(put(tmp_path, {"queries.jsonl": lines(*asked)})).trained_on("test") == {"q4"}
+
+
 @pytest.mark.parametrize("files", [CRLF, BOM], ids=["CRLF", "BOM"])
 def test_windows_files_are_read_as_equal(tmp_path: Path, files: dict[str, str | bytes | None]) -> None:
     plain = read_silently(put(tmp_path / "a", {}))
@@ -130,6 +199,18 @@ WARNED: dict[str, tuple[dict[str, str | bytes | None], list[str]]] = {
     "no judgement at all": (
         {"queries.jsonl": lines(*QUERIES[:2]), **{f"qrels/{split}.tsv": None for split in SPLITS}},
         ["none of the 2 queries has a judgement"],
+    ),
+    "other files of judgements": (
+        {"qrels/all.tsv": HEADER, "qrels/train.csv": HEADER, "corpus.jsonl.gz": b""},
+        ["3 files not read: corpus.jsonl.gz, qrels/all.tsv, qrels/train.csv (judgements are read from qrels/train.tsv"],
+    ),
+    "labels that look alike": (
+        {"corpus.jsonl": lines(*DOCUMENTS, *({"_id": one, "text": one} for one in ("Refund", "refund", "REFUND")))},
+        ['3 documents differ only in case, blanks, "_" or "-": Refund, refund, REFUND; they stay apart'],
+    ),
+    "clients that look alike": (
+        {"queries.jsonl": lines(QUERIES[0], {**QUERIES[1], "metadata": {"client": "North "}}, *QUERIES[2:])},
+        ['queries.jsonl: 2 clients differ only in case, blanks, "_" or "-": north, North ; they count as different'],
     ),
     "unanswerable without split": (
         {"queries.jsonl": lines(*QUERIES, {"_id": "q9", "text": "x", "metadata": {"answerable": False}})},

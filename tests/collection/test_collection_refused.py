@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.beir import ASKED, CORPUS, DOCUMENTS, HEADER, QUERIES, TRAIN, lines, put
+from support.beir import ASKED, CORPUS, DOCUMENTS, HEADER, QUERIES, TRAIN, lines, put, standard
 
 from fedcar.collection import lines as lines_module
 from fedcar.collection.collection import Collection, read_documents
@@ -33,6 +34,11 @@ REFUSED: dict[str, tuple[str, str | bytes, int, str]] = {
     "title not a string": (CORPUS, lines({"_id": "a", "title": 5}), 1, '"title" is 5'),
     "text not a string": (CORPUS, lines({"_id": "a", "text": None}), 1, '"text" is None'),
     "metadata not an object": (CORPUS, lines({"_id": "a", "metadata": "x"}), 1, '"metadata" is "x"'),
+    "a key twice": (CORPUS, '{"_id": "a", "text": "x", "text": "y"}\n', 1, '"text" stands twice'),
+    "a number beyond all bounds": (CORPUS, '{"_id": "a", "metadata": {"x": 1e999}}\n', 1, "too large a number"),
+    "an invisible _id": (CORPUS, lines({"_id": "\u200b", "text": "x"}), 1, 'empty "_id"'),
+    "an invisible query": (ASKED, lines({"_id": "q1", "text": "\ufeff \u00ad"}), 1, "empty query"),
+    "a list of objects": (CORPUS, '[{"_id": "a"}]\n', 1, "jq -c '.[]'"),
     "no document": (CORPUS, "\n", 1, "no document"),
     "empty file": (CORPUS, "", 1, "no document"),
     "invalid UTF-8": (CORPUS, FIRST_DOCUMENT.encode() + b'{"_id": "caf\xe9"}\n', 2, "not valid UTF-8 (byte 13"),
@@ -62,9 +68,14 @@ REFUSED: dict[str, tuple[str, str | bytes, int, str]] = {
     "two columns": (TRAIN, HEADER + "q1\tfan\n", 2, "2 columns, not 3"),
     "four columns": (TRAIN, HEADER + "q1\t0\tfan\t1\n", 2, "4 columns, not 3"),
     "blanks for tabs": (TRAIN, HEADER + "q1 fan 1\n", 2, "1 columns, not 3"),
-    "score with a point": (TRAIN, HEADER + "q1\tfan\t1.0\n", 2, "not an integer"),
+    "half a score": (TRAIN, HEADER + "q1\tfan\t1.5\n", 2, "not an integer"),
+    "score of a point": (TRAIN, HEADER + "q1\tfan\t1.\n", 2, "not an integer"),
+    "score in powers": (TRAIN, HEADER + "q1\tfan\t1e0\n", 2, "not an integer"),
     "score in words": (TRAIN, HEADER + "\nq1\tfan\tyes\n", 3, "not an integer"),
-    "negative score": (TRAIN, HEADER + "q1\tfan\t-1\n", 2, "not an integer of 0"),
+    "score of two signs": (TRAIN, HEADER + "q1\tfan\t--1\n", 2, "not an integer of 0"),
+    "four columns, then three": (TRAIN, "q1 0 fan 1\nq2\tpump\t1\n", 2, "3 columns, not 4"),
+    "four columns, a blank in an id": (TRAIN, "q1 0 the fan 1\n", 1, "1 columns, not 3"),
+    "TREC with an unknown document": (TRAIN, "q1 0 fen 1\n", 1, 'document "fen" is not in'),
     "score of 5,000 digits": (TRAIN, HEADER + f"q1\tfan\t{'9' * 5000}\n", 2, "not an integer of 0"),
     "two scores for a pair": (TRAIN, HEADER + "q1\tfan\t1\nq1\tfan\t2\n", 3, "keep one"),
     "no header row": (TRAIN, "q1\tfan\t1\n", 1, "no header row"),
@@ -99,6 +110,49 @@ def test_a_line_of_exactly_the_limit_is_read(tmp_path: Path, monkeypatch: pytest
         read_documents(tmp_path / CORPUS)
     (tmp_path / CORPUS).write_text(FIRST_DOCUMENT)
     assert len(read_documents(tmp_path / CORPUS)) == 1
+
+
+@pytest.mark.parametrize("name", [CORPUS, ASKED, TRAIN])
+def test_a_named_pipe_is_refused_at_once(tmp_path: Path, name: str) -> None:
+    put(tmp_path, {name: None})
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(FedcarError, match=f"{name}: a pipe, not a file; write it into a file first"):
+        Collection.read(tmp_path)
+
+
+def test_two_files_for_one_split_are_refused(tmp_path: Path) -> None:
+    put(tmp_path, {"qrels/validation.tsv": HEADER})
+    with pytest.raises(FedcarError, match=r"qrels/dev\.tsv and qrels/validation\.tsv are both .* of dev; keep one"):
+        Collection.read(tmp_path)
+
+
+@pytest.mark.parametrize("cut", [2, 40])
+def test_broken_gzip_is_refused(tmp_path: Path, cut: int) -> None:
+    packed = gzip.compress(standard()[CORPUS].encode())
+    put(tmp_path, {CORPUS: None, f"{CORPUS}.gz": packed[:cut]})
+    with pytest.raises(FedcarError, match=r"corpus\.jsonl\.gz: broken gzip .*; fetch or pack it again"):
+        Collection.read(tmp_path)
+
+
+ENCODINGS = {
+    "WINDOWS-1252": ("cp1252", "wie prüfe ich das Gerät"),
+    "WINDOWS-1251": ("cp1251", "как починить насос"),
+    "KOI8-R": ("koi8_r", "как починить насос"),
+    "SHIFT_JIS": ("shift_jis", "ポンプがうごかない"),
+    "GB18030": ("gb18030", "水泵今天早上坏了请问应该怎样修理它"),
+    "EUC-KR": ("euc_kr", "펌프가 고장났어요"),
+}
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_another_encoding_is_named_with_the_command_that_converts_it(tmp_path: Path, name: str) -> None:
+    encoding, text = ENCODINGS[name]
+    put(tmp_path / "a b", {ASKED: f'{{"_id": "q1", "text": "{text}"}}\n'.encode(encoding)})
+    with pytest.raises(
+        FedcarError, match=rf"queries\.jsonl:1: not valid UTF-8 .* \(iconv -f {name} -t UTF-8 '"
+    ) as caught:
+        Collection.read(tmp_path / "a b")
+    assert f"'{tmp_path / 'a b' / ASKED}' > NEW" in str(caught.value)
 
 
 @pytest.mark.parametrize(

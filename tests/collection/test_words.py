@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from unicodedata import category, normalize
+
 import bm25s
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.toy import TOY_DOCUMENTS
 
-from fedcar.collection.words import STOP_WORDS, bigrams, sentences, stems, word_count
+from fedcar.collection.words import STOP_WORDS, bigrams, sentences, stems, whole_words, word_count
 
 TEXT = "Prime the pump with water. Then start it slowly (at half speed)! Does it leak? Tighten the clamp of the hose."
 
@@ -112,3 +116,61 @@ def test_words_are_counted_in_every_script(text: str, words: int) -> None:
 def test_bm25s_sees_the_same_words_but_for_their_endings() -> None:
     (found,) = bm25s.tokenize([TEXT], stopwords="en", show_progress=False, return_ids=False)
     assert [word[:3] for word in found] == [stem[:3] for stem in stems(TEXT)]
+
+
+# Scripts with combining marks
+
+SPELLED = {
+    "Hindi": ("पानी का पंप खराब है", "पानी"),
+    "Marathi, with a joiner": ("दर\u200d्या जवळ पंप", "दर्या"),
+    "Tamil": ("தண்ணீர் பம்பு பழுது", "தண்ணீர்"),
+    "Bengali": ("পানির পাম্প নষ্ট", "পানির"),
+    "Telugu": ("క్షమించండి నీరు", "నీరు"),
+    "Tibetan": ("བོད་ཡིག་ ཆུ", "ཡིག"),
+    "Hebrew with points": ("שָׁלוֹם עולם", "שָׁלוֹם"),
+    "Yoruba": ("àwọn ọ̀rọ̀ ní", "ọ̀rọ̀"),
+    "German, decomposed": (normalize("NFD", "wie prüfe ich"), "prüfe"),
+    "soft hyphen": ("Wasser\u00adkopf", "Wasserkopf"),
+    "full width": ("ＰＵＭＰ broken", "pump"),
+    "Persian, parted by a non-joiner": ("کار نمی\u200cکند", "کند"),
+}
+
+
+@pytest.mark.parametrize(("text", "word"), SPELLED.values(), ids=SPELLED)
+def test_a_word_with_combining_marks_is_one_word(text: str, word: str) -> None:
+    for form in ("NFC", "NFD"):
+        assert stems(normalize(form, word)) == [normalize("NFC", word).lower()] == whole_words(normalize(form, word))
+        assert set(stems(word)) <= set(stems(normalize(form, text)))
+        assert set(whole_words(word)) <= set(whole_words(normalize(form, text)))
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [("ปั๊มน้ำเสีย", "น้ำ"), ("ຈັກສູບນ້ຳເພ", "ນ້ຳ"), ("ម៉ាស៊ីនបូមទឹកខូច", "ទឹក"), ("ရေပန့်ပျက်နေသည်", "ရေ")],
+    ids=["Thai", "Lao", "Khmer", "Burmese"],
+)
+def test_a_word_inside_a_sentence_without_spaces_is_found(text: str, word: str) -> None:
+    assert whole_words(word) and set(whole_words(word)) <= set(whole_words(text))
+    assert set(stems(word)) <= set(stems(text))
+
+
+@pytest.mark.parametrize("text", ["❤\ufe0f !", "\u0301", "x\u0302 a", "\u200b\u00ad", "é"])
+def test_marks_alone_are_no_word(text: str) -> None:
+    assert whole_words(text) == stems(text) == []
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=["M", "Cf"]), max_size=60))
+def test_without_marks_the_words_are_those_of_the_pattern_of_bm25s(text: str) -> None:
+    text = normalize("NFC", text)
+    if not any("\u0e00" <= one <= "\u17ff" or "\uff01" <= one <= "\uffee" or category(one) == "Mn" for one in text):
+        assert whole_words(text) == re.findall(r"\b\w\w+\b", text.lower())
+
+
+def test_the_words_of_the_toy_collection_are_those_of_bm25s() -> None:
+    texts = [f"{title}. {text}" for title, text, _ in TOY_DOCUMENTS.values()]
+    expected = bm25s.tokenize(texts, stopwords=None, show_progress=False, return_ids=False)
+    assert [whole_words(text) for text in texts] == expected
+
+
+def test_a_danda_ends_a_sentence() -> None:
+    assert len(cut("पानी का पंप आज खराब है। कृपया इसे अभी ठीक करें।")) == 2

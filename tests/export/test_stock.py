@@ -25,6 +25,8 @@ from fedcar.export.stock import export
 from fedcar.head.head import Head
 from fedcar.retriever.retriever import Retriever
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* tokens and were cut")  # on purpose: a tokenizer cuts too
+
 TEXTS = (
     "Clean the blades of the fan with a dry cloth.",
     "is the hose still good",

@@ -27,6 +27,8 @@ from fedcar.head.ridge_rows import RidgeRows
 from fedcar.retriever.retriever import Retriever
 from fedcar.training.refine import MARGIN, refined
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* tokens and were cut")  # a document fills the encoder
+
 QUESTIONS = ("the fan is broken", "blower sucker", "who charges the battery over night?", "water", "nothing of it")
 NEW = (
     Document("kettle", "Kettle", "Descale the kettle with vinegar. Zyzzyva limescale comes back soon.", {"shelf": 3}),
@@ -270,6 +272,7 @@ def test_where_there_are_no_rows_to_solve_for_refining_says_so(
 # -------------------------------------------------------------------- remove
 
 
+@pytest.mark.filterwarnings("ignore:k is 7")
 def test_removed_document_never_returns(retriever: Retriever, tmp_path: Path) -> None:
     """Neither from memory nor from disk, and nothing of it stands in any file."""
     removed = retriever.add(NEW).remove(["kettle", "pump"])

@@ -26,6 +26,8 @@ from fedcar.export.bundle_writing import write_bundle
 from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.searcher import Answer, Searcher
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* tokens and were cut")  # the tiny encoders' window is short
+
 QUESTIONS = [question.format(word) for question in TOY_QUESTIONS for name in TOY_DOCUMENTS for word in (name,)]
 KINDS = ("untrained", "labels", "head", "cosine", "query_map", "ridge", "adapter", "texts")
 WITH_ADAPTER = ("adapter", "texts")

@@ -87,14 +87,14 @@ class World:
         """All rounds; `spoil` replaces what a client sends by a function of its honest update."""
         rounds = replace(RoundSettings(rounds=4), questions=len(self.training), **options)
         settings = local(rounds)
-        members, judge = self.clients(parts, settings)
+        members, selection = self.clients(parts, settings)
         for name, how in (spoil or {}).items():
             members[name].train = spoiled(members[name].train, how)  # type: ignore[method-assign]
         run = RunFolder(folder, {"collection": "world", "encoder": "none", "settings": {"rounds": rounds.rounds}})
         run.start(resume)
         network = LocalNetwork(members, rounds, clock or VirtualClock())
-        records = run_rounds(network, judge, rounds, run, resume, lambda record: None, {})
-        return judge, [record.to_json() for record in records], run
+        records = run_rounds(network, selection, rounds, run, resume, lambda record: None, {})
+        return selection, [record.to_json() for record in records], run
 
 
 def final(folder: Path) -> dict[str, Tensor]:

@@ -105,7 +105,7 @@ def over_wire(folder: Path, encoder: Path, cache: Path, **options: Any) -> Itera
                 folder / name,
                 Encoder.load(encoder),
                 FeatureCache(cache),
-                books=Ledgers(folder / name, ledgers and ledgers / file_name(name), seeded=True),
+                ledgers=Ledgers(folder / name, ledgers and ledgers / file_name(name), seeded=True),
             )  # fmt: skip
             for number, (name, share) in enumerate(sorted(shares.items()), 1)
         }

@@ -35,10 +35,12 @@ from fedcar.federation.job.job import (
     selected,
 )
 from fedcar.federation.remote import held_out
+from fedcar.federation.remote.mixture import RemoteMixture
 from fedcar.federation.remote.network import RemoteNetwork
 from fedcar.federation.rounds.run_folder import RunFolder
 from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.federation.rounds.update import Enrolled
+from fedcar.federation.sums.mixture import federated_mixture
 from fedcar.retriever.record import TrainingRecord
 from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.weights import LEARNED, weights_of
@@ -127,7 +129,7 @@ def kept_mixture(run: Path, network: RemoteNetwork) -> tuple[Any, int]:
     if file.exists():
         content = json.loads(file.read_text(encoding="utf-8"))
         return np.array(content["weights"], dtype=np.float32), content["exchanges"]
-    weights, exchanges = network.mixture()
+    weights, exchanges = federated_mixture(RemoteMixture(network), network.retriever.weights)
     replace_json(file, {"weights": [float(one) for one in weights], "exchanges": exchanges})
     return weights, exchanges
 

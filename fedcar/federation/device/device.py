@@ -69,7 +69,7 @@ class Device:
         model: Encoder,
         cache: FeatureCache,
         report: Silent | None = None,
-        books: Ledgers | None = None,
+        ledgers: Ledgers | None = None,
     ) -> None:
         report = report or Silent()
         training, held_out = collection.judged("train"), unknown(collection)
@@ -80,9 +80,9 @@ class Device:
         self.untrained = Retriever.untrained(collection.documents, model, cache, report)
         self.training = prepare(self.untrained, training, cache, report, "training questions")
         self.held_out = prepare(self.untrained, held_out, cache, report, "held-out questions")
-        self.books = books or Ledgers(folder / "ledgers")
+        self.ledgers = ledgers or Ledgers(folder / "ledgers")
         every = partial(prepare_privately, self.untrained, collection.judged("dev"), cache)
-        self.private = PrivateSide(self.untrained, self.training, every, self.books, report)
+        self.private = PrivateSide(self.untrained, self.training, every, self.ledgers, report)
         self.ridge = RidgeSide(self.untrained, self.training, self.held_out, cache)
         self.evidence: MixtureTerms | None = None
         self.evidence_key = ""
@@ -122,7 +122,7 @@ class Device:
         ):
             if ours != theirs:
                 return refusal(name, ours)
-        if request.kind not in PROTECTED and self.books.budget is not None:
+        if request.kind not in PROTECTED and self.ledgers.budget is not None:
             return refusal("un-noised")
         reply: Payload = getattr(self, f"_{request.kind}")(setup, request)
         return reply

@@ -14,7 +14,7 @@ from fedcar.federation.wire.setup import head_of, state_forms
 from fedcar.privacy.noise import NoiseSource
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
-from fedcar.training.noised.clients import NoisedClient, Request, mean
+from fedcar.training.noised.clients import NoisedClient, NoisedRequest, mean
 from fedcar.training.noised.plan import LARGEST_CLIP_NORM, LEAST_CLIP_NORM
 from fedcar.training.noised.server import held_out_counts
 from fedcar.training.noised.settings import PrivateSettings
@@ -38,48 +38,48 @@ class PrivateSide:
         untrained: Retriever,
         training: Questions,
         held_out: Callable[[], Questions],
-        books: Ledgers,
+        ledgers: Ledgers,
         report: Silent,
     ) -> None:
         """`held_out` makes its dev questions ready, those that stand in train too: no choice is made by train."""
         self.untrained, self.training, self.held_out = untrained, training, held_out
-        self.books, self.report = books, report
+        self.ledgers, self.report = ledgers, report
         self.key = ""
 
     def noised(self, setup: Setup, request: Payload) -> Payload:
         """This device's noised sums, charged to its ledger; what stands in the ledger is sent again."""
-        order = self._order(setup, request)
+        due = self._due(setup, request)
         head = None
         if request.values["head"]:
             head = head_of(request.values["head"])
-        ledger = self.books.ledger(setup.run, head, self.settings.target)
-        door = NoisedClient("", self.asked, self.source, ledger, setup.run, head, held_out=self._counts)
-        given = door.answer(order)
+        ledger = self.ledgers.ledger(setup.run, head, self.settings.target)
+        door = NoisedClient("", self.private_questions, self.source, ledger, setup.run, head, held_out=self._counts)
+        given = door.answer(due)
         found = ledger.head()
         return Payload("noised", {"head": f"{found.number}:{found.hash}"}, with_prefix(given, GIVEN))
 
     def clipped(self, setup: Setup, request: Payload) -> Payload:
         """The mean of this client's clipped parts, un-noised: a server that is trusted adds the noise."""
-        order = self._order(setup, request)
-        return Payload("clipped", {}, with_prefix(mean(order, self.asked), GIVEN))
+        due = self._due(setup, request)
+        return Payload("clipped", {}, with_prefix(mean(due, self.private_questions), GIVEN))
 
     def _counts(self, state: Tensors) -> Tensor:
-        return held_out_counts(self.untrained, self.held_out(), self.asked.adapter, state)
+        return held_out_counts(self.untrained, self.held_out(), self.private_questions.adapter, state)
 
-    def _order(self, setup: Setup, request: Payload) -> Request:
+    def _due(self, setup: Setup, request: Payload) -> NoisedRequest:
         """What is asked for, by the plan made here; ValueError where that has no such exchange."""
         if setup.json != self.key:
             self._prepare(setup)
         adaptive = float(request.values["adaptive"]) if request.values["adaptive"] else None
         if adaptive is not None and not LEAST_CLIP_NORM <= adaptive <= LARGEST_CLIP_NORM:
             raise ValueError(f"a clip norm of {adaptive}")
-        order = Request.of(self.plan, int(request.values["number"]), named(request.tensors, STATE), adaptive)
-        expected = state_forms(self.untrained, self.asked.adapter) if order.number > 1 else {}
-        if {name: (tensor.dtype, tensor.shape) for name, tensor in order.state.items()} != expected:
+        due = NoisedRequest.of(self.plan, int(request.values["number"]), named(request.tensors, STATE), adaptive)
+        expected = state_forms(self.untrained, self.private_questions.adapter) if due.number > 1 else {}
+        if {name: (tensor.dtype, tensor.shape) for name, tensor in due.state.items()} != expected:
             raise ValueError("a state of another form")
-        if (order.release.unit == "client") != (request.kind == "clipped"):
-            raise ValueError(f"{request.kind} of a plan with unit {order.release.unit}")
-        return order
+        if (due.release.unit == "client") != (request.kind == "clipped"):
+            raise ValueError(f"{request.kind} of a plan with unit {due.release.unit}")
+        return due
 
     def _prepare(self, setup: Setup) -> None:
         """Plan, noise and settings of one and the same setup: all of them or, where one cannot be had, none.
@@ -89,12 +89,18 @@ class PrivateSide:
         self.key = ""
         settings = PrivateSettings.of(setup.settings)
         settings.target.check()
-        if settings.target.noise_seed is not None and not self.books.seeded:
+        if settings.target.noise_seed is not None and not self.ledgers.seeded:
             raise ValueError("noise that can be repeated is for tests")
         plan, source = settings.plan(len(self.untrained.documents)), NoiseSource(settings.target.noise_seed)
         module = settings.module(self.untrained.encoder.embedding_width)
-        asked = ClippedSums(self.untrained, self.training, module)
-        self.settings, self.plan, self.source, self.asked, self.key = settings, plan, source, asked, setup.json
+        private_questions = ClippedSums(self.untrained, self.training, module)
+        self.settings, self.plan, self.source, self.private_questions, self.key = (
+            settings,
+            plan,
+            source,
+            private_questions,
+            setup.json,
+        )
         self.report.say(f"{setup.run}: {self._in_words()}")
 
     def _in_words(self) -> str:

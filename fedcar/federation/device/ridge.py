@@ -46,12 +46,12 @@ class RidgeSide:
 
     def statistics(self, setup: Setup) -> Payload:
         member = self._member(setup)
-        return Payload("statistics", {"questions": len(self.training)}, tensors_of(member.asked.sums()))
+        return Payload("statistics", {"questions": len(self.training)}, tensors_of(member.questions.sums()))
 
     def hear(self, setup: Setup, request: Payload) -> Payload:
         """Everybody's sums: how many sampled questions each strength gets right when each is left out."""
         member, documents = self._member(setup), len(self.untrained.documents)
-        dimension = member.asked.features.shape[1]
+        dimension = member.questions.features.shape[1]
         sums = sums_from(request.tensors, int(request.values["questions"]), documents, dimension)
         words, counts = words_from(request.tensors, documents, PSEUDO), request.tensors["pseudo_counts"].numpy()
         taught = Taught(sums, PseudoSums(None, words, counts))

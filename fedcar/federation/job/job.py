@@ -15,8 +15,10 @@ from fedcar.collection.pseudo_queries import PseudoQueries, pseudo_queries
 from fedcar.encoder.encoder import Encoder
 from fedcar.errors import FedcarError
 from fedcar.federation.remote.held_out import candidate_by, select_by
+from fedcar.federation.remote.mixture import RemoteMixture
 from fedcar.federation.remote.network import RemoteNetwork
 from fedcar.federation.remote.ridge import RemoteRidge
+from fedcar.federation.remote.rounds import RemoteRounds
 from fedcar.federation.rounds.aggregate import FIXED
 from fedcar.federation.rounds.client import Client, first_moments
 from fedcar.federation.rounds.clock import VirtualClock
@@ -32,6 +34,7 @@ from fedcar.federation.sums.ridge import LocalRidge, RidgeClients, feature_map, 
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.weights import LEARNED, weights_of
+from fedcar.training.clients import Clients, InProcess
 from fedcar.training.gradient import Trainer, prepared, with_learned
 from fedcar.training.job import Job
 from fedcar.training.noised.record import ExchangeRecord
@@ -127,10 +130,11 @@ def with_federated_mixture(
 ) -> tuple[Retriever, int]:
     """The untrained retriever with weights of the evidence learned over the clients, and the rounds that took."""
     if network is not None:
-        weights, number = network.mixture()
-        return replace(untrained, weights=weights_of(weights[:LEARNED])), number
-    evidence = {name: MixtureTerms.of(untrained.features(share), share.relevance) for name, share in shares.items()}
-    weights, number = federated_mixture(evidence, untrained.weights)
+        clients: Clients = RemoteMixture(network)
+    else:
+        terms = {name: MixtureTerms.of(untrained.features(share), share.relevance) for name, share in shares.items()}
+        clients = InProcess(terms)
+    weights, number = federated_mixture(clients, untrained.weights)
     return replace(untrained, weights=weights_of(weights[:LEARNED])), number
 
 
@@ -168,17 +172,17 @@ def train_rounds(
     retriever = replace(mixed, weights=with_learned(mixed.weights), head=prepared(mixed.head, settings))
     if federated.network is not None:
         federated.network.begin(settings, rounds, mixed.weights)
-        network: LocalNetwork | RemoteNetwork = federated.network
+        clients: LocalNetwork | RemoteRounds = RemoteRounds(federated.network)
     else:
         members = {name: Client(name, retriever, share, settings) for name, share in federated.shares.items()}
-        network = LocalNetwork(members, rounds, federated.clock)
+        clients = LocalNetwork(members, rounds, federated.clock)
     selection = ServerSelection(retriever, federated.job.selection, settings)
-    records = run_rounds(network, selection, rounds, federated.folder, federated.resume, federated.watch, shown)
+    records = run_rounds(clients, selection, rounds, federated.folder, federated.resume, federated.watch, shown)
     return selection.finish(), records, selection.best.score
 
 
 def run_rounds(
-    network: LocalNetwork | RemoteNetwork,
+    clients: LocalNetwork | RemoteRounds,
     selection: ServerSelection,
     settings: RoundSettings,
     folder: RunFolder,
@@ -187,24 +191,25 @@ def run_rounds(
     shown: Mapping[str, float | None],
 ) -> list[RoundRecord]:
     """All rounds that are still to do, each with a checkpoint; returns the history."""
-    enrolled = {name: client.enrol() for name, client in network.clients.items()}
+    enrolled = {name: client.enrol() for name, client in clients.clients.items()}
     state = ServerState(0, first_tensors(selection.trainer, enrolled, settings))
     records: list[RoundRecord] = []
     before = folder.restore() if resume else None
     if before is not None:
         state, kept, selection.best, records = before
-        for name, client in network.clients.items():
+        for name, client in clients.clients.items():
             client.load_kept(kept.get(name, {}), state.round)
     selection.active = state.tensors.get(FIXED[0], selection.active)
     for _ in range(state.round, settings.rounds):
         received = state
-        state, record = federated_round(state, enrolled, settings, network, selection)
+        state, record = federated_round(state, enrolled, settings, clients, selection)
         selection.heard(received.round, received.tensors, record.held_out)
-        folder.write(state, {name: client.kept() for name, client in network.clients.items()}, selection.best, record)
+        kept = {name: client.kept() for name, client in clients.clients.items()}
+        folder.write(state, kept, selection.best, record)
         records.append(record)
         watch({**shown, **record.to_json()})
-    if isinstance(network, RemoteNetwork) and not len(selection.selection):
-        selection.heard(state.round, state.tensors, network.held_out(state))
+    if isinstance(clients, RemoteRounds) and not len(selection.selection):
+        selection.heard(state.round, state.tensors, clients.network.held_out(state))
     return records
 
 

@@ -22,7 +22,7 @@ from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.privacy.ledger import LedgerHead
 from fedcar.privacy.noise import NoiseSource
 from fedcar.retriever.retriever import Retriever
-from fedcar.training.noised.clients import Clients, NoisedClient
+from fedcar.training.noised.clients import NoisedClient, NoisedClients
 from fedcar.training.noised.plan import PrivatePlan
 from fedcar.training.noised.record import ExchangeRecord
 from fedcar.training.noised.settings import PrivateSettings
@@ -54,7 +54,7 @@ def over_a_network(
     return RemoteDevices(network, plan, place.heads, rounds)
 
 
-def noting(place: PrivateRun, clients: Clients, watch: Watch) -> Callable[[ExchangeRecord], None]:
+def noting(place: PrivateRun, clients: NoisedClients, watch: Watch) -> Callable[[ExchangeRecord], None]:
     """After every exchange: the ledgers' heads and the record on disk, then whoever watches."""
 
     def noted(record: ExchangeRecord) -> None:

@@ -8,20 +8,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fedcar.errors import FedcarError
 from fedcar.federation.rounds.aggregate import FIXED, ROW_TENSORS
-from fedcar.federation.rounds.compress import encode, wire_bytes
-from fedcar.federation.rounds.round import quorum
+from fedcar.federation.rounds.compress import encode
 from fedcar.federation.rounds.settings import RoundSettings
-from fedcar.federation.rounds.update import Answers, Enrolled, ServerState, Update
-from fedcar.federation.sums.mixture import PooledSums, mixture_of_sums
+from fedcar.federation.rounds.update import Enrolled, ServerState
 from fedcar.federation.wire.exchange import MOST, Carrier, Exchange, Replies
-from fedcar.federation.wire.payload import REASONS, STATE, UPDATE, Payload, Value, named, with_prefix
+from fedcar.federation.wire.payload import STATE, Payload, Value, with_prefix
 from fedcar.federation.wire.setup import Setup
 from fedcar.retriever.retriever import Retriever
 from fedcar.training.settings import Settings
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
 
     from fedcar.training.noised.settings import PrivateSettings
 
-PLAIN = {"strength": 0.0, "share": 0.0}  # of search, without ridge
 BREATH = 1.0  # seconds before a connection that broke is opened again
 RECONNECT = 120.0  # seconds in which a server that died must be back
 DEADLINE = 600.0  # seconds, where none is given: a device that never answers costs that much once, not the run
@@ -179,116 +176,27 @@ class RemoteNetwork:
         """What every request of a run under epsilon says; `run` is its name in the devices' ledgers."""
         self.setup = replace(self.setup, run=run, settings=settings.values)
 
-    def mixture(
-        self,
-        prior: NDArray[np.float32] | None = None,
-        among: Sequence[str] = (),
-        about: Mapping[str, float] = PLAIN,
-        free: NDArray[np.bool_] | None = None,
-        again: Callable[[Sequence[str]], None] = lambda names: None,
-    ) -> tuple[NDArray[np.float32], int]:
-        """The mixture's weights (see `mixture`) from the devices' sums; a device that fails is left out of them.
-
-        `about` says of which evidence: that of search, or that of the method ridge, of which a device that was
-        restarted hears `again` first.
-        """
-        names = set(among or self.clients)
-        while names:
-            try:
-                return self._mixture(
-                    sorted(names), self.retriever.weights if prior is None else prior, about, free, again
-                )
-            except _Left as left:
-                self.say(f"the mixture goes on without {', '.join(sorted(left.names))}")
-                names -= left.names
-        raise FedcarError("no device answered while the mixture was learned; see fedcar status, then fedcar resume")
-
-    def _mixture(
-        self,
-        names: Sequence[str],
-        prior: NDArray[np.float32],
-        about: Mapping[str, float],
-        free: NDArray[np.bool_] | None,
-        again: Callable[[Sequence[str]], None],
-    ) -> tuple[NDArray[np.float32], int]:
-        width = len(prior)
-        values: dict[str, Value] = {"setup": self.setup.json, **about}
-        spreads = self._all(names, lambda: Payload("spread", values), {"spread": (width + 1,)}, again)
-        speaking = [name for name in names if int(spreads[name].values["speaking"]) > 0]
-        if not speaking:
-            return prior, 0
-        shapes = {"gradient": (width,), "hessian": (width, width)}
-
-        def sums(at: Tensor) -> list[PooledSums]:
-            found = self._all(speaking, lambda: Payload("sums", values, {"weights": at}), shapes, again)
-            return [
-                PooledSums(float(one.values["loss"]), one.tensors["gradient"], one.tensors["hessian"])
-                for one in (found[name] for name in speaking)
-            ]
-
-        questions = sum(int(spreads[name].values["speaking"]) for name in speaking)
-        counted = sum(float(spreads[name].values["counted"]) for name in speaking)
-        spread = torch.stack([spreads[name].tensors["spread"] for name in speaking]).sum(0)
-        return mixture_of_sums(spread, questions, sums, prior, counted=counted, free=free)
-
-    def _all(
-        self,
-        names: Sequence[str],
-        payload: Callable[[], Payload],
-        shapes: Mapping[str, tuple[int, ...]],
-        again: Callable[[Sequence[str]], None],
-    ) -> dict[str, Payload]:
-        """The replies of all the devices, finite and of these shapes; _Left for those that fail a second time."""
-        found: dict[str, Payload] = {}
-        for _ in range(2):
-            replies = self.ask({name: payload() for name in names if name not in found})
-            found |= {name: one for name, one in replies.payloads.items() if _sound(one, shapes)}
-            if len(found) == len(names):
-                return found
-            again([name for name, why in replies.failed.items() if why == REASONS["taught"]])
-        raise _Left({name for name in names if name not in found})
-
     def begin(self, settings: Settings, rounds: RoundSettings, weights: NDArray[np.float32]) -> None:
         """What every request of the rounds says from now on."""
         self.settings, self.weights = rounds, torch.from_numpy(weights)
         self.setup = replace(self.setup, settings=asdict(settings), rounds=asdict(rounds))
 
-    # ---------------------------------------------------------------- a round
-
-    def __call__(self, state: ServerState, cohort: Sequence[str], attempt: int) -> Answers:
-        """Ask the cohort to train from the state; `attempt` makes no difference to a device."""
-        requests, down = {}, 0
-        for name in cohort:
-            wire = self.sent_to(self.clients[name].enrol(), state.tensors)
-            down += wire_bytes(wire)
-            tensors = {"weights": self.weights, **with_prefix(wire, STATE)}
-            requests[name] = Payload("train", {"setup": self.setup.json, "round": state.round + 1}, tensors)
-        enough = max(1, round(len(cohort) / self.over_selection))
-        most = 2 * sum(tensor.nbytes for tensor in state.tensors.values()) + MOST
-        replies = self.ask(requests, min(quorum(len(cohort), self.settings), enough), enough, most)
-        updates = []
-        for name, payload in sorted(replies.payloads.items()):
-            values: dict[str, Any] = dict(payload.values)
-            tensors = named(payload.tensors, UPDATE)
-            asked, right = _held_out(payload)
-            metrics = {"loss": float(values["loss"]), "held_out": float(asked), "right": float(right)}
-            updates.append(Update(name, tensors, values["questions"], metrics, values["seconds"], wire_bytes(tensors)))
-        return Answers(tuple(updates), replies.failed, down, replies.seconds)
+    # ---------------------------------------------------------------- held-out questions
 
     def held_out(self, state: ServerState) -> dict[str, float]:
         """Of how many held-out questions of all devices the state gets how many right; nothing where there are none."""
         width = len(self.retriever.weights)
-        asked, _, right = self._counted(torch.zeros(0, width), state)
-        return {"questions": asked, "right": right} if asked else {}
+        held_out, _, right = self._counted(torch.zeros(0, width), state)
+        return {"questions": held_out, "right": right} if held_out else {}
 
     def held_out_by(self, among: Sequence[NDArray[np.float32]]) -> list[float]:
         """The share of the devices' held-out questions that search gets right with each of these weights."""
-        asked, right, _ = self._counted(torch.stack([torch.from_numpy(one) for one in among]), None)
-        return [float(count) / max(1, asked) for count in right]
+        held_out, right, _ = self._counted(torch.stack([torch.from_numpy(one) for one in among]), None)
+        return [float(count) / max(1, held_out) for count in right]
 
     def _counted(self, among: Tensor, state: ServerState | None) -> tuple[int, Tensor, int]:
         """Summed over the devices that answer: held-out questions, right ones by weights (k,), and by the state."""
-        total, asked, trained = torch.zeros(len(among), dtype=torch.int64), 0, 0
+        total, held_out, trained = torch.zeros(len(among), dtype=torch.int64), 0, 0
         requests = {}
         for name, client in self.clients.items():
             wire = {} if state is None else self.sent_to(client.enrol(), state.tensors)
@@ -303,9 +211,9 @@ class RemoteNetwork:
             questions, own = int(payload.values["held_out"]), int(payload.values["trained"])
             right = payload.tensors["right"]
             if right.shape == total.shape and right.dtype == torch.int64 and 0 <= own <= questions:
-                asked, trained = asked + questions, trained + own
+                held_out, trained = held_out + questions, trained + own
                 total += right.clamp(0, questions)
-        return asked, total, trained
+        return held_out, total, trained
 
     def sent_to(self, device: Enrolled, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What a device receives, against zeros: with private documents only the rows of its own."""
@@ -323,12 +231,6 @@ def _of_the_network(error: Exception) -> bool:
     return isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("httpx", "httpcore", "flwr")
 
 
-class _Left(Exception):  # noqa: N818 - no error: a device has left
-    def __init__(self, names: set[str]) -> None:
-        super().__init__(", ".join(names))
-        self.names = names
-
-
 def _enrolled(name: str, payload: Payload, documents: int) -> Enrolled:
     counts, questions = payload.tensors["row_questions"], int(payload.values["questions"])
     if counts.dtype != torch.int64 or counts.shape != (documents,) or bool((counts < 0).any()):
@@ -336,18 +238,3 @@ def _enrolled(name: str, payload: Payload, documents: int) -> Enrolled:
     if questions < 1 or int(counts.max()) > questions:
         raise ValueError(f"{questions} questions")
     return Enrolled(name, questions, counts, max(0, int(payload.values["held_out"])))
-
-
-def _held_out(payload: Payload) -> tuple[int, int]:
-    asked, right = int(payload.values["held_out"]), int(payload.values["right"])
-    return (asked, right) if 0 <= right <= asked else (0, 0)
-
-
-def _sound(payload: Payload, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    tensors = payload.tensors
-    return all(
-        tensors[name].shape == shape
-        and tensors[name].dtype == torch.float64
-        and bool(torch.isfinite(tensors[name]).all())
-        for name, shape in shapes.items()
-    )

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -25,17 +25,19 @@ from fedcar.federation.wire.setup import head_of, state_forms
 from fedcar.privacy.errors import BudgetError
 from fedcar.privacy.ledger import LedgerHead
 from fedcar.privacy.release import Release
-from fedcar.training.noised.clients import Answers, NoisedClient, Request, poisson
+from fedcar.training.clients import Answers, Request
+from fedcar.training.noised.clients import NoisedClient, NoisedRequest, poisson
 from fedcar.training.noised.plan import HELD_OUT, PrivatePlan
 from fedcar.training.noised.record import ExchangeRecord
 from fedcar.training.noised.settings import PrivateSettings
 from fedcar.training.noised.sums import BELOW, COUNT, ROWS, Tensors
 
+Given = TypeVar("Given")
 ROUNDING = 1e-4  # by which the length of an honest device's mean may stand above its bound
 
 
 class Asking:
-    """One order to several devices, and what they gave out, of the form that is due."""
+    """One request to several devices, and what they gave out, of the form that is due."""
 
     def __init__(self, network: RemoteNetwork) -> None:
         self.network = network
@@ -46,13 +48,13 @@ class Asking:
         self.shapes = {name: shape for name, (_, shape) in forms.items()}
 
     def __call__(
-        self, kind: str, order: Request, names: Iterable[str], heads: Mapping[str, LedgerHead], needed: int
+        self, kind: str, request: NoisedRequest, names: Iterable[str], heads: Mapping[str, LedgerHead], needed: int
     ) -> tuple[dict[str, Tensors], Replies]:
         """The sound answers by name; the replies' `failed` says why the others have none."""
-        requests = {name: self._request(kind, order, name, heads.get(name)) for name in names}
-        most = 2 * sum(tensor.nbytes for tensor in order.state.values()) + MOST
+        requests = {name: self._request(kind, request, name, heads.get(name)) for name in names}
+        most = 2 * sum(tensor.nbytes for tensor in request.state.values()) + MOST
         replies = self.network.ask(requests, needed, None, most + 4 * self.shapes[ROWS].numel())
-        expected = self._expected(order)
+        expected = self._expected(request)
         given: dict[str, Tensors] = {}
         for name, payload in sorted(replies.payloads.items()):
             tensors = named(payload.tensors, GIVEN)
@@ -62,29 +64,29 @@ class Asking:
                 replies.failed[name] = "sent rubbish: tensors of another form"
         return given, replies
 
-    def _request(self, kind: str, order: Request, name: str, head: LedgerHead | None) -> Payload:
+    def _request(self, kind: str, request: NoisedRequest, name: str, head: LedgerHead | None) -> Payload:
         setup = self.network.setup
         if self.seed is not None:  # every device its own noise, as it is in one process
             target = {**setup.settings["target"], "noise_seed": self.seed + self.places[name]}
             setup = replace(setup, settings={**setup.settings, "target": target})
         known = "" if head is None else f"{head.number}:{head.hash}"
-        values: dict[str, Value] = {"setup": setup.json, "number": order.number, "head": known}
-        return Payload(kind, {**values, "adaptive": order.adaptive or 0.0}, with_prefix(order.state, STATE))
+        values: dict[str, Value] = {"setup": setup.json, "number": request.number, "head": known}
+        return Payload(kind, {**values, "adaptive": request.adaptive or 0.0}, with_prefix(request.state, STATE))
 
-    def _expected(self, order: Request) -> dict[str, tuple[torch.dtype, torch.Size]]:
-        shapes = {0: {COUNT: torch.Size([1])}, 1: {ROWS: self.shapes[ROWS]}}.get(order.number, self.shapes)
-        if order.release.name == HELD_OUT:
+    def _expected(self, request: NoisedRequest) -> dict[str, tuple[torch.dtype, torch.Size]]:
+        shapes = {0: {COUNT: torch.Size([1])}, 1: {ROWS: self.shapes[ROWS]}}.get(request.number, self.shapes)
+        if request.release.name == HELD_OUT:
             shapes = {HELD_OUT: torch.Size([3])}
-        if order.adaptive is not None:
+        if request.adaptive is not None:
             shapes = {**shapes, BELOW: torch.Size([1])}
         return {name: (torch.float32, shape) for name, shape in shapes.items()}
 
-    def zeros(self, order: Request) -> dict[str, Tensor]:
-        return {name: torch.zeros(shape) for name, (_, shape) in self._expected(order).items()}
+    def zeros(self, request: NoisedRequest) -> dict[str, Tensor]:
+        return {name: torch.zeros(shape) for name, (_, shape) in self._expected(request).items()}
 
 
 class RemoteDevices:
-    """Devices behind a network, each with noise and ledger of its own (unit "example"); see `Crowd`.
+    """Devices behind a network, each with noise and ledger of its own (unit "example"); see `NoisedClients`.
 
     An exchange needs the quorum's share of those asked; a device that failed is asked again later (see `round`), and
     its part of the sum is 0 until then. `heads` is where the server last saw each ledger.
@@ -101,51 +103,52 @@ class RemoteDevices:
         self.asking = Asking(network)
 
     @property
-    def clients(self) -> int:
+    def units(self) -> int:
         return len(self.names)
 
     def keep(self, names: Sequence[str]) -> None:
         self.names = list(names)
 
-    def ask(self, order: Request) -> Answers:
+    def ask(self, request: Request[Any, Given], names: Sequence[str] | None = None) -> Answers[Given]:
         """FedcarError where fewer than the quorum answer, however often they are asked."""
-        found: dict[str, Tensors] = {}
+        assert isinstance(request, NoisedRequest), request
+        found: dict[str, Any] = {}
         failed: dict[str, str] = {}
-        number, seconds = order.number + 1, 0.0
+        number, seconds = request.number + 1, 0.0
         for attempt in range(1, self.settings.attempts + 1):
-            everyone: dict[str, Any] = dict.fromkeys(self.names)
+            everyone: dict[str, Any] = dict.fromkeys(self.names if names is None else names)
             cohort = choose_cohort(everyone, self.failures, self.settings, number, attempt)
             least = quorum(len(cohort), self.settings)
             missing = [name for name in cohort if name not in found]
-            given, replies = self.asking("noised", order, missing, self.heads, max(0, least - len(found)))
+            given, replies = self.asking("noised", request, missing, self.heads, max(0, least - len(found)))
             self._note(replies)
             found, failed, seconds = {**found, **given}, {**failed, **replies.failed}, seconds + replies.seconds
-            self._refused(order, found, replies.failed)
+            self._refused(request, found, replies.failed)
             self.failures = note_failures(self.failures, cohort, list(found), number)
             if len(found) >= least:
-                self.given.append(order.release)
+                self.given.append(request.release)
                 failed = {name: why for name, why in failed.items() if name not in found}
                 return Answers(dict(sorted(found.items())), failed, round(seconds, 4))
-        raise too_few(order.number, self.settings, failed)
+        raise too_few(request.number, self.settings, failed)
 
     def _note(self, replies: Replies) -> None:
         for name, payload in replies.payloads.items():
             with suppress(ValueError):  # a device that cannot say where its ledger stands is not held to it
                 self.heads[name] = head_of(payload.values["head"])
 
-    def _refused(self, order: Request, found: Mapping[str, Tensors], failed: Mapping[str, str]) -> None:
+    def _refused(self, request: NoisedRequest, found: Mapping[str, Tensors], failed: Mapping[str, str]) -> None:
         """A device whose budget would be crossed ends the run, as it does in one process."""
         refusing = sorted(name for name, why in failed.items() if why == REASONS["budget"])
         if refusing:
-            self.given.append(order.release)  # an answer may have left that did not come in time
+            self.given.append(request.release)  # an answer may have left that did not come in time
             raise BudgetError(
-                f"{', '.join(refusing)}: exchange {order.number} would cross the privacy budget there; not trained, "
+                f"{', '.join(refusing)}: exchange {request.number} would cross the privacy budget there; not trained, "
                 "not charged there, the model is kept"
             )
 
 
 class RemoteCohort:
-    """Clients behind a network whose sums a trusted server adds up and noises once (unit "client"); see `Crowd`.
+    """Clients behind a network whose sums a trusted server adds up and noises once (unit "client").
 
     `door` holds the server's noise and ledger. Each client is asked by its own coin; one that fails is missing from the
     sum as one that was not drawn. A mean longer than its bound is cut to it.
@@ -165,10 +168,10 @@ class RemoteCohort:
         self.network, self.plan, self.door, self.settings, self.coins = network, plan, door, settings, coins
         self.names = sorted(network.clients)
         self.asking = Asking(network)
-        self.last = Answers({})
+        self.last: Answers[Tensors] = Answers({})
 
     @property
-    def clients(self) -> int:
+    def units(self) -> int:
         return len(self.names)
 
     @property
@@ -182,40 +185,42 @@ class RemoteCohort:
     def keep(self, names: Sequence[str]) -> None:
         """Nobody is counted under this unit."""
 
-    def ask(self, order: Request) -> Answers:
+    def ask(self, request: Request[Any, Given], names: Sequence[str] | None = None) -> Answers[Given]:
+        """They are asked as one, by their coins, so that nobody can be named."""
+        assert isinstance(request, NoisedRequest) and names is None, request
         self.last, total = Answers({}), {}
-        if made := self.door.has_to_be_made(order.number, order.release):
-            total = self._summed(order)
-        given = self.door.release(order.number, order.release, lambda: total)
+        if made := self.door.has_to_be_made(request.number, request.release):
+            total = self._summed(request)
+        given: Any = self.door.release(request.number, request.release, lambda: total)
         if made:
             self.coins.unlink(missing_ok=True)
         return Answers({self.door.name: given}, self.last.failed, self.last.seconds)
 
-    def _drawn(self, order: Request) -> list[str]:
+    def _drawn(self, request: NoisedRequest) -> list[str]:
         if self.coins.exists():
             kept = json.loads(self.coins.read_text(encoding="utf-8"))
-            if kept["exchange"] == order.number:
+            if kept["exchange"] == request.number:
                 return [str(name) for name in kept["clients"]]
-        drawn = [self.names[place] for place in poisson(len(self.names), order.release.sampling_rate).tolist()]
-        replace_json(self.coins, {"exchange": order.number, "clients": drawn})
+        drawn = [self.names[place] for place in poisson(len(self.names), request.release.sampling_rate).tolist()]
+        replace_json(self.coins, {"exchange": request.number, "clients": drawn})
         return drawn
 
-    def _summed(self, order: Request) -> dict[str, Tensor]:
+    def _summed(self, request: NoisedRequest) -> dict[str, Tensor]:
         """The drawn clients' means, summed; FedcarError where fewer than the quorum of them answer."""
-        drawn = self._drawn(order)
-        total, least = self.asking.zeros(order), quorum(len(drawn), self.settings) if drawn else 0
+        drawn = self._drawn(request)
+        total, least = self.asking.zeros(request), quorum(len(drawn), self.settings) if drawn else 0
         found: dict[str, Tensors] = {}
         failed: dict[str, str] = {}
         seconds = 0.0
         for _ in range(self.settings.attempts):
             missing = [name for name in drawn if name not in found]
-            given, replies = self.asking("clipped", order, missing, {}, max(0, least - len(found)))
+            given, replies = self.asking("clipped", request, missing, {}, max(0, least - len(found)))
             found, failed, seconds = {**found, **given}, {**failed, **replies.failed}, seconds + replies.seconds
             if len(found) >= least:
                 break
         else:
-            raise too_few(order.number, self.settings, failed)
-        bound = float(order.release.sensitivity or 0.0)
+            raise too_few(request.number, self.settings, failed)
+        bound = float(request.release.sensitivity or 0.0)
         for _, tensors in sorted(found.items()):
             for name, tensor in within(tensors, bound).items():
                 total[name] += tensor

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fedcar.errors import FedcarError
+from fedcar.federation.remote.mixture import RemoteMixture
 from fedcar.federation.remote.network import RemoteNetwork
 from fedcar.federation.sums.forms import PSEUDO, check_client, sums_from, tensors_of, words_of
 from fedcar.federation.sums.ridge import share_of_right
@@ -60,7 +61,7 @@ class RemoteRidge:
 
     def choose(self, taught: Taught) -> Ridge:
         tensors = {
-            **tensors_of(RidgeSums(taught.statistics, taught.asked.words)),
+            **tensors_of(RidgeSums(taught.statistics, taught.sums.words)),
             **words_of(taught.pseudo.words, PSEUDO),
         }
         tensors["pseudo_counts"] = torch.from_numpy(taught.pseudo.counts)
@@ -72,11 +73,8 @@ class RemoteRidge:
         self.strength = STRENGTHS[counts.index(max(counts))]
         return solve(taught.statistics, self.strength)
 
-    def mixture(
-        self, share: float, prior: NDArray[np.float32], free: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.float32], int]:
-        about = {"strength": self.strength, "share": share}
-        return self.network.mixture(prior, self.names, about, free, self._tell)
+    def mixing(self, share: float) -> RemoteMixture:
+        return RemoteMixture(self.network, self.names, {"strength": self.strength, "share": share}, self._tell)
 
     def unseen_success(self, weights: NDArray[np.float32]) -> float:
         values: dict[str, Value] = {**self._setup(), "strength": self.strength}

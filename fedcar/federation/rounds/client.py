@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,9 +12,10 @@ from torch import Tensor
 from fedcar.federation.rounds.aggregate import ROW_TENSORS, STEPS
 from fedcar.federation.rounds.compress import MOMENTS, encode, wire_bytes
 from fedcar.federation.rounds.settings import RoundSettings
-from fedcar.federation.rounds.update import Enrolled, Tensors, Update
+from fedcar.federation.rounds.update import Enrolled, ServerState, Tensors, Update
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
+from fedcar.training.clients import Request
 from fedcar.training.gradient import Trainer
 from fedcar.training.selection import Standard
 from fedcar.training.settings import Settings
@@ -168,6 +170,23 @@ class Client:
             self.trainer.optimizer.reset()
         self.residual, self.local_head = parts["residual"], parts["local"]
         self.round_done = self.round_done if round_done is None else round_done
+
+
+@dataclass(frozen=True)
+class Train(Request[Client, Update]):
+    """Local training from the server's state; `attempt` counts how often this round was begun."""
+
+    state: ServerState
+    settings: RoundSettings
+    attempt: int
+
+    @property
+    def number(self) -> int:
+        """Of the round, from 1."""
+        return self.state.round + 1
+
+    def answered_by(self, member: Client) -> Update:
+        return member.train(self.state.tensors, self.settings, self.number)
 
 
 def named_moments(trainer: Trainer) -> dict[str, Tensor]:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 
 from fedcar.federation.rounds.aggregate import FIXED, ROW_TENSORS
-from fedcar.federation.rounds.client import Client, first_moments
+from fedcar.federation.rounds.client import Client, Train, first_moments
 from fedcar.federation.rounds.clock import VirtualClock
 from fedcar.federation.rounds.compress import encode, wire_bytes
 from fedcar.federation.rounds.settings import RoundSettings
-from fedcar.federation.rounds.update import Answers, ServerState, Tensors
+from fedcar.federation.rounds.update import Tensors
+from fedcar.training.clients import Answers, Request
+
+Given = TypeVar("Given")
 
 
 class LocalNetwork:
-    """Clients in this process behind the interface of a network: state and cohort in, answers out."""
+    """Clients in this process, who `Train` beside a virtual clock: some drop out, some come after the deadline."""
 
     def __init__(self, clients: Mapping[str, Client], settings: RoundSettings, clock: VirtualClock) -> None:
         self.clients = dict(clients)
@@ -23,18 +28,28 @@ class LocalNetwork:
         self.clock = clock
         self.places = {name: place for place, name in enumerate(sorted(clients))}
 
-    def __call__(self, state: ServerState, cohort: Sequence[str], attempt: int) -> Answers:
-        number, deadline = state.round + 1, self.settings.deadline
-        updates, failed, seconds, down_all = [], {}, [], 0
-        for name in cohort:
+    @property
+    def names(self) -> list[str]:
+        return sorted(self.clients)
+
+    def keep(self, names: Sequence[str]) -> None:
+        self.clients = {name: self.clients[name] for name in names}
+
+    def ask(self, request: Request[Any, Given], names: Sequence[str] | None = None) -> Answers[Given]:
+        assert isinstance(request, Train), request
+        deadline = self.settings.deadline
+        updates: dict[str, Any] = {}
+        failed: dict[str, str] = {}
+        seconds, down_all = [], 0
+        for name in self.names if names is None else names:
             client = self.clients[name]
-            received, down = self.sent_to(client, state.tensors)
+            received, down = self.sent_to(client, request.state.tensors)
             down_all += down
-            if self.clock.drops_out(name, number, attempt, self.settings.seed):
+            if self.clock.drops_out(name, request.number, request.attempt, self.settings.seed):
                 failed[name] = "dropped out"
                 continue
             try:
-                update = client.train(received, self.settings, number)
+                update = replace(request, state=replace(request.state, tensors=received)).answered_by(client)
             except Exception as error:  # whatever goes wrong at a client, the round goes on without it
                 failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
                 continue
@@ -43,11 +58,11 @@ class LocalNetwork:
             if deadline is not None and needed > deadline:
                 failed[name] = f"{needed:.3g} s, past the deadline of {deadline:g} s"
                 continue
-            updates.append(update)
+            updates[name] = update
             seconds.append(needed)
-        traffic = down_all + sum(update.bytes for update in updates)
+        traffic = down_all + sum(update.bytes for update in updates.values())
         waited = deadline if deadline is not None and failed else self.clock.round_seconds(seconds, traffic, deadline)
-        return Answers(tuple(updates), failed, down_all, waited)
+        return Answers(updates, failed, waited, down_all)
 
     def sent_to(self, client: Client, tensors: Tensors) -> tuple[Tensors, int]:
         """What a client receives, and its bytes: with private documents only the rows of its own."""

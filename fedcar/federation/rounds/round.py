@@ -11,21 +11,23 @@ import numpy as np
 
 from fedcar.errors import FedcarError
 from fedcar.federation.rounds.aggregate import aggregate, check_updates
+from fedcar.federation.rounds.client import Train
 from fedcar.federation.rounds.record import RoundRecord
 from fedcar.federation.rounds.settings import RoundSettings
-from fedcar.federation.rounds.update import Enrolled, Evaluate, Exchange, ServerState, Update
+from fedcar.federation.rounds.update import Enrolled, Evaluate, ServerState, Update
+from fedcar.training.clients import Clients
 
 
 def federated_round(
     state: ServerState,
     enrolled: Mapping[str, Enrolled],
     settings: RoundSettings,
-    exchange: Exchange,
+    clients: Clients,
     evaluate: Evaluate,
 ) -> tuple[ServerState, RoundRecord]:
     """One round of federated averaging (McMahan et al. 2017): the state after it, and its record for the history.
 
-    `exchange` sends the state to a cohort and returns what came back before the deadline; it never waits for ever.
+    The clients of a cohort are asked to `Train` from the state; what does not come before the deadline has failed.
     A round with fewer updates than the quorum is repeated with another cohort, never averaged; after the last attempt
     it raises FedcarError and the state before the round still stands.
     """
@@ -34,9 +36,10 @@ def federated_round(
     failed: dict[str, str] = {}
     for attempt in range(1, settings.attempts + 1):
         cohort = choose_cohort(enrolled, failures, settings, number, attempt)
-        answers = exchange(state, cohort, attempt)
+        answers = clients.ask(Train(state, settings, attempt), cohort)
         start = time.perf_counter()
-        checked = check_updates(answers.updates, state.tensors, enrolled, settings)
+        updates = list(answers.given.values())
+        checked = check_updates(updates, state.tensors, enrolled, settings)
         bytes_down, waited = bytes_down + answers.bytes_down, waited + answers.seconds
         refused, failed = {**refused, **checked.refused}, {**failed, **answers.failed}
         failures = note_failures(failures, cohort, [update.client for update in checked.accepted], number)
@@ -57,8 +60,8 @@ def federated_round(
         refused=refused,
         failed=failed,
         bytes_down=bytes_down,
-        bytes_up=sum(update.bytes for update in answers.updates),
-        client_seconds={update.client: round(update.seconds, 4) for update in answers.updates},
+        bytes_up=sum(update.bytes for update in updates),
+        client_seconds={update.client: round(update.seconds, 4) for update in updates},
         server_seconds=round(aggregated - start, 4),
         evaluation_seconds=round(time.perf_counter() - aggregated, 4),
         clock_seconds=round(waited + aggregated - start, 4),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -52,15 +52,4 @@ class ServerState:
     failures: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Answers:
-    """What came back of one attempt: updates, failures with their reason, seconds by the clock."""
-
-    updates: tuple[Update, ...]
-    failed: Mapping[str, str]
-    bytes_down: int
-    seconds: float
-
-
-Exchange = Callable[[ServerState, Sequence[str], int], Answers]  # state, cohort, attempt
 Evaluate = Callable[[int, Tensors], float | None]  # round, state's tensors -> success on the selection questions

@@ -34,7 +34,7 @@ from fedcar.federation.simulate.settings import Federation, NoisedFederation
 from fedcar.retriever.retriever import Retriever
 from fedcar.training.job import NO_QUESTIONS, Job, Splits, prepare, prepare_privately
 from fedcar.training.noised.central import chosen_by, concluded
-from fedcar.training.noised.clients import Clients, Cohort, HeldOut, InTurn
+from fedcar.training.noised.clients import Cohort, HeldOut, InTurn, NoisedClients
 from fedcar.training.noised.plan import PrivatePlan
 from fedcar.training.noised.server import PrivateTraining, held_out_counts
 from fedcar.training.noised.sums import ClippedSums
@@ -94,7 +94,7 @@ def federate_under_epsilon(
         sums = {name: ClippedSums(untrained, job.training.take(rows), module) for name, rows in sorted(parts.items())}
         dev = prepare_privately(untrained, held_out, features)
         counts = {name: partial(held_out_counts, untrained, dev.take(rows), module) for name, rows in of_dev.items()}
-        clients: Clients = in_this_process(sums, plan, place, ledgers, counts)
+        clients: NoisedClients = in_this_process(sums, plan, place, ledgers, counts)
     else:
         own = {name: share_of(collection, questions, rows) for name, rows in parts.items()}
         for name in own.keys() & of_dev.keys():

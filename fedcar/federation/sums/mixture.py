@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedcar.errors import FedcarError
 from fedcar.head.losses import candidate_losses
+from fedcar.training.clients import Clients, Request
 from fedcar.training.mixture import LEAST_SPREAD, STRENGTH, STRENGTH_OF_ONE_QUESTION
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+Given = TypeVar("Given")
 ROUNDS = 30
 TOLERANCE = 1e-9
 HALVINGS = 20
@@ -77,12 +79,39 @@ def loss_sums(evidence: MixtureTerms, weights: Tensor) -> PooledSums:
     return PooledSums(float(value.detach()), gradient, hessian)
 
 
-def federated_mixture(
-    clients: Mapping[str, MixtureTerms], prior: NDArray[np.float32], free: NDArray[np.bool_] | None = None
-) -> tuple[NDArray[np.float32], int]:
-    """The weights of `fedcar.training.mixture.fit_mixture` on all clients' questions together, and the rounds it took.
+class SpreadSums(NamedTuple):
+    """Squared distances as `spread_sums` gives them, how many questions say something, how much they count together."""
 
-    `free` (F,) tells which weights are learned.
+    spread: Tensor
+    speaking: int
+    counted: float
+
+
+@dataclass(frozen=True)
+class Spread(Request[MixtureTerms, SpreadSums]):
+    """How far a client's features lie apart, by which the pull of the prior is scaled; asked for first."""
+
+    def answered_by(self, member: MixtureTerms) -> SpreadSums:
+        return SpreadSums(spread_sums(member), len(member.features), float(member.importance.sum()))
+
+
+@dataclass(frozen=True)
+class SumsAt(Request[MixtureTerms, PooledSums]):
+    """A client's sums at the weights (F,), in float64."""
+
+    weights: Tensor
+
+    def answered_by(self, member: MixtureTerms) -> PooledSums:
+        return loss_sums(member, self.weights)
+
+
+def federated_mixture(
+    clients: Clients, prior: NDArray[np.float32], free: NDArray[np.bool_] | None = None
+) -> tuple[NDArray[np.float32], int]:
+    """Weights as `fedcar.training.mixture.fit_mixture` learns them on all questions together, and the rounds it took.
+
+    `free` (F,) tells which weights are learned. A client that does not answer is left out, and it begins again without
+    it; FedcarError where nobody is left.
 
     The objective is the same sum, so its minimum is the same for every partition; it is convex, and damped Newton
     steps reach it in a few rounds of F^2 + F + 1 numbers a client.
@@ -90,18 +119,45 @@ def federated_mixture(
     Formal guarantees:
         federated_mixture_equals_central: up to the tolerance of the optimisers.
     """
-    speaking = [evidence for _, evidence in sorted(clients.items()) if len(evidence.features)]
+    while True:
+        try:
+            return _mixture(clients, prior, free)
+        except _Left as left:
+            clients.keep([name for name in clients.names if name not in left.names])
+            if not clients.names:
+                line = "no device answered while the mixture was learned; see fedcar status, then fedcar resume"
+                raise FedcarError(line) from None
+
+
+def _mixture(
+    clients: Clients, prior: NDArray[np.float32], free: NDArray[np.bool_] | None
+) -> tuple[NDArray[np.float32], int]:
+    spreads = _all(clients, Spread(), clients.names)
+    speaking = [name for name, spread in spreads.items() if spread.speaking > 0]
     if not speaking:
         return prior, 0
-    questions = sum(len(evidence.features) for evidence in speaking)
-    spread = torch.stack([spread_sums(evidence) for evidence in speaking]).sum(0)
-    counted = sum(float(evidence.importance.sum()) for evidence in speaking)
-    sums = partial(_all_sums, speaking)
+    questions = sum(spreads[name].speaking for name in speaking)
+    counted = sum(spreads[name].counted for name in speaking)
+    spread = torch.stack([spreads[name].spread for name in speaking]).sum(0)
+
+    def sums(weights: Tensor) -> list[PooledSums]:
+        return list(_all(clients, SumsAt(weights), speaking).values())
+
     return mixture_of_sums(spread, questions, sums, prior, counted=counted, free=free)
 
 
-def _all_sums(clients: list[MixtureTerms], weights: Tensor) -> list[PooledSums]:
-    return [loss_sums(evidence, weights) for evidence in clients]
+def _all(clients: Clients, request: Request[Any, Given], names: Sequence[str]) -> dict[str, Given]:
+    """The answers of all these clients, in the order of their names; _Left for those that gave none."""
+    given = clients.ask(request, names).given
+    if missing := [name for name in names if name not in given]:
+        raise _Left(missing)
+    return {name: given[name] for name in sorted(names)}
+
+
+class _Left(Exception):  # noqa: N818 - no error: a client has left
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__(", ".join(names))
+        self.names = names
 
 
 def mixture_of_sums(

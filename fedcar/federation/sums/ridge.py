@@ -22,6 +22,7 @@ from fedcar.head.feature_map import FeatureMap
 from fedcar.head.naive_bayes import NaiveBayes
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
+from fedcar.training.clients import Clients, InProcess
 from fedcar.training.folds import SAMPLE, Folds
 from fedcar.training.ridge import (
     MOST_ROWS,
@@ -56,10 +57,8 @@ class RidgeClients(Protocol):
         """The strength at which most sampled questions are right when each is left out, and its solution."""
         ...
 
-    def mixture(
-        self, share: float, prior: NDArray[np.float32], free: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.float32], int]:
-        """Weights learned on sampled questions that are left out, by that solution; the exchanges it took."""
+    def mixing(self, share: float) -> Clients:
+        """The clients as the mixture asks them: of sampled questions that are left out, by that solution."""
         ...
 
     def unseen_success(self, weights: NDArray[np.float32]) -> float:
@@ -112,7 +111,7 @@ def federated_ridge(
 
     def fit(share: float, prior: NDArray[np.float32], free: NDArray[np.bool_]) -> NDArray[np.float32]:
         nonlocal exchanges
-        weights, rounds = clients.mixture(share, prior, free)
+        weights, rounds = federated_mixture(clients.mixing(share), prior, free)
         exchanges += rounds
         return weights
 
@@ -131,7 +130,7 @@ class RidgeMember:
     `solutions` are solved once for all clients of a process.
     """
 
-    asked: RidgeQuestions
+    questions: RidgeQuestions
     seed: int
     empty: NDArray[np.bool_]
     sample: RidgeQuestions = field(init=False)
@@ -143,7 +142,7 @@ class RidgeMember:
 
     def hear(self, taught: Taught) -> None:
         """Everybody's sums: which of its questions are looked at follows from them."""
-        self.sample = part_of_sample(self.asked, taught.folds(self.seed), taught.statistics.questions, self.seed)
+        self.sample = part_of_sample(self.questions, taught.folds(self.seed), taught.statistics.questions, self.seed)
 
     def hold_out(self, ridge: Ridge, taught: Taught) -> None:
         """What this solution would say of its questions if they had not been trained on."""
@@ -169,7 +168,7 @@ class LocalRidge:
         for name, share in sorted(shares.items()):
             start = time.perf_counter()
             self.members[name] = RidgeMember.of(retriever, share, fixed, seed)
-            self.parts[name] = self.members[name].asked.sums()
+            self.parts[name] = self.members[name].questions.sums()
             self.seconds[name] = round(time.perf_counter() - start, 4)
 
     def sums(self) -> dict[str, RidgeSums]:
@@ -184,10 +183,8 @@ class LocalRidge:
             member.hold_out(ridge, taught)
         return ridge
 
-    def mixture(
-        self, share: float, prior: NDArray[np.float32], free: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.float32], int]:
-        return federated_mixture({name: one.evidence(share) for name, one in self.members.items()}, prior, free)
+    def mixing(self, share: float) -> InProcess[MixtureTerms]:
+        return InProcess({name: member.evidence(share) for name, member in self.members.items()})
 
     def unseen_success(self, weights: NDArray[np.float32]) -> float:
         return share_of_right([member.unseen_right(weights) for member in self.members.values()])
@@ -230,7 +227,7 @@ def bytes_of_sums(part: RidgeSums) -> int:
 
 def bytes_of_taught(taught: Taught) -> int:
     """What the server sends to a client: everybody's sums, with those of pseudo-queries."""
-    words = bytes_of_words(taught.asked.words) + bytes_of_words(taught.pseudo.words)
+    words = bytes_of_words(taught.sums.words) + bytes_of_words(taught.pseudo.words)
     return bytes_of_statistics(taught.statistics) + words + 8 * len(taught.pseudo.counts)
 
 
@@ -243,7 +240,7 @@ def bytes_of_words(words: NaiveBayes) -> int:
     return int(words.counts.nnz * 8 + 8 * (words.counts.shape[0] + 1))
 
 
-def part_of_sample(asked: RidgeQuestions, folds: Folds, questions: int, seed: int) -> RidgeQuestions:
-    """A client's share of the sample on which strength and weights are learned."""
-    size = max(1, round(SAMPLE * len(asked.questions) / questions))
-    return asked.take(folds.sample(asked.targets, np.random.default_rng(seed), size))
+def part_of_sample(own: RidgeQuestions, folds: Folds, questions: int, seed: int) -> RidgeQuestions:
+    """A client's share of the sample on which strength and weights are learned; `questions` are those of all."""
+    size = max(1, round(SAMPLE * len(own.questions) / questions))
+    return own.take(folds.sample(own.targets, np.random.default_rng(seed), size))

@@ -20,7 +20,7 @@ from fedcar.privacy.attack import Attack, class_sum_questions, nearest_texts, qu
 from fedcar.retriever.prepare import prepare
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
-from fedcar.training.noised.clients import InTurn, NoisedClient, Request
+from fedcar.training.noised.clients import InTurn, NoisedClient, NoisedRequest
 from fedcar.training.noised.plan import make_plan
 from fedcar.training.noised.server import PrivateTraining
 from fedcar.training.noised.sums import ADAPTER_SCALE, ROWS, SUMS, ClippedSums
@@ -65,7 +65,7 @@ def attack_collection(
     assert plan.step is not None
     noised = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
     for number in range(plan.steps):
-        for name, tensor in device.answer(Request.of(plan, 2 + number, state)).items():
+        for name, tensor in device.answer(NoisedRequest.of(plan, 2 + number, state)).items():
             noised[name] += tensor
     deviation = plan.step.standard_deviation * plan.steps**0.5
     return {
@@ -153,7 +153,7 @@ def class_sums(
     candidates = torch.cat([asked.x, strangers.x]).numpy()
     truth = set(range(len(asked)))
     plain = asked.class_sums()[SUMS].numpy()
-    noised = NoisedClient("victim", asked).answer(Request(1, release))[ROWS].numpy()
+    noised = NoisedClient("victim", asked).answer(NoisedRequest(1, release))[ROWS].numpy()
     row = int(asked.targets.sum(0).masked_fill(asked.targets.sum(0) == 0, 1e9).argmin())
     texts = [*few.texts, *rest.texts]
     nearest = {

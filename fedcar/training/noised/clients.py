@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,12 +15,13 @@ from fedcar.privacy.errors import require
 from fedcar.privacy.ledger import Ledger, LedgerHead
 from fedcar.privacy.noise import NoiseSource, add_noise
 from fedcar.privacy.release import Release
+from fedcar.training.clients import Clients, InProcess, Request
 from fedcar.training.noised.plan import HELD_OUT, PrivatePlan
 from fedcar.training.noised.sums import COUNT, ROWS, SUMS, ClippedSums, Tensors
 
 
 @dataclass(frozen=True)
-class Request:
+class NoisedRequest(Request["NoisedClient | Cohort", Tensors]):
     """What every device is asked to give out in one exchange of a run: a count, class sums, or gradients at `state`.
 
     `adaptive` is the clip norm of this step where that adapts.
@@ -32,7 +33,9 @@ class Request:
     adaptive: float | None = None
 
     @classmethod
-    def of(cls, plan: PrivatePlan, number: int, state: Tensors | None = None, adaptive: float | None = None) -> Request:
+    def of(
+        cls, plan: PrivatePlan, number: int, state: Tensors | None = None, adaptive: float | None = None
+    ) -> NoisedRequest:
         """Exchange `number` of a plan: 0 the count, 1 the class sums, the steps, what is held out; or ValueError."""
         release = {0: plan.count, 1: plan.sums, 2 + plan.steps: plan.held_out}.get(number)
         if plan.step is not None and 2 <= number < 2 + plan.steps:
@@ -42,37 +45,35 @@ class Request:
             raise ValueError(f"exchange {number} is none of this plan")
         return cls(number, release, state or {}, adaptive)
 
-    def sums(self, asked: ClippedSums, rows: Tensor | None = None) -> dict[str, Tensor]:
+    def answered_by(self, member: NoisedClient | Cohort) -> dict[str, Tensor]:
+        return member.answer(self)
+
+    def sums(self, private_questions: ClippedSums, rows: Tensor | None = None) -> dict[str, Tensor]:
         """What is summed over the chosen questions: counts, class sums, or gradients clipped to what the release says.
 
         Where the clip norm adapts, gradients in units of it, and how many were not clipped.
         """
         if self.number == 0:
-            return {COUNT: torch.tensor([float(len(asked))])}
+            return {COUNT: torch.tensor([float(len(private_questions))])}
         if self.number == 1:
-            return {ROWS: asked.class_sums(rows)[SUMS]}
+            return {ROWS: private_questions.class_sums(rows)[SUMS]}
         if self.adaptive is not None:
-            return asked.gradients_and_below(self.state, self.adaptive, rows)
-        return asked.gradients(self.state, float(self.release.sensitivity or 0.0), rows)
+            return private_questions.gradients_and_below(self.state, self.adaptive, rows)
+        return private_questions.gradients(self.state, float(self.release.sensitivity or 0.0), rows)
 
 
 HeldOut = Callable[[Tensors], Tensor]  # a state -> held-out questions, right by search, right by the state: (3,)
 
 
-class Answers(NamedTuple):
-    """What devices gave out in an exchange, why others did not, and the seconds it took."""
+class NoisedClients(Clients, Protocol):
+    """Clients under epsilon: devices of this process (`InTurn`), or devices behind a network.
 
-    given: Mapping[str, Tensors]
-    failed: Mapping[str, str] = {}
-    seconds: float = 0.0
-
-
-class Clients(Protocol):
-    """Who is asked: devices of this process (`InTurn`), or devices behind a network."""
+    Asked for a `NoisedRequest`; BudgetError where one refuses, and what the others gave out is lost.
+    """
 
     @property
-    def clients(self) -> int:
-        """How many clients train."""
+    def units(self) -> int:
+        """How many clients train: as many as there are names, or all those of a cohort, which is asked as one."""
         ...
 
     @property
@@ -83,14 +84,6 @@ class Clients(Protocol):
     @property
     def heads(self) -> Mapping[str, LedgerHead]:
         """Where each ledger stood last, for the server to keep."""
-        ...
-
-    def ask(self, order: Request) -> Answers:
-        """BudgetError where one refuses; what the others gave out is lost."""
-        ...
-
-    def keep(self, names: Sequence[str]) -> None:
-        """Ask these alone from now on."""
         ...
 
 
@@ -104,7 +97,7 @@ class NoisedClient:
     """
 
     name: str
-    asked: ClippedSums | None  # None where sums of others go through this device's door: that of a cohort
+    private_questions: ClippedSums | None  # None where sums of others go through this device's door: that of a cohort
     source: NoiseSource = field(default_factory=NoiseSource)
     ledger: Ledger | None = None
     run: str = ""
@@ -112,18 +105,18 @@ class NoisedClient:
     held_out: HeldOut | None = None
     given: list[Release] = field(default_factory=list)
 
-    def answer(self, order: Request) -> dict[str, Tensor]:
+    def answer(self, request: NoisedRequest) -> dict[str, Tensor]:
         """The noised sums over all its questions, or over those drawn for this step: each by its own coin."""
-        asked, release = self.asked, order.release
-        assert asked is not None
+        private_questions, release = self.private_questions, request.release
+        assert private_questions is not None
 
         def sums() -> dict[str, Tensor]:
             if release.name == HELD_OUT:
-                return {HELD_OUT: torch.zeros(3) if self.held_out is None else self.held_out(order.state)}
-            drawn = poisson(len(asked), release.sampling_rate) if release.sampler == "poisson" else None
-            return order.sums(asked, drawn)
+                return {HELD_OUT: torch.zeros(3) if self.held_out is None else self.held_out(request.state)}
+            drawn = poisson(len(private_questions), release.sampling_rate) if release.sampler == "poisson" else None
+            return request.sums(private_questions, drawn)
 
-        return self.release(order.number, release, sums)
+        return self.release(request.number, release, sums)
 
     def has_to_be_made(self, number: int, release: Release) -> bool:
         """Whether there is no stored answer to send again; BudgetError where there is none and no room for it."""
@@ -169,32 +162,36 @@ class Cohort:
     def given(self) -> list[Release]:
         return self.device.given
 
-    def answer(self, order: Request) -> dict[str, Tensor]:
-        return self.device.release(order.number, order.release, lambda: self.summed(order))
+    def answer(self, request: NoisedRequest) -> dict[str, Tensor]:
+        return self.device.release(request.number, request.release, lambda: self.summed(request))
 
-    def summed(self, order: Request) -> dict[str, Tensor]:
+    def summed(self, request: NoisedRequest) -> dict[str, Tensor]:
         """The drawn clients' means, summed; zeros by name where none is drawn."""
-        drawn = [self.members[place] for place in poisson(len(self.members), order.release.sampling_rate).tolist()]
-        total = {name: torch.zeros_like(tensor) for name, tensor in order.sums(self.members[0]).items()}
-        for asked in drawn:
-            for name, tensor in mean(order, asked).items():
+        drawn = [self.members[place] for place in poisson(len(self.members), request.release.sampling_rate).tolist()]
+        total = {name: torch.zeros_like(tensor) for name, tensor in request.sums(self.members[0]).items()}
+        for private_questions in drawn:
+            for name, tensor in mean(request, private_questions).items():
                 total[name] += tensor
         return total
 
 
-def mean(order: Request, asked: ClippedSums) -> dict[str, Tensor]:
+def mean(request: NoisedRequest, private_questions: ClippedSums) -> dict[str, Tensor]:
     """The mean of one client's clipped parts: its norm is at most the release's sensitivity."""
-    return {name: tensor / len(asked) for name, tensor in order.sums(asked).items()}
+    return {name: tensor / len(private_questions) for name, tensor in request.sums(private_questions).items()}
 
 
-@dataclass
-class InTurn:
+class InTurn(InProcess["NoisedClient | Cohort"]):
     """Devices of this process (or a cohort), asked one after the other."""
 
-    devices: Sequence[NoisedClient] | Sequence[Cohort]
+    def __init__(self, devices: Sequence[NoisedClient] | Sequence[Cohort]) -> None:
+        super().__init__({device.name: device for device in devices})
+        self.devices = devices
+
+    def keep(self, names: Sequence[str]) -> None:
+        """All of them answer always."""
 
     @property
-    def clients(self) -> int:
+    def units(self) -> int:
         return sum(len(one.members) if isinstance(one, Cohort) else 1 for one in self.devices)
 
     @property
@@ -205,12 +202,6 @@ class InTurn:
     def heads(self) -> dict[str, LedgerHead]:
         doors = [one.device if isinstance(one, Cohort) else one for one in self.devices]
         return {door.name: door.known_head for door in doors if door.known_head is not None}
-
-    def ask(self, order: Request) -> Answers:
-        return Answers({device.name: device.answer(order) for device in self.devices})
-
-    def keep(self, names: Sequence[str]) -> None:
-        """All of them answer always."""
 
 
 def noised(sums: Tensors, release: Release, source: NoiseSource) -> dict[str, Tensor]:

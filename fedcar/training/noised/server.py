@@ -23,7 +23,7 @@ from fedcar.privacy.statement import Statement
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.weights import LEARNED, weights_of
-from fedcar.training.noised.clients import Clients, Request
+from fedcar.training.noised.clients import NoisedClients, NoisedRequest
 from fedcar.training.noised.plan import HELD_OUT, LARGEST_CLIP_NORM, LEAST_CLIP_NORM, LEAST_STRENGTH, PrivatePlan
 from fedcar.training.noised.record import ExchangeRecord
 from fedcar.training.noised.sums import ADAPTER_SCALE, BELOW, BELOW_SHARE, COUNT, EVIDENCE_SHARE, ROWS, load_adapter
@@ -77,7 +77,7 @@ class PrivateTraining:
     def __init__(
         self,
         untrained: Retriever,
-        clients: Clients,
+        clients: NoisedClients,
         plan: PrivatePlan,
         *,
         store: Store | None = None,
@@ -118,7 +118,7 @@ class PrivateTraining:
         if strength < LEAST_STRENGTH and not plan.target.against_advice:
             self.report.say(advice(strength))
             return
-        state = {ROWS: self.first_rows(self.exchange(Request.of(plan, 1))[ROWS])}
+        state = {ROWS: self.first_rows(self.exchange(NoisedRequest.of(plan, 1))[ROWS])}
         self.keep("ridge" if plan.step is None else "class sums", state)
         if plan.step is not None:
             state |= self.first_adapter()
@@ -131,7 +131,7 @@ class PrivateTraining:
 
     def choose_by_held_out(self, state: dict[str, Tensor]) -> None:
         """Search stays where the clients' counts say, by more than their noise, that it gets more of theirs right."""
-        request = Request.of(self.plan, 2 + self.plan.steps, state)
+        request = NoisedRequest.of(self.plan, 2 + self.plan.steps, state)
         questions, search, trained = self.exchange(request)[HELD_OUT].tolist()
         self.report.say(f"held out, noised: {search:.0f} right by search, {trained:.0f} as trained, of {questions:.0f}")
         if questions > 0:
@@ -145,7 +145,7 @@ class PrivateTraining:
     ) -> dict[str, Tensor]:
         """One noised step over all devices. Divided by the (noised) number expected to take part, not by the actual."""
         adaptive = self.clip_norm if self.plan.target.adaptive_clip else None
-        request = Request.of(self.plan, number + 1, state, adaptive)
+        request = NoisedRequest.of(self.plan, number + 1, state, adaptive)
         expected = units * request.release.sampling_rate
         sums = self.exchange(request)
         if adaptive is not None:
@@ -156,7 +156,7 @@ class PrivateTraining:
             self.told(clip_norm=adaptive)
         return {name: tensor - rates[name] / expected * sums[name] for name, tensor in state.items()}
 
-    def exchange(self, request: Request) -> dict[str, Tensor]:
+    def exchange(self, request: NoisedRequest) -> dict[str, Tensor]:
         """What all devices give out in this exchange, checked and added up; of the count each one's answer."""
         known = self.store.get(request.number) if self.store is not None else None
         if known is not None:
@@ -173,7 +173,7 @@ class PrivateTraining:
         self.watch(record)
         return sums
 
-    def answered(self, request: Request) -> tuple[ExchangeRecord, dict[str, Mapping[str, Tensor]]]:
+    def answered(self, request: NoisedRequest) -> tuple[ExchangeRecord, dict[str, Mapping[str, Tensor]]]:
         """The exchange's record, and the answers that passed."""
         answers = self.clients.ask(request)
         passed, refused = checked(answers.given)
@@ -213,8 +213,8 @@ class PrivateTraining:
         noised counts: what is made of them costs nothing more.
         """
         if self.plan.count is None:
-            return float(self.clients.clients)
-        noised = {name: max(0.0, float(count)) for name, count in self.exchange(Request.of(self.plan, 0)).items()}
+            return float(self.clients.units)
+        noised = {name: max(0.0, float(count)) for name, count in self.exchange(NoisedRequest.of(self.plan, 0)).items()}
         self.clients.keep(sorted(noised))
         self.weights = dict.fromkeys(noised, 1.0)
         if not any(noised.values()):  # noise alone: nobody is known to have more than anybody else
@@ -306,9 +306,7 @@ class PrivateTraining:
         self.outcome.retriever, self.outcome.name = kept, name
         if reached is not None:
             self.report.say(f"kept: {name} ({reached.success:.3f} of the public dev questions right)")
-        self.outcome.statement = self.plan.statement(
-            tuple(self.clients.given), self.clients.clients, choices(self.plan)
-        )
+        self.outcome.statement = self.plan.statement(tuple(self.clients.given), self.clients.units, choices(self.plan))
 
 
 def retriever_of(untrained: Retriever, state: Mapping[str, Tensor], adapter: Adapter | None) -> Retriever:

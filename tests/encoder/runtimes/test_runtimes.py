@@ -11,26 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from support.command import fedcar
 from support.retrievers import passes_of
-from transformers import AutoModel, AutoTokenizer
 
-from fedcar.collection.collection import Collection
-from fedcar.collection.demo import FOLDER
 from fedcar.encoder.adapter import Adapter
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
 from fedcar.encoder.model import FrozenModel
-from fedcar.encoder.model_files import DEFAULT_ENCODER
 from fedcar.encoder.reading import Runtime, States, ahead
 from fedcar.encoder.runtimes import choice, names
 from fedcar.errors import FedcarError
 
 TEXTS = ["the fan is broken", "who charges the battery over night?", "water", "Prime the pump. " * 4, ""]
 LEAST = {"torch-bf16": 0.99, "openvino": 0.99999, "openvino-bf16": 0.99, "onnx": 0.99999, "onnx-int8": 0.9}
-
-OF_MINILM = {**LEAST, "torch": 0.99999, "torch-bf16": 0.999, "openvino-bf16": 0.999}
 
 
 @pytest.fixture(autouse=True)
@@ -72,30 +65,6 @@ def test_every_runtime_is_near_float32(family: str, runtimes: tuple[str, ...], t
         for ours, wanted in zip(other.token_states(TEXTS), tokens, strict=True):
             assert ours.ids.tolist() == wanted.ids.tolist()
             assert not len(wanted.ids) or cosines(ours.states, wanted.states).mean() > least, name
-
-
-@pytest.mark.ci
-@pytest.mark.slow
-@pytest.mark.parametrize("name", names.NAMES)
-def test_a_real_encoder_by_each_runtime(name: str) -> None:
-    """MiniLM as it is packaged; its float32 by transformers alone, with the mean taken here."""
-    assert choice.is_installed(name), "the dev extra brings every runtime"
-    texts = [document.full_text for document in Collection.read(FOLDER).documents][:40]
-    names.use(name)
-    encoder = Encoder.load(DEFAULT_ENCODER)
-    states, exact = encoder.encode_states(texts), Encoder(encoder.model, runtime="torch").encode_states(texts)
-    assert encoder.runtime_name(texts) == name
-    assert cosines(states["layers"], exact["layers"]).min() > OF_MINILM[name]
-    assert cosines(states["pooled"], exact["pooled"]).min() > OF_MINILM[name]
-    assert cosines(states["pooled"], by_transformers(encoder.folder, texts)).min() > OF_MINILM[name]
-
-
-def by_transformers(folder: Path, texts: Sequence[str]) -> np.ndarray:
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
-    batch = tokenizer(list(texts), padding=True, truncation=True, max_length=256, return_tensors="pt")
-    with torch.no_grad():
-        states, mask = model(**batch).last_hidden_state, batch["attention_mask"][..., None]
-    return ((states * mask).sum(1) / mask.sum(1)).numpy()
 
 
 class Made:

@@ -90,8 +90,8 @@ class Engine:
             process.wait(20)
 
 
-@pytest.mark.ci
 @pytest.mark.slow
+@pytest.mark.ci
 def test_the_walk_of_the_compose_file(collections: Path, encoder: Path, tmp_path: Path) -> None:
     """Its lines as they stand there, with all that a container has but the container."""
     engine = Engine(tmp_path, encoder)

@@ -38,8 +38,8 @@ def join(
     cache = FeatureCache(tmp_path_factory.getbasetemp() / "lies")
 
     def joined(budget: Budget | None = BUDGET) -> Device:
-        books = Ledgers(tmp_path / "ledgers", None, budget)
-        return Device(collection, tmp_path, Encoder.load(tiny_model("llama")), cache, books=books)
+        ledgers = Ledgers(tmp_path / "ledgers", None, budget)
+        return Device(collection, tmp_path, Encoder.load(tiny_model("llama")), cache, ledgers=ledgers)
 
     return joined
 
@@ -105,7 +105,7 @@ def test_a_gradient_whose_square_is_nothing_in_float32_is_clipped() -> None:
 def test_a_budget_stays_where_it_is_not_given_again(join: Callable[..., Device], tmp_path: Path) -> None:
     assert ask(join(), Target(8.0)).kind == "noised"
     again = join(None)
-    assert again.books.budget == BUDGET
+    assert again.ledgers.budget == BUDGET
     setup = Setup("run", __version__, again.model.fingerprint, again.documents, {}, {}).json
     assert again.answer(Payload("enrol", {"setup": setup})).values["reason"] == "un-noised"
     assert ask(again, Target(1e6), 0).values["reason"] == "budget"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -18,9 +19,11 @@ from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
 from fedcar.errors import FedcarError
 from fedcar.federation.device.device import Device, documents_fingerprint
+from fedcar.federation.job import job
 from fedcar.federation.remote.network import RemoteNetwork
 from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.federation.simulate.federate import Federation, federate
+from fedcar.federation.sums.mixture import federated_mixture
 from fedcar.federation.wire.exchange import Exchange
 from fedcar.federation.wire.payload import Payload
 
@@ -227,19 +230,13 @@ def test_a_connection_that_breaks_is_opened_again(
     train(collection, encoder, cache, tmp_path / "whole", **options)
     with over_wire(tmp_path / "d", encoder, cache) as over:
 
-        def breaking(untrained: Any, shares: Any) -> RemoteNetwork:
-            network = over(untrained, shares)
-            mixture = network.mixture
+        def mixed(*arguments: Any) -> Any:
+            found = federated_mixture(*arguments)
+            over.wire.breaks_at = {over.wire.sent + 5}  # the second device in the second round
+            return found
 
-            def mixed() -> Any:
-                found = mixture()
-                over.wire.breaks_at = {over.wire.sent + 5}  # the second device in the second round
-                return found
-
-            network.mixture = mixed
-            return network
-
-        result = train(collection, encoder, cache, tmp_path / "run", breaking, quorum=1.0, **options)
+        with patch.object(job, "federated_mixture", mixed):
+            result = train(collection, encoder, cache, tmp_path / "run", over, quorum=1.0, **options)
     assert result.rounds[1]["attempts"] == 2 and over.wire.opened == 2
     for name, tensor in state(tmp_path / "whole").items():
         assert torch.equal(tensor, state(tmp_path / "run")[name]), name
@@ -263,20 +260,16 @@ def test_resumed_equals_uninterrupted_with_devices_that_were_killed(
     train(collection, encoder, cache, tmp_path / "whole", **options)
     with over_wire(tmp_path / "devices", encoder, cache) as over:
 
-        def cut(untrained: Any, shares: Any) -> RemoteNetwork:
-            network = over(untrained, shares)
-            mixture = network.mixture
+        def mixed(*arguments: Any) -> Any:
+            found, over.network.deadline = federated_mixture(*arguments), 1.0
+            over.wire.breaks_at = set(range(over.wire.sent + 6, over.wire.sent + 60))  # round 2, one device short
+            return found
 
-            def mixed() -> Any:
-                found, network.deadline = mixture(), 0.3
-                over.wire.breaks_at = set(range(over.wire.sent + 6, over.wire.sent + 60))  # round 2, one device short
-                return found
-
-            network.mixture = mixed
-            return network
-
-        with pytest.raises(FedcarError, match=r"round 2: too few updates .* --resume"):
-            train(collection, encoder, cache, tmp_path / "run", cut, quorum=1.0, **options)
+        with (
+            patch.object(job, "federated_mixture", mixed),
+            pytest.raises(FedcarError, match=r"round 2: too few updates .* --resume"),
+        ):
+            train(collection, encoder, cache, tmp_path / "run", over, quorum=1.0, **options)
     with over_wire(tmp_path / "devices", encoder, cache) as over:
         train(collection, encoder, cache, tmp_path / "run", over, quorum=1.0, resume=True, **options)
     for name, tensor in state(tmp_path / "whole").items():

@@ -93,9 +93,9 @@ def test_nothing_un_noised_leaves(
 
     def watched(self: Device, request: Payload) -> Payload:
         if request.kind == "noised":
-            side, order = self.private, self.private._order(Setup.parse(request.values["setup"]), request)
-            last = order.release.name == HELD_OUT
-            sums.extend([side._counts(order.state)] if last else order.sums(side.asked).values())
+            side, due = self.private, self.private._due(Setup.parse(request.values["setup"]), request)
+            last = due.release.name == HELD_OUT
+            sums.extend([side._counts(due.state)] if last else due.sums(side.private_questions).values())
         return plain(self, request)
 
     monkeypatch.setattr(Device, "answer", watched)
@@ -119,8 +119,8 @@ def test_a_device_with_a_budget_of_its_own_gives_out_nothing_un_noised(
     budget = Budget(8.0, 1e-5)
 
     def device(budget: Budget) -> Device:
-        books = Ledgers(tmp_path / "ledgers", None, budget)
-        return Device(collection, tmp_path, Encoder.load(encoder), FeatureCache(cache), books=books)
+        ledgers = Ledgers(tmp_path / "ledgers", None, budget)
+        return Device(collection, tmp_path, Encoder.load(encoder), FeatureCache(cache), ledgers=ledgers)
 
     with over_wire(tmp_path / "devices", encoder, cache) as over:
         train(collection, encoder, cache, tmp_path / "run", over)

@@ -95,7 +95,7 @@ def sums(collection: Collection, encoder: Path, cache: Path, tmp_path_factory: p
     from fedcar.federation.wire.setup import Setup
 
     device = Device(collection, tmp_path_factory.mktemp("device"), Encoder.load(encoder), FeatureCache(cache))
-    return device.ridge._member(Setup("run", "", "", "", {"seed": 0}, {})).asked.sums()
+    return device.ridge._member(Setup("run", "", "", "", {"seed": 0}, {})).questions.sums()
 
 
 def test_more_documents_than_columns_are_refused_before_any_client_sums(

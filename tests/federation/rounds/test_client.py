@@ -52,10 +52,10 @@ def test_one_bad_client_cannot_change_the_model_of_a_whole_run(world: World, tmp
             for row in range(240)
         )
         spoiled.training = replace(world.training, relevant=relevant)
-        judge, records, _ = spoiled.run(tmp_path / "bad", parts, **ROBUST)
+        selection, records, _ = spoiled.run(tmp_path / "bad", parts, **ROBUST)
     else:
-        judge, records, _ = world.run(tmp_path / "bad", parts, **ROBUST, spoil=dict.fromkeys(names, how[attack]))
-    assert judge.best.score.success >= honest.best.score.success - 0.02
+        selection, records, _ = world.run(tmp_path / "bad", parts, **ROBUST, spoil=dict.fromkeys(names, how[attack]))
+    assert selection.best.score.success >= honest.best.score.success - 0.02
     if attack in ("scaled by 1000", "1e30"):
         assert all(
             sorted(record["refused"]) == [name for name in names if name in record["refused"]] for record in records
@@ -88,8 +88,8 @@ def test_stragglers_past_the_deadline_are_left_out(world: World, tmp_path: Path)
 @pytest.mark.parametrize("compression", ["bfloat16", "int8"])
 def test_compression_learns_the_same(world: World, tmp_path: Path, compression: str) -> None:
     plain, whole, _ = world.run(tmp_path / "plain", shares(240, 3))
-    judge, records, _ = world.run(tmp_path / compression, shares(240, 3), compression=compression)
-    assert judge.best.score.success >= plain.best.score.success - 0.02
+    selection, records, _ = world.run(tmp_path / compression, shares(240, 3), compression=compression)
+    assert selection.best.score.success >= plain.best.score.success - 0.02
     assert records[0]["bytes_up"] < whole[0]["bytes_up"]
 
 
@@ -103,23 +103,23 @@ def test_private_documents_stay_with_their_clients(world: World, tmp_path: Path)
         return update
 
     names = [f"client-{number:02}" for number in (1, 2, 3)]
-    judge, records, _ = world.run(
+    selection, records, _ = world.run(
         tmp_path / "run", parts, private_documents=True, weight="row", spoil=dict.fromkeys(names, look)
     )
     for update, state in sent:
         own = [document for document in range(DOCUMENTS) if document % 3 == names.index(update.client)]
         assert update.tensors["head.rows|rows"].tolist() == own
         assert all(not state["head.rows"][document].any() for document in range(DOCUMENTS) if document not in own)
-    assert judge.best.score.success > untrained(world)
+    assert selection.best.score.success > untrained(world)
     shared = world.run(tmp_path / "shared", parts)[1]
     assert records[-1]["bytes_down"] < shared[-1]["bytes_down"]
 
 
 def test_the_same_round_asked_twice_gives_the_same_update(world: World) -> None:
     rounds = RoundSettings(rounds=3, compression="int8", local_optimizer="kept", questions=240)
-    members, judge = world.clients(shares(240, 2), local(rounds))
+    members, selection = world.clients(shares(240, 2), local(rounds))
     one = members["client-01"]
-    state = {**judge.initial, "head.active": torch.ones(DOCUMENTS, dtype=torch.bool)}
+    state = {**selection.initial, "head.active": torch.ones(DOCUMENTS, dtype=torch.bool)}
     one.train(state, rounds, 1)
     first, again = one.train(state, rounds, 2), one.train(state, rounds, 2)
     assert equal(dict(first.tensors), dict(again.tensors))
@@ -129,8 +129,8 @@ def test_fed_prox_keeps_clients_near_the_server(world: World) -> None:
     lengths = []
     for proximal in (0.0, 1.0, 100.0):
         rounds = RoundSettings(rounds=3, proximal=proximal, local_optimizer="kept", questions=240)
-        members, judge = world.clients(shares(240, 2), local(rounds))
-        state = {**judge.initial, "head.active": torch.ones(DOCUMENTS, dtype=torch.bool)}
+        members, selection = world.clients(shares(240, 2), local(rounds))
+        state = {**selection.initial, "head.active": torch.ones(DOCUMENTS, dtype=torch.bool)}
         lengths.append(float(members["client-01"].train(state, rounds, 1).tensors["head.rows"].norm()))
     assert lengths[0] > lengths[1] > lengths[2]
 

@@ -22,7 +22,8 @@ from fedcar.federation.rounds.aggregate import (
 )
 from fedcar.federation.rounds.round import choose_cohort, federated_round, note_failures
 from fedcar.federation.rounds.settings import RoundSettings
-from fedcar.federation.rounds.update import Answers, ServerState
+from fedcar.federation.rounds.update import ServerState
+from fedcar.training.clients import Answers, InProcess
 
 STATE = {"head.rows": torch.zeros(3, 2), "head.log_scale": torch.tensor(1.0), "head.active": torch.tensor([True] * 3)}
 BY_QUESTION = RoundSettings(weight="question")
@@ -228,12 +229,13 @@ def test_a_failed_client_is_tried_again_later() -> None:
 def network(answering: dict[int, list[str]]) -> Any:
     """Who answers at which attempt; the rest fails."""
 
-    def exchange(state: ServerState, cohort: Any, attempt: int) -> Answers:
-        here = [client for client in cohort if client in answering.get(attempt, [])]
-        failed = {client: "no answer" for client in cohort if client not in here}
-        return Answers(tuple(honest(client) for client in here), failed, 7, 1.0)
+    class Some(InProcess[Any]):
+        def ask(self, request: Any, names: Any = None) -> Answers[Any]:
+            here = [client for client in names if client in answering.get(request.attempt, [])]
+            failed = {client: "no answer" for client in names if client not in here}
+            return Answers({client: honest(client) for client in here}, failed, 1.0, 7)
 
-    return exchange
+    return Some(TEN)
 
 
 def test_a_round_with_too_few_updates_is_repeated_not_averaged() -> None:

@@ -29,6 +29,7 @@ from fedcar.head import closed_form
 from fedcar.head.closed_form import Statistics
 from fedcar.retriever.prepare import prepare
 from fedcar.retriever.retriever import Retriever
+from fedcar.training.clients import InProcess
 from fedcar.training.gradient import Trainer
 from fedcar.training.mixture import fit_mixture
 from fedcar.training.ridge import fit_ridge
@@ -58,10 +59,10 @@ def test_one_client_equals_central(world: World, tmp_path: Path, options: dict[s
 def test_several_clients_come_close_to_central(world: World, tmp_path: Path) -> None:
     central, _, _ = world.run(tmp_path / "central", [np.arange(240)], rounds=6)
     for weight in ("step", "row", "question"):
-        judge, records, _ = world.run(tmp_path / weight, shares(240, 4), rounds=6, weight=weight)
-        assert judge.best.score.success >= central.best.score.success - 0.05
+        selection, records, _ = world.run(tmp_path / weight, shares(240, 4), rounds=6, weight=weight)
+        assert selection.best.score.success >= central.best.score.success - 0.05
         assert records[-1]["loss"] < records[0]["loss"]
-        assert judge.best.score.success > untrained(world) + 0.3
+        assert selection.best.score.success > untrained(world) + 0.3
 
 
 def test_rows_of_one_client_arrive_whole_with_weight_row(world: World, tmp_path: Path) -> None:
@@ -150,7 +151,7 @@ def test_federated_mixture_equals_central(clients: int, seed: int, questions: in
     prior = np.array([0.5, 0.0, 1.0, 3.0], dtype=np.float32)
     owner = generator.integers(0, clients, questions)
     parts = {f"c{one}": MixtureTerms.of(features[owner == one], relevance[owner == one]) for one in range(clients)}
-    weights, rounds = federated_mixture(parts, prior)
+    weights, rounds = federated_mixture(InProcess(parts), prior)
     np.testing.assert_allclose(weights, fit_mixture(features, relevance, prior), rtol=2e-2, atol=2e-3)
     assert weights[3] == prior[3] and rounds <= 30
 

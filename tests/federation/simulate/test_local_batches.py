@@ -18,6 +18,7 @@ from fedcar.retriever.evidence import Evidence
 from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.weights import LEARNED, weights_of
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* tokens and were cut")  # LONG is
 LONG = "the pump of the second hall is opened with a dry cloth before its filter and its hose are cleaned " * 3
 
 

@@ -22,7 +22,7 @@ from fedcar.federation.simulate.noised import federate_under_epsilon
 from fedcar.privacy.errors import LedgerError
 from fedcar.privacy.ledger import Budget, Ledger
 from fedcar.privacy.noise import NoiseSource
-from fedcar.training.noised.clients import Cohort, InTurn, NoisedClient, Request, poisson
+from fedcar.training.noised.clients import Cohort, InTurn, NoisedClient, NoisedRequest, poisson
 from fedcar.training.noised.plan import make_plan
 from fedcar.training.noised.server import PrivateTraining
 from fedcar.training.noised.sums import ROWS, ClippedSums
@@ -160,7 +160,7 @@ def test_one_client_moves_a_sum_of_clients_by_at_most_the_clip_norm(world: World
     plan = make_plan(Target(3.0, unit="client"), "head", 6, clip_norm=0.1)
     assert plan.step is not None and plan.step.unit == "client"
     state = {ROWS: torch.randn(6, members[0].x.shape[1], generator=torch.Generator().manual_seed(0))}
-    for order, bound in ((Request.of(plan, 1), 1.0), (Request.of(plan, 2, state), 0.1)):
+    for order, bound in ((NoisedRequest.of(plan, 1), 1.0), (NoisedRequest.of(plan, 2, state), 0.1)):
         whole = Cohort(members, NoisedClient("server", None)).summed(order)[ROWS]
         less = Cohort(members[1:], NoisedClient("server", None)).summed(order)[ROWS]
         assert 0 < (whole - less).norm() <= bound * (1 + 1e-4)

@@ -35,7 +35,7 @@ PARTS = shares(60, 3)
 
 def test_resumed_equals_uninterrupted(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut off at 20 random calls that reach the disk: the state, the best and the history are those of one go."""
-    judge, records, _ = world.run(tmp_path / "whole", PARTS, **OPTIONS)
+    selection, records, _ = world.run(tmp_path / "whole", PARTS, **OPTIONS)
     fsync, generator, calls = os.fsync, random.Random(0), [0]
     monkeypatch.setattr(os, "fsync", lambda descriptor: calls.__setitem__(0, calls[0] + 1))
     world.run(tmp_path / "counted", PARTS, **OPTIONS)
@@ -58,7 +58,7 @@ def test_resumed_equals_uninterrupted(world: World, tmp_path: Path, monkeypatch:
         except Killed:
             monkeypatch.setattr(os, "fsync", fsync)
             resumed, again, _ = world.run(folder, PARTS, resume=True, **OPTIONS)
-            assert resumed.best.score == judge.best.score
+            assert resumed.best.score == selection.best.score
             assert [without_seconds(record) for record in again] == [without_seconds(record) for record in records]
         monkeypatch.setattr(os, "fsync", fsync)
         assert equal(final(folder), final(tmp_path / "whole")), point
