@@ -13,8 +13,7 @@ What other folders take:
     collection.normalised: Return the text by which two queries count as equal: stripped, case folded, white space
         collapsed.
     collection.read_documents: Read lines as in corpus.jsonl: at least one, ids unique.
-    columns.Columns: Which column is which, where their names do not say so; the last two are of the table of
-        questions.
+    columns.Columns: Which column is which, where their names do not say so.
     demo.FOLDER: where the packaged collection lies.
     importing.imported: Make a collection of a file or folder, write it to `out` as a BEIR folder, and return it with
         what was counted.

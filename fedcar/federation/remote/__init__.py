@@ -13,10 +13,8 @@ What other folders take:
     noised.Exchanges: RUN/exchanges: of every exchange that is done its record and its sums, so that no device is
         asked for it again.
     noised.RemoteCohort: Clients behind a network whose sums a trusted server adds up and noises once (unit
-        "client"); see `Crowd`.
-    noised.RemoteDevices: Devices behind a network, each with noise and ledger of its own (unit "example"); see
-        `Crowd`.
+        "client").
+    noised.RemoteDevices: Devices behind a network, each with noise and ledger of its own (unit "example").
     ridge.RemoteRidge: Devices behind a network in the round of `ridge`; see `RidgeClients`.
-    rounds.RemoteRounds: Devices who `Train`, each with the settings that `network.begin` has said; `attempt` is
-        nothing to them.
+    rounds.RemoteRounds: Devices who `Train`, each with the settings that `network.begin` has said.
 """

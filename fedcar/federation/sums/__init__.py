@@ -16,7 +16,7 @@ What other folders take:
     mixture.Spread: How far a client's features lie apart, by which the pull of the prior is scaled; asked for
         first.
     mixture.SpreadSums: Squared distances as `spread_sums` gives them, how many questions say something, how much
-        they count together.
+        they count.
     mixture.SumsAt: A client's sums at the weights (F,), in float64.
     mixture.federated_mixture: The weights of `fedcar.training.mixture.fit_mixture` on all clients' questions
         together, and the rounds it took.

@@ -99,6 +99,7 @@ def carry(machines: dict[str, Path]) -> None:
 
 
 @pytest.mark.ci
+@pytest.mark.filterwarnings("ignore:.* no dev split")  # of a device, which has none
 def test_the_walk_of_the_guide(collections: Path, encoder: Path, tmp_path: Path) -> None:
     """Every command of docs/federate.md, as it stands there; only names of machines and files' places are ours."""
     text = (REPOSITORY / "docs" / "federate.md").read_text()
