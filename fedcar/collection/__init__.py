@@ -10,12 +10,14 @@ What other folders take:
     collection.SPLITS: the names of the three splits.
     collection.check_free: Refuse an output folder that exists, unless it is an empty folder.
     collection.document_line: The document as a line of corpus.jsonl, without its end.
-    collection.normalised: Return the text by which two queries count as equal: stripped, case folded, white space
+    collection.normalised: Return the text by which two queries count as equal: `caseless`, stripped, white space
         collapsed.
     collection.read_documents: Read lines as in corpus.jsonl: at least one, ids unique.
+    columns.Columns: Which column is which, where their names do not say so; the last two are of the table of
+        questions.
     demo.FOLDER: where the packaged collection lies.
-    importing.import_collection: Make a collection of a file or folder, write it to `out` as a BEIR folder, and
-        return it.
+    importing.imported: Make a collection of a file or folder, write it to `out` as a BEIR folder, and return it
+        with what was counted.
     lines.check_identifier: Return the id; refuse an empty one and one that cannot stand in a tab-separated line.
     lines.check_text: Return the text; refuse a NUL and half of a surrogate pair, which no file and no tokenizer
         takes.
@@ -36,6 +38,7 @@ What other folders take:
     words.sentences: Where the sentences begin and end: at least one, in order, without overlap.
     words.stems: The words of a text as search knows them: lower case, two letters and more, no stop words, English
         endings off.
+    words.whole_words: The words of a text as bm25s sees them: lower case, two letters and more, stop words and all.
     words.word_count: How many words a text has; in scripts without spaces two characters count as one.
 """
 

@@ -9,6 +9,12 @@ What other folders take:
         go on from.
     checkpoint.difference: In words: another collection or encoder by its fingerprint, other settings by those that
         differ.
+    clients.Answers: What clients gave, why others did not, the seconds it took, and the bytes that went down to all
+        of them.
+    clients.Clients: Those who take part in a procedure, by name.
+    clients.InProcess: Clients of this process, asked one after the other in the order of their names; all of them
+        answer.
+    clients.Request: What every client is asked for, which says by its type what each answers.
     folds.Folds: `of_document` (N,) is each document's fold, -1 for one without training questions; `share` how much
         folds count.
     folds.SAMPLE: how many training questions a choice by document folds reads at most.

@@ -7,12 +7,16 @@ What other folders take:
     held_out.shares_before: The share of held-out questions that search gets right: by each baseline, and by the
         learned mixture.
     held_out.shown: MIPS and hybrid, to stand beside each round.
+    mixture.RemoteMixture: Devices that know their part of the mixture; each is asked twice before it counts as
+        failed.
     network.RemoteNetwork: Devices behind the interface of a network: state and cohort in, answers out.
     noised.Exchanges: RUN/exchanges: of every exchange that is done its record and its sums, so that no device is
         asked for it again.
     noised.RemoteCohort: Clients behind a network whose sums a trusted server adds up and noises once (unit
-        "client"); see `Crowd`.
+        "client").
     noised.RemoteDevices: Devices behind a network, each with noise and ledger of its own (unit "example"); see
-        `Crowd`.
+        `NoisedClients`.
     ridge.RemoteRidge: Devices behind a network in the round of `ridge`; see `RidgeClients`.
+    rounds.RemoteRounds: Devices who `Train`, each with the settings that `network.begin` has said; `attempt` is
+        nothing to them.
 """

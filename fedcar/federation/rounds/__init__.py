@@ -4,6 +4,7 @@ What other folders take:
     aggregate.FIXED: the tensors that travel with the state and are never trained.
     aggregate.ROW_TENSORS: the tensors that have a row a document, moments included.
     client.Client: One client: its questions, its trainer, and the state it keeps from round to round.
+    client.Train: Local training from the server's state; `attempt` counts how often this round was begun.
     client.first_moments: The state of an Adam that has made no step yet, by name.
     clock.VirtualClock: What a device and its connection are like; the default is this machine without a network.
     clock.parse_clock: `bandwidth=20mbps,latency=50ms,...` as a clock; refuses unknown keys, units and values.
@@ -13,8 +14,8 @@ What other folders take:
         time.
     compress.form: A tensor's type and shape in words, for an error.
     compress.wire_bytes: The bytes that travel: a safetensors payload with its header.
-    in_process.LocalNetwork: Clients in this process behind the interface of a network: state and cohort in, answers
-        out.
+    in_process.LocalNetwork: Clients in this process, who `Train` beside a virtual clock: some drop out, some come
+        after the deadline.
     record.RoundRecord: What a round came to, in plain values.
     round.choose_cohort: The clients asked, seeded by seed, round and attempt; failed ones wait their turn unless
         too few are left.
@@ -31,7 +32,6 @@ What other folders take:
         what is not shared is untrained.
     settings.RoundSettings: Equal settings on equal data give the same retriever; every client gets them with the
         state.
-    update.Answers: What came back of one attempt: updates, failures with their reason, seconds by the clock.
     update.Enrolled: What the server knows of a client from the start: n_i, and n_id (documents,), its questions of
         each document.
     update.ServerState: Everything the server carries from round to round; with the clients' kept state, all that a

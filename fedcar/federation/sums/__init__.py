@@ -13,10 +13,14 @@ What other folders take:
     mixture.MixtureTerms: A client's questions that say something; they stay with it.
     mixture.PooledSums: What a client sends in a round: loss, gradient (F,) and Hessian (F, F) summed over its
         questions.
-    mixture.federated_mixture: The weights of `fedcar.training.mixture.fit_mixture` on all clients' questions
+    mixture.Spread: How far a client's features lie apart, by which the pull of the prior is scaled; asked for
+        first.
+    mixture.SpreadSums: Squared distances as `spread_sums` gives them, how many questions say something, how much
+        they count together.
+    mixture.SumsAt: A client's sums at the weights (F,), in float64.
+    mixture.federated_mixture: Weights as `fedcar.training.mixture.fit_mixture` learns them on all questions
         together, and the rounds it took.
     mixture.loss_sums: Loss, gradient and Hessian of a client's questions at the weights (F,).
-    mixture.mixture_of_sums: The weights from the clients' sums alone, and the rounds it took.
     mixture.spread_sums: (F + 1,): squared distances of the features from their question's mean, summed, and how
         many there are.
     ridge.LocalRidge: Clients of this process in the round of `ridge`.

@@ -10,14 +10,13 @@ What other folders take:
         who took part.
     central.train_under_epsilon: A retriever that satisfies (epsilon, delta)-differential privacy for every training
         question.
-    clients.Answers: What devices gave out in an exchange, why others did not, and the seconds it took.
-    clients.Clients: Who is asked: devices of this process (`InTurn`), or devices behind a network.
     clients.Cohort: Clients whose sums a trusted server adds up and noises once: unit "client".
     clients.HeldOut: counts held-out questions: a state -> questions, right by search, right by the state (3,).
     clients.InTurn: Devices of this process (or a cohort), asked one after the other.
     clients.NoisedClient: One device: its questions, its noise, its ledger; nothing of the questions leaves but
         through `release`.
-    clients.Request: What every device is asked to give out in one exchange of a run: a count, class sums, or
+    clients.NoisedClients: Clients under epsilon: devices of this process (`InTurn`), or devices behind a network.
+    clients.NoisedRequest: What every device is asked to give out in one exchange of a run: a count, class sums, or
         gradients at `state`.
     clients.mean: The mean of one client's clipped parts: its norm is at most the release's sensitivity.
     clients.poisson: The places (m,) of those whose own coin says yes, by the operating system's randomness.
