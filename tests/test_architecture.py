@@ -180,7 +180,7 @@ def test_files_are_short():
 
 # public, and used by nothing of fedcar itself: for programs that build on it
 FOR_OTHER_PROGRAMS = {
-    "fedcar.collection.importing": {"import_collection"},
+    "fedcar.collection.importing": {"import_collection"},  # `imported` without the counts, columns by name
     "fedcar.federation.sums.additive": {"check_statistics", "write_statistics", "read_statistics"},
     "fedcar.privacy.clip": {"clip_update", "cosine_head", "cosine_query_gradients"},
     "fedcar.privacy.correlated_noise": {"CorrelatedNoise"},  # for what its `fixed_order_release` describes

@@ -10,14 +10,14 @@ What other folders take:
     collection.SPLITS: the names of the three splits.
     collection.check_free: Refuse an output folder that exists, unless it is an empty folder.
     collection.document_line: The document as a line of corpus.jsonl, without its end.
-    collection.normalised: Return the text by which two queries count as equal: `caseless`, stripped, white space
+    collection.normalised: Return the text by which two queries count as equal: stripped, case folded, white space
         collapsed.
     collection.read_documents: Read lines as in corpus.jsonl: at least one, ids unique.
     columns.Columns: Which column is which, where their names do not say so; the last two are of the table of
         questions.
     demo.FOLDER: where the packaged collection lies.
-    importing.imported: Make a collection of a file or folder, write it to `out` as a BEIR folder, and return it
-        with what was counted.
+    importing.imported: Make a collection of a file or folder, write it to `out` as a BEIR folder, and return it with
+        what was counted.
     lines.check_identifier: Return the id; refuse an empty one and one that cannot stand in a tab-separated line.
     lines.check_text: Return the text; refuse a NUL and half of a surrogate pair, which no file and no tokenizer
         takes.

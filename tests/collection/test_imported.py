@@ -111,7 +111,8 @@ def test_metadata_that_json_has_no_form_for_is_named(tmp_path: Path) -> None:
         "score": [0.5, float("nan")],
     }
     parquet.write_table(arrow.table(columns), tmp_path / "a.parquet")
-    collection, counts = imported(tmp_path / "a.parquet", tmp_path / "out")
+    with pytest.warns(FedcarWarning, match="each of the 2 rows became a document and none a question"):
+        collection, counts = imported(tmp_path / "a.parquet", tmp_path / "out")
     assert dict(collection.documents[0].metadata) == {"tags": ["x", "y"], "day": "2024-05-01", "score": 0.5}
     assert not collection.documents[1].metadata
     assert counts.columns_not_read == ("picture",)

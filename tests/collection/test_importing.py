@@ -103,7 +103,9 @@ def test_columns_without_a_name_are_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
 def test_labels_may_be_numbers(tmp_path: Path, name: str) -> None:
     rows = [{"text": "hello", "label": 0}, {"text": "win", "label": 1}]
-    assert judged(checked(write(tmp_path / name, rows), tmp_path / "out")) == {"hello": {"0"}, "win": {"1"}}
+    with pytest.warns(FedcarWarning, match="all 2 labels are numbers"):
+        collection = checked(write(tmp_path / name, rows), tmp_path / "out")
+    assert judged(collection) == {"hello": {"0"}, "win": {"1"}}
 
 
 def test_equal_texts_are_merged_and_keep_both_judgements(tmp_path: Path) -> None:
@@ -228,7 +230,8 @@ def test_a_folder_of_text_and_markdown(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content.encode())
     questions = write(tmp_path / "q.csv", [{"question": "fan stops", "document": "fan.md"}])
-    collection = checked(tmp_path / "notes", tmp_path / "notes" / "out", queries=questions)
+    with pytest.warns(FedcarWarning, match="1 files not read: table.csv"):
+        collection = checked(tmp_path / "notes", tmp_path / "notes" / "out", queries=questions)
     assert collection.documents == (
         Document("deep/pump.md", "Pump", files["notes/deep/pump.md"].strip()),
         Document("empty.md", "empty", ""),

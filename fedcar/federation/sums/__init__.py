@@ -18,7 +18,7 @@ What other folders take:
     mixture.SpreadSums: Squared distances as `spread_sums` gives them, how many questions say something, how much
         they count together.
     mixture.SumsAt: A client's sums at the weights (F,), in float64.
-    mixture.federated_mixture: Weights as `fedcar.training.mixture.fit_mixture` learns them on all questions
+    mixture.federated_mixture: The weights of `fedcar.training.mixture.fit_mixture` on all clients' questions
         together, and the rounds it took.
     mixture.loss_sums: Loss, gradient and Hessian of a client's questions at the weights (F,).
     mixture.spread_sums: (F + 1,): squared distances of the features from their question's mean, summed, and how

@@ -22,7 +22,7 @@ from fedcar.federation.wire.exchange import Replies
 from fedcar.privacy.errors import BudgetError
 from fedcar.privacy.ledger import Ledger
 from fedcar.privacy.noise import Floats, NoiseSource
-from fedcar.training.noised.clients import NoisedClient, Request
+from fedcar.training.noised.clients import NoisedClient, NoisedRequest
 from fedcar.training.noised.plan import PrivatePlan, Target, make_plan
 from fedcar.training.noised.sums import ROWS, Tensors
 
@@ -40,14 +40,14 @@ class Devices:
         self.meanwhile = meanwhile
 
     def __call__(
-        self, kind: str, request: Request, names: Iterable[str], heads: Mapping[str, Any], needed: int
+        self, kind: str, request: NoisedRequest, names: Iterable[str], heads: Mapping[str, Any], needed: int
     ) -> tuple[dict[str, Tensors], Replies]:
         self.meanwhile()
         self.asked.append(sorted(names))
         there = [name for name in self.asked[-1] if name not in self.away]
         return {name: {ROWS: SUM / 64} for name in there}, Replies(failed=dict.fromkeys(self.away, "away"))
 
-    def zeros(self, request: Request) -> dict[str, Tensor]:
+    def zeros(self, request: NoisedRequest) -> dict[str, Tensor]:
         return {ROWS: torch.zeros(3, 3)}
 
 
@@ -92,7 +92,7 @@ def test_charged_before_it_is_noised(tmp_path: Path) -> None:
     """Killed when the first noise is drawn: the charge is on the disk and no answer is; while devices answer, none."""
     before: list[list[int]] = []
     devices = Devices(lambda: before.append(charges(tmp_path)))
-    request = Request.of(PLAN, 1)
+    request = NoisedRequest.of(PLAN, 1)
     assert killed(lambda: cohort(tmp_path, Devices(), Killed()).ask(request))
     assert charges(tmp_path) == [1]
     assert not list(tmp_path.rglob("*.bin")), "nothing noised was made, so nothing is stored"
@@ -104,7 +104,7 @@ def test_charged_before_it_is_noised(tmp_path: Path) -> None:
 
 
 def test_charged_before_it_is_noised_and_without_room_no_device_is_asked(tmp_path: Path) -> None:
-    devices, request = Devices(), Request.of(PLAN, 1)
+    devices, request = Devices(), NoisedRequest.of(PLAN, 1)
     cohort(tmp_path, devices)
     ledger = Ledger(tmp_path / "ledger.jsonl")
     with pytest.raises(BudgetError):
@@ -119,7 +119,7 @@ def test_charged_before_it_is_noised_and_without_room_no_device_is_asked(tmp_pat
 def test_coins_are_tossed_once(tmp_path: Path) -> None:
     """64 real coins an exchange, so that new ones would not come out the same; a new server each time."""
     devices = Devices()
-    first, second = Request.of(PLAN, 2), Request.of(PLAN, 3)
+    first, second = NoisedRequest.of(PLAN, 2), NoisedRequest.of(PLAN, 3)
     devices.away = set(devices.clients)
     for _ in range(3):
         with pytest.raises(FedcarError, match="exchange 2: too few devices after 2 attempts"):
@@ -136,7 +136,7 @@ def test_coins_are_tossed_once(tmp_path: Path) -> None:
 
 def test_coins_are_tossed_once_also_where_the_server_is_killed(tmp_path: Path) -> None:
     """Between the coins and the noise: who was drawn is on the disk before anyone is asked."""
-    request = Request.of(PLAN, 2)
+    request = NoisedRequest.of(PLAN, 2)
 
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
