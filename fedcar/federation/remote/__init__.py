@@ -14,7 +14,9 @@ What other folders take:
         asked for it again.
     noised.RemoteCohort: Clients behind a network whose sums a trusted server adds up and noises once (unit
         "client").
-    noised.RemoteDevices: Devices behind a network, each with noise and ledger of its own (unit "example").
+    noised.RemoteDevices: Devices behind a network, each with noise and ledger of its own (unit "example"); see
+        `NoisedClients`.
     ridge.RemoteRidge: Devices behind a network in the round of `ridge`; see `RidgeClients`.
-    rounds.RemoteRounds: Devices who `Train`, each with the settings that `network.begin` has said.
+    rounds.RemoteRounds: Devices who `Train`, each with the settings that `network.begin` has said; `attempt` is
+        nothing to them.
 """

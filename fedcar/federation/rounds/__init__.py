@@ -14,8 +14,8 @@ What other folders take:
         time.
     compress.form: A tensor's type and shape in words, for an error.
     compress.wire_bytes: The bytes that travel: a safetensors payload with its header.
-    in_process.LocalNetwork: Clients in this process behind the interface of a network: state and cohort in, answers
-        out.
+    in_process.LocalNetwork: Clients in this process, who `Train` beside a virtual clock: some drop out, some come
+        after the deadline.
     record.RoundRecord: What a round came to, in plain values.
     round.choose_cohort: The clients asked, seeded by seed, round and attempt; failed ones wait their turn unless
         too few are left.
