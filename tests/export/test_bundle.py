@@ -224,6 +224,7 @@ def test_a_bundle_of_other_scores_is_refused(pair: tuple[Retriever, Path], monke
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:1 of 1 queries have nothing but stop words")
 def test_every_family_makes_a_bundle(model_folder: Path, documents: tuple[Document, ...], tmp_path: Path) -> None:
     for pooling in ("mean", "last"):
         retriever = retriever_of(model_folder, pooling, "head", True, documents, tmp_path / "cache")
