@@ -17,7 +17,7 @@ test: .venv/dev  ## the fast tests; make test T=tests/head runs those of one fol
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(if $(T),$(T),--numprocesses auto)
 
 test-ci: .venv/dev  ## the slow tests that every change must pass: real processes, kill -9, a real encoder
-	$(BIN)/pytest -m ci --durations=0 $(T)
+	$(BIN)/pytest -m ci -W ignore::fedcar.errors.FedcarWarning --durations=0 $(T)
 
 test-slow: .venv/dev  ## real models and long runs; uses ../shared where it is there
 	$(BIN)/pytest -m slow $(T)
