@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import shlex
-import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +24,7 @@ from fedcar.collection.lines import (
 )
 from fedcar.collection.normal_forms import caseless, composed, is_blank, look_alikes
 from fedcar.collection.sources import is_there
+from fedcar.common.folders import new_folder
 from fedcar.errors import FedcarError, FedcarWarning, quoted
 
 SPLITS = ("train", "dev", "test")
@@ -125,22 +124,16 @@ class Collection:
         check_free(Path(folder))
         for identifier in (*(document.id for document in self.documents), *self.queries):
             check_identifier(identifier, f"collection {quoted(self.name)}")
-        target = Path(folder).resolve()
-        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
         try:
-            (temporary / "qrels").mkdir(parents=True)
-            _write_lines(temporary / "corpus.jsonl", map(document_line, self.documents))
-            _write_lines(temporary / "queries.jsonl", map(_query_line, self.queries.values()))
-            for split, judgements in self.judgements.items():
-                _write_lines(temporary / "qrels" / f"{split}.tsv", _judgement_lines(judgements))
-            if target.exists():
-                target.rmdir()
-            temporary.rename(target)
+            with new_folder(Path(folder)) as temporary:
+                (temporary / "qrels").mkdir()
+                _write_lines(temporary / "corpus.jsonl", map(document_line, self.documents))
+                _write_lines(temporary / "queries.jsonl", map(_query_line, self.queries.values()))
+                for split, judgements in self.judgements.items():
+                    _write_lines(temporary / "qrels" / f"{split}.tsv", _judgement_lines(judgements))
         except (OSError, TypeError, ValueError) as error:  # a disk, or metadata that JSON does not know
             reason = getattr(error, "strerror", None) or quoted(str(error))
             raise FedcarError(f"{folder}: cannot be written ({reason}); nothing was kept") from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
     def judged(self, split: str) -> Judged:
         """Return the queries of the split with at least one judgement of score 1 or more; may be none."""

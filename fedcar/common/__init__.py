@@ -4,6 +4,7 @@ What other folders take:
     files.check_file: OSError, before long work, where `whole_file` could not begin; leaves nothing behind.
     files.default_cache: The user's cache folder (XDG_CACHE_HOME, else ~/.cache) / fedcar.
     files.lock_of: Hold the lock of a file, waiting so long for it; False where it is still held elsewhere.
+    files.remove_tree: Remove a folder as far as it can be removed.
     files.replace_file: A crash leaves the former file or the new one.
     files.replace_json: As `write_json`; a crash leaves the former file or the new one.
     files.whole_file: A text file to write that takes its name when it is whole: an error leaves what was there

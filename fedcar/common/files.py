@@ -8,6 +8,7 @@ import math
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,6 +97,19 @@ def replace_json(file: Path, content: object) -> None:
 
 def write_json(file: Path, content: object) -> None:
     file.write_bytes((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder as far as it can be removed.
+
+    An interrupt in the middle of `rmtree` may come out of it as an OSError, raised while it cleans up (Python 3.11
+    closes a file a second time). It stays an interrupt here, or whoever writes for ever could not be stopped.
+    """
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except OSError as error:
+        if error.__context__ is not None and not isinstance(error.__context__, Exception):
+            raise error.__context__ from None
 
 
 def to_disk(path: Path) -> None:

@@ -9,7 +9,6 @@ import math
 import os
 import re
 import secrets
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from fedcar.common.files import lock_of, reason_of, to_disk, write_json
+from fedcar.common.files import lock_of, reason_of, remove_tree, to_disk, write_json
 from fedcar.errors import FedcarError
 
 FORMAT_VERSION = 1
@@ -101,7 +100,7 @@ def check_target(target: Path, kind: str) -> None:
 def remove_folder(folder: Path) -> None:
     """Remove a folder that fedcar wrote, if it is there."""
     if _manifest(folder) is not None:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_tree(folder)
 
 
 def check_folder(folder: Path, kind: str, way_out: str = RESTORE) -> None:
@@ -176,7 +175,7 @@ def _temporary_beside(place: Path) -> Iterator[Path]:
         if re.fullmatch(rf"\.{re.escape(place.name)}\.new-[0-9a-f]{{8}}", leftover.name):
             with _locked(leftover, wait=False) as locked:
                 if locked:
-                    _remove(leftover)
+                    remove_tree(leftover)
     while True:
         temporary = place.with_name(f".{place.name}.new-{secrets.token_hex(4)}")
         temporary.mkdir()
@@ -186,13 +185,7 @@ def _temporary_beside(place: Path) -> Iterator[Path]:
                     yield temporary
                     return
         finally:
-            _remove(temporary)
-
-
-def _remove(folder: Path) -> None:
-    """As far as it can be removed. An interrupt within rmtree may end in an error that it does not ignore."""
-    with suppress(OSError):
-        shutil.rmtree(folder, ignore_errors=True)
+            remove_tree(temporary)
 
 
 @contextmanager
@@ -216,14 +209,14 @@ def _put_in_place(temporary: Path, place: Path) -> None:
                 raise  # otherwise another writer was first, and what it wrote is replaced
     if not _exchange(temporary, place):
         aside = place.with_name(f".{place.name}.before")
-        _remove(aside)
+        remove_tree(aside)
         place.rename(aside)
         try:
             temporary.rename(place)
         except BaseException:
             aside.rename(place)
             raise
-        _remove(aside)
+        remove_tree(aside)
     to_disk(place.parent)
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from fedcar.common.files import lock_of
+from fedcar.common.files import lock_of, remove_tree
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from fedcar.common.files import lock_of
+from fedcar.common.files import lock_of, remove_tree
 with lock_of(Path(sys.argv[1]), create=sys.argv[2] == "file"):
     print("held", flush=True)
     time.sleep(60)
@@ -37,7 +37,7 @@ def test_a_lock_ends_with_its_process(tmp_path: Path, kind: str) -> None:
     process.send_signal(signal.SIGKILL)
     with lock_of(place, 10.0, create=create) as free:
         assert free
-    process.communicate()
+    process.communicate(timeout=120)
     assert os.listdir(tmp_path) == ["place"], "nothing lies beside it"
 
 
@@ -73,3 +73,19 @@ def test_a_lock_that_must_be_there_is_not_made(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), lock_of(tmp_path / "lock", create=False):
         pass
     assert not os.listdir(tmp_path)
+
+
+def test_an_interrupt_while_a_folder_is_removed_stays_an_interrupt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C just as rmtree has closed a file: Python 3.11 closes it again, and that error would hide the interrupt."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            os.close(-1)
+
+    monkeypatch.setattr("shutil.rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        remove_tree(tmp_path)

@@ -181,7 +181,7 @@ def test_killed_at_any_moment_a_whole_folder_is_there(tmp_path: Path) -> None:
         time.sleep(generator.uniform(0, 0.03))
         process.send_signal(signal.SIGKILL)
         said = process.stdout.read().split()
-        process.communicate()
+        process.communicate(timeout=60)
         check_folder(target, KIND)
         contents = {(target / name).read_text() for name in "abc"}
         assert len(contents) == 1, "files of two versions are mixed"
@@ -257,11 +257,13 @@ def test_only_leftovers_of_dead_processes_and_of_this_folder_are_removed(tmp_pat
 
 def test_writers_at_the_same_time_do_not_disturb_each_other(tmp_path: Path) -> None:
     processes = [python(REPLACE_FOR_EVER, tmp_path / "retriever", start) for start in (1, 100_000)]
-    time.sleep(1)
+    for process in processes:
+        assert process.stdout and process.stdout.readline(), "it never wrote"
+    time.sleep(0.5)
     for process in processes:
         process.send_signal(signal.SIGINT)
     for process in processes:
-        _, errors = process.communicate()
+        _, errors = process.communicate(timeout=60)
         assert errors.rstrip().endswith("KeyboardInterrupt"), errors
     check_folder(tmp_path / "retriever", KIND)
     assert len({(tmp_path / "retriever" / name).read_text() for name in "abc"}) == 1

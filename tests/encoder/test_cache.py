@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import stat
 import time
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.processes import PROCESSES
 
 from fedcar.common.files import default_cache
 from fedcar.encoder import cache as features
@@ -230,7 +230,7 @@ def test_the_owner_alone_may_read_it(cache: FeatureCache, encoder: Counting) -> 
 
 
 class Quick(Encoder):
-    """Vectors that only numpy is needed for, so that a forked process can make them; each encoding takes a moment."""
+    """Vectors that only numpy is needed for, so that they are made fast; each encoding takes a moment."""
 
     def encode_parts(self, parts: Iterable[Sequence[str]], progress: object = None) -> Iterator[np.ndarray]:
         return map(self.encode_states, parts)
@@ -244,20 +244,17 @@ class Quick(Encoder):
 
 
 def write_questions(folder: Path, encoder: Quick, start: int, together: Any) -> None:
+    features.CHUNK = 3
     together.wait()
     FeatureCache(folder).hidden_states(encoder, [f"question {number}" for number in range(start, start + 40)])
 
 
-def test_two_processes_may_write_at_once(
-    cache: FeatureCache, encoder_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_processes_may_write_at_once(cache: FeatureCache, encoder_folder: Path) -> None:
     """The questions of the two overlap by half."""
-    monkeypatch.setattr(features, "CHUNK", 3)
     encoder = Quick.load(encoder_folder, "mean")
-    context = multiprocessing.get_context("fork")
-    together = context.Barrier(2)
+    together = PROCESSES.Barrier(2)
     writers = [
-        context.Process(target=write_questions, args=(cache.folder, encoder, start, together)) for start in (0, 20)
+        PROCESSES.Process(target=write_questions, args=(cache.folder, encoder, start, together)) for start in (0, 20)
     ]
     for writer in writers:
         writer.start()

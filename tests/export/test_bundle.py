@@ -146,7 +146,7 @@ def test_bundle_imports_no_torch(bundle: Path) -> None:
         "from fedcar.cli.main import main\n"
         "main()\n"
     )
-    out, err = python(code, bundle, env=environment()).communicate()
+    out, err = python(code, bundle, env=environment()).communicate(timeout=120)
     assert err == "" and json.loads(out)["hits"][0]["id"] == "fan"
     needed = (bundle / "requirements.txt").read_text(encoding="utf-8").split()
     assert "onnxruntime" in needed and not {"torch", "transformers"} & set(needed)
@@ -161,7 +161,7 @@ def test_training_without_torch_says_what_to_install(toy_collection: Path, tmp_p
         "main()\n"
     )
     process = python(code, toy_collection, "-o", tmp_path / "out", env=environment())
-    _, err = process.communicate()
+    _, err = process.communicate(timeout=120)
     assert err == "error: torch is not installed; pip install fedcar brings it\n" and process.returncode == 1
 
 

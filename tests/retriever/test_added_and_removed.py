@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +14,7 @@ import pytest
 import torch
 from scipy import sparse
 from support.command import fedcar, tree
+from support.processes import kill_itself, killed
 from support.retrievers import made
 
 from fedcar.collection.collection import Collection, Document
@@ -396,29 +395,26 @@ def test_a_retriever_that_changed_meanwhile_is_not_overwritten(place: Path, monk
     assert tree(folder) == before
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, to be killed while torch is loaded already")
+def saved_with_new(folder: Path, step: str) -> None:
+    """Documents are added; the process is killed at this step of the writing."""
+    whole = getattr(storage, step)
+
+    def stop(*arguments: object) -> None:
+        if step == "_exchange":
+            whole(*arguments)
+        kill_itself()
+
+    setattr(storage, step, stop)
+    Retriever.load(folder).add(NEW).save(folder)
+
+
 @pytest.mark.parametrize(
     ("step", "documents"), [("write_json", 6), ("_seal", 6), ("_put_in_place", 6), ("_exchange", 8)]
 )
 def test_killed_in_the_middle_the_old_retriever_is_whole(place: Path, step: str, documents: int) -> None:
     """Killed while it writes there is the old one, killed right after the exchange the new one; never half."""
     folder = place / "retriever"
-    added, whole = Retriever.load(folder).add(NEW), getattr(storage, step)
-
-    def killed(*arguments: object) -> None:
-        if step == "_exchange":
-            whole(*arguments)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    child = os.fork()
-    if not child:
-        try:
-            setattr(storage, step, killed)
-            added.save(folder)
-        finally:
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    assert killed(saved_with_new, folder, step)
     found = Retriever.load(folder)
     assert len(found.documents) == documents
     assert [file for file in place.iterdir() if file.name.startswith(".")]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import multiprocessing
 import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.processes import PROCESSES
 from support.retrievers import made, passes_of
 from support.toy import TOY_DOCUMENTS, TOY_QUESTIONS
 
@@ -134,9 +134,8 @@ def search_there(searcher: Searcher, question: str, answers: object) -> None:
 
 def test_a_new_process_is_handed_a_retriever(retriever_of: MakeRetriever) -> None:
     retriever = retriever_of("adapter")
-    context = multiprocessing.get_context("spawn")
-    answers = context.Queue()
-    process = context.Process(target=search_there, args=(retriever, QUESTIONS[0], answers))
+    answers = PROCESSES.Queue()
+    process = PROCESSES.Process(target=search_there, args=(retriever, QUESTIONS[0], answers), daemon=True)
     process.start()
     found = answers.get(timeout=120)
     process.join(60)

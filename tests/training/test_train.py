@@ -169,7 +169,7 @@ def test_killed_at_random_moments_and_resumed(tmp_path: Path, arguments: Callabl
         process.stderr.readline()  # under way
         time.sleep(generator.uniform(0, 1))
         process.kill()
-        process.communicate()
+        process.communicate(timeout=120)
     assert fedcar(*words, "--resume").code == 0
     assert model(tmp_path / "killed") == model(tmp_path / "whole")
 

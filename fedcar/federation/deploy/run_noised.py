@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from fedcar.common.files import replace_json
+from fedcar.common.files import remove_tree, replace_json
 from fedcar.common.progress import Silent
 from fedcar.encoder.cache import FeatureCache
 from fedcar.errors import FedcarError
@@ -83,7 +82,7 @@ def train_privately_over(network: RemoteNetwork, untrained: Retriever, run: Serv
     statement = stated(run.folder, retriever)
     retriever.save(run.folder / RETRIEVER)
     if outcome.refusal is None:
-        shutil.rmtree(store.folder, ignore_errors=True)
+        remove_tree(store.folder)
     records = [shown(record) for record in outcome.records]
     return {
         "run": str(run.folder), "retriever": str(run.folder / RETRIEVER), "rounds": records,

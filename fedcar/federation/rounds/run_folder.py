@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fedcar.common.files import replace_json, write_json
+from fedcar.common.files import remove_tree, replace_json, write_json
 from fedcar.common.folders import check_folder, write_folder
 from fedcar.common.history import History
 from fedcar.errors import FedcarError
@@ -55,7 +54,7 @@ class RunFolder:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for left_over in self.folder.glob(f".{CHECKPOINT}.*"):
-                shutil.rmtree(left_over, ignore_errors=True)
+                remove_tree(left_over)
         except OSError as error:
             raise FedcarError(
                 f"--run {self.folder}: cannot be written ({error.strerror}); give another folder"

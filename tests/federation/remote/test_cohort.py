@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
+from support.processes import kill_itself, killed
 from torch import Tensor
 
 from fedcar.errors import FedcarError
@@ -33,7 +32,7 @@ SUM = torch.eye(3)
 class Devices:
     """The network and what asks over it in one: each of 64 clients gives out its mean; `asked` keeps who was asked."""
 
-    def __init__(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, meanwhile: Callable[[], object] = str) -> None:
         self.clients = {f"client-{number:02}": None for number in range(64)}
         self.asked: list[list[str]] = []
         self.away: set[str] = set()
@@ -55,7 +54,7 @@ class Killed(NoiseSource):
     """The operating system's noise in a process that is killed, as by kill -9, when the first of it is drawn."""
 
     def normal(self, shape: tuple[int, ...]) -> Floats:
-        os.kill(os.getpid(), signal.SIGKILL)
+        kill_itself()
         raise AssertionError("still alive")
 
 
@@ -72,15 +71,10 @@ def cohort(folder: Path, devices: Devices, source: NoiseSource | None = None, pl
     return RemoteCohort(cast(RemoteNetwork, devices), plan, door, settings, folder / "coins.json")
 
 
-def killed(action: Callable[[], object]) -> bool:
-    """Whether a process of its own that does this is killed; it ends as it began otherwise, also where it fails."""
-    child = os.fork()
-    if not child:
-        try:
-            action()
-        finally:
-            os._exit(1)  # nothing of the test run goes on in here
-    return os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+def asked_in_a_process(folder: Path, devices: Devices, source: NoiseSource | None, exchange: int) -> None:
+    """What a server does with one request, in a process of its own, to be killed on the way."""
+    noised.Asking = lambda devices: devices  # type: ignore[assignment, misc]
+    cohort(folder, devices, source).ask(NoisedRequest.of(PLAN, exchange))
 
 
 def charges(folder: Path) -> list[int]:
@@ -93,7 +87,7 @@ def test_charged_before_it_is_noised(tmp_path: Path) -> None:
     before: list[list[int]] = []
     devices = Devices(lambda: before.append(charges(tmp_path)))
     request = NoisedRequest.of(PLAN, 1)
-    assert killed(lambda: cohort(tmp_path, Devices(), Killed()).ask(request))
+    assert killed(asked_in_a_process, tmp_path, Devices(), Killed(), 1)
     assert charges(tmp_path) == [1]
     assert not list(tmp_path.rglob("*.bin")), "nothing noised was made, so nothing is stored"
     given = cohort(tmp_path, devices).ask(request).given["server"][ROWS]
@@ -136,16 +130,11 @@ def test_coins_are_tossed_once(tmp_path: Path) -> None:
 
 def test_coins_are_tossed_once_also_where_the_server_is_killed(tmp_path: Path) -> None:
     """Between the coins and the noise: who was drawn is on the disk before anyone is asked."""
-    request = NoisedRequest.of(PLAN, 2)
-
-    def die() -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    assert killed(lambda: cohort(tmp_path, Devices(die)).ask(request))
+    assert killed(asked_in_a_process, tmp_path, Devices(kill_itself), None, 2)
     kept = (tmp_path / "coins.json").read_bytes()
     devices = Devices(lambda: seen.append((tmp_path / "coins.json").read_bytes()))
     seen: list[bytes] = []
-    assert killed(lambda: cohort(tmp_path, Devices(), Killed()).ask(request)), "after the answers, at the noise"
+    assert killed(asked_in_a_process, tmp_path, Devices(), Killed(), 2), "after the answers, at the noise"
     assert (tmp_path / "coins.json").read_bytes() == kept
-    cohort(tmp_path, devices).ask(request)
+    cohort(tmp_path, devices).ask(NoisedRequest.of(PLAN, 2))
     assert seen == [kept] and all(f'"{name}"'.encode() in kept for name in devices.asked[0])

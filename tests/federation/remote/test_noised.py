@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from support.processes import kill_itself, killed
 from support.wire import check_fields, marked, over_wire
 
 from fedcar.collection.collection import Collection
@@ -294,28 +293,26 @@ def test_coins_are_tossed_once(
     assert found.refusal is None and not (tmp_path / "run" / "coins.json").exists()
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, to be killed while torch is loaded already")
+def killed_at_the_noise(exchange: int, collection: Collection, encoder: Path, cache: Path, place: Path) -> None:
+    """A cohort's run; its process is killed as it draws the first number of this exchange's noise."""
+    drawn, normal = [0], NoiseSource.normal
+
+    def draw(self: NoiseSource, shape: tuple[int, ...]) -> Any:
+        drawn[0] += 1
+        if drawn[0] == exchange:  # exchange 0 is left out, as the number of clients is public
+            kill_itself()
+        return normal(self, shape)
+
+    with patch.object(NoiseSource, "normal", draw), over_wire(place / "devices", encoder, cache) as over:
+        train(collection, encoder, cache, place / "run", over, **COHORT)
+
+
 @pytest.mark.parametrize("exchange", [1, 3])
 def test_charged_before_it_is_noised(
     collection: Collection, encoder: Path, cache: Path, tmp_path: Path, exchange: int
 ) -> None:
     """Killed as the first number of an exchange's noise is drawn: the charge is on the disk, and no sum anywhere."""
-    child = os.fork()
-    if not child:
-        try:
-            drawn, normal = [0], NoiseSource.normal
-
-            def killed(self: NoiseSource, shape: tuple[int, ...]) -> Any:
-                drawn[0] += 1
-                if drawn[0] == exchange:  # exchange 0 is left out, as the number of clients is public
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return normal(self, shape)
-
-            with patch.object(NoiseSource, "normal", killed), over_wire(tmp_path / "devices", encoder, cache) as over:
-                train(collection, encoder, cache, tmp_path / "run", over, **COHORT)
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert killed(killed_at_the_noise, exchange, collection, encoder, cache, tmp_path)
     ledger = Ledger(tmp_path / "run" / "clients" / "server" / "ledger.jsonl")
     assert charged(ledger) == list(range(1, exchange + 1)), "the exchange that was being noised is charged"
     runs = {entry.values["run"] for entry in ledger.open() if entry.kind == "charge"}
