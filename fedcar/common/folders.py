@@ -23,15 +23,23 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 MANIFEST_HASH = "manifest.sha256"
 RESTORE = "restore the folder from a copy"
+READERS_SECONDS = 60.0  # so long a replaced folder waits for its readers; after that the next writer removes it
 _AT_FDCWD = -100
 _EXCHANGE = 2  # RENAME_EXCHANGE of Linux and RENAME_SWAP of macOS
 
 
-def write_folder(target: Path, kind: str, write: Callable[[Path], None]) -> None:
+class ReplacedError(FedcarError):
+    """Somebody else has replaced the folder meanwhile."""
+
+
+def write_folder(target: Path, kind: str, write: Callable[[Path], None], replaces: str | None = None) -> None:
     """Let `write` fill a temporary folder, seal it with hashes and put it in the place of `target` in one step.
 
     An existing fedcar folder of the same kind is replaced; any other existing folder is refused. A crash, a full disk
-    or an error in `write` leaves what was there before.
+    or an error in `write` leaves what was there before. What others are reading is removed when they have read it.
+
+    With `replaces`, a `seal_of`, only the folder with that seal is replaced: ReplacedError where another one is there,
+    also where another writer is ready at the same moment.
     """
     check_replaceable(target, kind)
     try:
@@ -39,7 +47,10 @@ def write_folder(target: Path, kind: str, write: Callable[[Path], None]) -> None
         with _parent_of(place), _temporary_beside(place) as temporary:
             write(temporary)
             _seal(temporary, kind)
-            _put_in_place(temporary, place)
+            with _locked(place.parent, math.inf):  # writers come one after the other here, for this moment
+                if replaces is not None and seal_of(place) != replaces:
+                    raise ReplacedError(f"{target}: changed by somebody else meanwhile, so nothing was written")
+                _put_in_place(temporary, place)
     except (OSError, SafetensorError) as error:
         raise FedcarError(
             f"{target}: cannot be written ({reason_of(error)}); free space or choose another folder"
@@ -101,6 +112,57 @@ def remove_folder(folder: Path) -> None:
     """Remove a folder that fedcar wrote, if it is there."""
     if _manifest(folder) is not None:
         remove_tree(folder)
+
+
+@contextmanager
+def opened_folder(folder: Path, kind: str) -> Iterator[Path]:
+    """A sealed folder to read from, checked as by `check_folder`: what was checked is what is read.
+
+    The folder is opened once, and who replaces it meanwhile waits before the old one is removed. Where a system cannot
+    do that (all but Linux), ReplacedError follows if it was replaced in the middle.
+    """
+    with ExitStack() as stack:
+        descriptor = _open_shared(folder)
+        if descriptor is not None:
+            stack.callback(os.close, descriptor)
+        place = Path(f"/proc/self/fd/{descriptor}")
+        if not place.is_dir():
+            before = seal_of(folder)
+            check_folder(folder, kind)
+            yield folder
+            if seal_of(folder) != before:
+                raise ReplacedError(f"{folder}: was replaced while it was read; try again")
+            return
+        try:
+            check_folder(place, kind)
+            yield place
+        except FedcarError as error:
+            raise type(error)(str(error).replace(str(place), str(folder))) from error
+
+
+def _open_shared(folder: Path) -> int | None:
+    """A descriptor of the folder, with a lock that readers share; None where folders cannot be opened."""
+    while True:
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+        except OSError:
+            return None
+        with suppress(OSError):  # a file system without locks
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(descriptor), folder.stat()):
+                return descriptor
+        os.close(descriptor)  # replaced before it was locked
+
+
+def seal_of(folder: Path) -> str | None:
+    """What changes whenever the folder is written anew with other content; None where there is no sealed folder."""
+    try:
+        return (folder / MANIFEST_HASH).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
 
 
 def check_folder(folder: Path, kind: str, way_out: str = RESTORE) -> None:
@@ -173,28 +235,35 @@ def _temporary_beside(place: Path) -> Iterator[Path]:
     """A new folder beside the place, locked while its process lives; what killed processes left there is removed."""
     for leftover in place.parent.iterdir():
         if re.fullmatch(rf"\.{re.escape(place.name)}\.new-[0-9a-f]{{8}}", leftover.name):
-            with _locked(leftover, wait=False) as locked:
+            with _locked(leftover, 0.0) as locked:
                 if locked:
                     remove_tree(leftover)
     while True:
         temporary = place.with_name(f".{place.name}.new-{secrets.token_hex(4)}")
         temporary.mkdir()
         try:
-            with _locked(temporary, wait=True):
+            with _locked(temporary, math.inf):
                 if temporary.exists():  # no other process took it for a leftover before it was locked
                     yield temporary
                     return
-        finally:
-            remove_tree(temporary)
+        finally:  # after an exchange this is the old folder, which somebody may be reading
+            _remove_read(temporary)
+
+
+def _remove_read(folder: Path) -> None:
+    """Remove a folder once those who opened it have read it."""
+    with _locked(folder, READERS_SECONDS) as locked:
+        if locked is not False:
+            remove_tree(folder)
 
 
 @contextmanager
-def _locked(folder: Path, *, wait: bool) -> Iterator[bool]:
-    """Hold the folder's lock, which ends with the process; False where it is held elsewhere or there are no locks."""
+def _locked(folder: Path, wait: float) -> Iterator[bool | None]:
+    """Hold the folder's lock, which ends with the process; False where it is held elsewhere, None without locks."""
     with ExitStack() as lock:
-        locked = False
+        locked = None
         with suppress(OSError):
-            locked = lock.enter_context(lock_of(folder, math.inf if wait else 0.0, create=False))
+            locked = lock.enter_context(lock_of(folder, wait, create=False))
         yield locked
 
 
@@ -209,14 +278,14 @@ def _put_in_place(temporary: Path, place: Path) -> None:
                 raise  # otherwise another writer was first, and what it wrote is replaced
     if not _exchange(temporary, place):
         aside = place.with_name(f".{place.name}.before")
-        remove_tree(aside)
+        _remove_read(aside)
         place.rename(aside)
         try:
             temporary.rename(place)
         except BaseException:
             aside.rename(place)
             raise
-        remove_tree(aside)
+        _remove_read(aside)
     to_disk(place.parent)
 
 

@@ -249,7 +249,7 @@ def test_only_leftovers_of_dead_processes_and_of_this_folder_are_removed(tmp_pat
     assert sorted(os.listdir(tmp_path)) == sorted([*names[1:], "retriever"])
     alive = tmp_path / ".retriever.new-00000000"
     alive.mkdir()
-    with storage._locked(alive, wait=True) as locked:
+    with storage._locked(alive, 1.0) as locked:
         assert locked
         write_folder(tmp_path / "retriever", KIND, writer("x"))
     assert alive.is_dir()
