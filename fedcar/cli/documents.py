@@ -101,7 +101,8 @@ def remove(retriever: Path, ids: tuple[str, ...], encoder: Path | None, as_json:
 def _edit(folder: Path, encoder: Path | None, change: Callable[[Retriever], Retriever]) -> int:
     """Replace a saved retriever by what `change` makes of it, in one step; how many documents it then has."""
     from fedcar.common.folders import check_target
-    from fedcar.retriever.retriever import KIND, Retriever
+    from fedcar.retriever.parts import KIND
+    from fedcar.retriever.retriever import Retriever
 
     before = identity(folder)
     loaded = Retriever.load(folder, encoder)

@@ -15,19 +15,17 @@ import torch
 from fedcar.collection.collection import Document
 from fedcar.collection.lines import check_identifier, check_text
 from fedcar.common.files import write_json
-from fedcar.common.folders import check_folder, write_folder
+from fedcar.common.folders import write_folder
 from fedcar.common.progress import Silent
-from fedcar.common.tensors import read_tensors
 from fedcar.encoder.adapter import Adapter
 from fedcar.encoder.encoder import Encoder
 from fedcar.encoder.reference import reference_states
 from fedcar.errors import FedcarError, FedcarWarning, quoted
 from fedcar.head.feature_map import FeatureMap
 from fedcar.head.head import Head
-from fedcar.head.ridge_rows import RidgeRows
-from fedcar.retriever.calibration import Calibration
 from fedcar.retriever.evidence import Evidence, reads_tokens
 from fedcar.retriever.late_interaction import LateInteraction
+from fedcar.retriever.parts import KIND, read_parts
 from fedcar.retriever.record import TrainingRecord
 from fedcar.retriever.row_index import RowIndex, is_installed
 from fedcar.retriever.searcher import Searcher
@@ -38,7 +36,6 @@ if TYPE_CHECKING:
 
     from fedcar.encoder.cache import FeatureCache
 
-KIND = "retriever"
 INDEX_FROM = 200_000  # rows; below, all products take under 12 ms a question on one core (docs/performance.md)
 
 
@@ -205,37 +202,29 @@ class Retriever(Searcher):
         the one the retriever was trained with.
         """
         folder = Path(folder)
-        check_folder(folder, KIND)
-        settings = json.loads((folder / "retriever.json").read_text(encoding="utf-8"))
-        found = Encoder.load(encoder or settings["encoder"]["name"], settings["encoder"]["pooling"], offline=True)
-        if found.fingerprint != settings["encoder"]["fingerprint"]:
+        parts = read_parts(folder)
+        about = parts.encoder
+        found = Encoder.load(encoder or about["name"], about["pooling"], offline=True)
+        if found.fingerprint != about["fingerprint"]:
             raise FedcarError(
-                f"{folder}: trained with an encoder of fingerprint {settings['encoder']['fingerprint'][:12]}, but "
+                f"{folder}: trained with an encoder of fingerprint {about['fingerprint'][:12]}, but "
                 f"{found.name} has {found.fingerprint[:12]}; give the original encoder's folder"
             )
-        state = read_tensors(folder / "head.safetensors")
-        head = Head.of_state({name: torch.from_numpy(array) for name, array in state.items()}, **settings["head"])
-        if settings["adapter"]:
-            tensors = read_tensors(folder / "adapter.safetensors")
-            adapter = Adapter(settings["adapter"], next(iter(tensors.values())).shape[0])
-            adapter.load_state_dict({name: torch.from_numpy(array) for name, array in tensors.items()})
+        if parts.adapter_variant is not None:
+            adapter = Adapter(parts.adapter_variant, next(iter(parts.adapter.values())).shape[0])
+            adapter.load_state_dict({name: torch.from_numpy(array) for name, array in parts.adapter.items()})
             found = found.with_adapter(adapter)
-        ridge = None
-        if settings["feature_seed"] is not None:
-            tensors = read_tensors(folder / "ridge.safetensors")
-            ridge = RidgeRows.from_tensors(tensors, settings["feature_seed"], len(head.rows))
-        with (folder / "documents.jsonl").open(encoding="utf-8") as stream:
-            records = [json.loads(line) for line in stream]
+        state = {name: torch.from_numpy(array) for name, array in parts.head.items()}
         return cls(
             found,
-            tuple(Document(record["_id"], record["title"], record["text"], record["metadata"]) for record in records),
-            Evidence.read(folder),
-            head,
-            np.array([settings["weights"][name] for name in WEIGHT_NAMES], dtype=np.float32),
-            ridge,
-            Calibration(**settings["calibration"]),
-            training=TrainingRecord.from_json(settings["training"]),
-            row_index=RowIndex.read(folder),
+            parts.documents,
+            parts.evidence,
+            Head.of_state(state, **parts.head_layers),
+            parts.weights,
+            parts.ridge,
+            parts.calibration,
+            training=parts.training,
+            row_index=parts.row_index,
         )
 
     def index(self) -> RowIndex | None:
