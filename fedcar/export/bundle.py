@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -73,6 +73,7 @@ class Bundle(Searcher):
     encoder: StoredEncoder
     documents: StoredDocuments
     head: FrozenHead
+    origin: Mapping[str, Any] = field(default_factory=dict, kw_only=True)  # of which retriever it was made
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process, and a copy, read the files anew."""
@@ -114,6 +115,7 @@ def read_bundle(folder: Path) -> Bundle:
         ridge,
         Calibration(**settings["calibration"]),
         row_index=RowIndex.read(folder, mapped=True),
+        origin=settings.get("origin", {}),
     )
 
 

@@ -20,6 +20,7 @@ from fedcar.export.vocabulary import StoredWords
 from fedcar.head.frozen import FrozenHead
 from fedcar.head.rows import Rows
 from fedcar.retriever.weights import WEIGHT_NAMES
+from fedcar.version import __version__
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -66,9 +67,23 @@ def _write(retriever: Retriever, folder: Path, precision: str) -> None:
         "feature_seed": retriever.ridge.feature_map.seed if retriever.ridge is not None else None,
         "weights": dict(zip(WEIGHT_NAMES, map(float, retriever.weights), strict=True)),
         "calibration": vars(retriever.calibration),
+        "origin": _origin(retriever),
     }
     write_json(folder / "bundle.json", settings)
     _check(retriever, folder, precision)
+
+
+def _origin(retriever: Retriever) -> dict[str, Any]:
+    """What `info` tells of the retriever that it was made of; under epsilon questions are not counted there either."""
+    encoder, training = retriever.encoder, retriever.training
+    return {
+        "encoder": Path(encoder.name).name if Path(encoder.name).is_dir() else encoder.name,
+        "fingerprint": encoder.fingerprint,
+        "method": training.method,
+        "collection": (training.collection or {}).get("name"),
+        "questions": training.questions,
+        "fedcar": __version__,
+    }
 
 
 def _write_documents(documents: Sequence[Document], file: Path) -> dict[str, NDArray[Any]]:

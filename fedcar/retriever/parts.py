@@ -39,6 +39,13 @@ class Parts(NamedTuple):
     calibration: Calibration
     training: TrainingRecord
     row_index: RowIndex | None
+    version: str | None  # of the fedcar that wrote it
+
+    @property
+    def has_row(self) -> NDArray[np.bool_]:
+        """Which documents have a row that questions trained (N,)."""
+        active: NDArray[np.bool_] = self.head["active"]
+        return active if self.ridge is None else self.ridge.has_row
 
 
 def read_parts(folder: Path) -> Parts:
@@ -63,4 +70,5 @@ def read_parts(folder: Path) -> Parts:
         Calibration(**settings["calibration"]),
         TrainingRecord.from_json(settings["training"]),
         RowIndex.read(folder),
+        settings.get("fedcar"),
     )

@@ -235,13 +235,14 @@ class Searcher:
         return self.ridge is not None or self.head.query_map or bool(self.head.has_row.any())
 
     @property
+    def has_row(self) -> NDArray[np.bool_]:
+        """Which documents have a row that questions trained (N,)."""
+        return self.head.has_row if self.ridge is None else self.ridge.has_row
+
+    @property
     def apart(self) -> NDArray[np.bool_]:
         """Which documents have no row of their own while others have one (N,)."""
-        if self.ridge is not None:
-            rows = np.zeros(len(self.documents), dtype=bool)
-            rows[self.ridge.documents] = True
-        else:
-            rows = self.head.has_row
+        rows = self.has_row
         return ~rows if rows.any() else np.zeros(len(rows), dtype=bool)
 
     def features(self, questions: Questions) -> NDArray[np.float32]:
