@@ -50,6 +50,16 @@ def offline() -> Any:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def no_quick_starts() -> Any:
+    """No search leaves a quick start, which takes seconds; what tests them undoes this."""
+    from fedcar.retriever import quick_writing
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quick_writing, "PACKAGES", ("no_such_package",))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def few_frequencies() -> Any:
     """The closed form in 256 random features: the toys need no more, and a solve takes milliseconds."""
     from fedcar.head import feature_map

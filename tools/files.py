@@ -62,7 +62,7 @@ def folders() -> list[Folder]:
     from fedcar.federation.rounds.run_folder import KIND as RUN_CHECKPOINT
     from fedcar.privacy.ledger import FORMAT as LEDGER_FORMAT
     from fedcar.privacy.statement import FORMAT as STATEMENT_FORMAT
-    from fedcar.retriever.retriever import KIND as RETRIEVER
+    from fedcar.retriever.parts import KIND as RETRIEVER
     from fedcar.training.checkpoint import KIND as TRAINING_CHECKPOINT
 
     def sealed(kind: str) -> str:

@@ -41,7 +41,8 @@ def run_demo(out: Path, cache: Path | None, report: Silent) -> None:
     from fedcar.common.folders import check_target
     from fedcar.encoder.cache import FeatureCache
     from fedcar.evaluation.evaluate import evaluate
-    from fedcar.retriever.retriever import KIND, Retriever
+    from fedcar.retriever.parts import KIND
+    from fedcar.retriever.retriever import Retriever
     from fedcar.training.train import train
 
     check_target(out, KIND)

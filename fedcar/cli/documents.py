@@ -1,19 +1,20 @@
-"""`fedcar import, add, remove`: documents come and go."""
+"""`fedcar import, add, update, remove`: documents come and go."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from fedcar.cli.options import FOLDER, as_json, moved_encoder
+from fedcar.cli.options import FOLDER, as_json, moved_encoder, together
 from fedcar.cli.output import print_json
 from fedcar.errors import FedcarError
 
 if TYPE_CHECKING:
+    from fedcar.collection.asked import Counts
     from fedcar.collection.collection import Document
     from fedcar.retriever.retriever import Retriever
 
@@ -51,8 +52,7 @@ def import_file(file: Path, out: Path, queries: Path | None, seed: int, as_json:
         return
     splits = ", ".join(f"{count} {split}" for split, count in judged.items())
     click.echo(f"{out}: {documents} documents, {asked} queries (judged: {splits})")
-    for line in counts.lines():
-        click.echo(line)
+    _say(counts)
     typed = typed_path(out)
     if asked:
         click.echo(f"next: fedcar train {typed} -o RETRIEVER")
@@ -65,22 +65,82 @@ def typed_path(path: Path) -> str:
     return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
 
 
+_of_documents = together(
+    click.argument("retriever", type=FOLDER),
+    click.argument("file", type=FOLDER),
+    click.option("--text-column", help="Column of the text.  [default: by its name]"),
+    click.option("--id-column", help="Column of the id.  [default: by its name]"),
+    click.option("--title-column", help="Column of the title.  [default: by its name]"),
+)
+
+
 @click.command()
-@click.argument("retriever", type=FOLDER)
-@click.argument("file", type=FOLDER)
+@_of_documents
 @click.option("--refine", is_flag=True, help="Solve the new documents' rows on their titles and sentences.")
 @moved_encoder
 @as_json
-def add(retriever: Path, file: Path, refine: bool, encoder: Path | None, as_json: bool) -> None:
-    """Add the documents of FILE (lines as in corpus.jsonl) to RETRIEVER, found at once."""
-    from fedcar.collection.collection import read_documents
+def add(retriever: Path, file: Path, refine: bool, encoder: Path | None, as_json: bool, **columns: str | None) -> None:
+    """Add the documents of FILE to RETRIEVER, found at once.
 
-    documents = read_documents(file)
+    FILE is what `import` takes: lines as in corpus.jsonl, another table with a column of ids, or a folder of pages.
+    """
+    documents, counts = _read(file, columns)
     left = _edit(retriever, encoder, lambda loaded: _added(loaded, documents, refine))
     if as_json:
-        print_json({"retriever": str(retriever), "added": len(documents), "documents": left})
+        print_json({"retriever": str(retriever), "added": len(documents), "documents": left} | _not_read(counts))
     else:
         click.echo(f"{retriever}: {len(documents)} added, {left} documents")
+        _say(counts)
+
+
+@click.command()
+@_of_documents
+@click.option("--forget", is_flag=True, help="Forget what questions taught about them, too.")
+@moved_encoder
+@as_json
+def update(
+    retriever: Path, file: Path, forget: bool, encoder: Path | None, as_json: bool, **columns: str | None
+) -> None:
+    """Replace documents of RETRIEVER by those of FILE with the same ids; of their former texts nothing is left.
+
+    FILE is what `add` takes. What questions taught about a document stays, unless --forget is given.
+    """
+    from fedcar.common.progress import Console
+
+    documents, counts = _read(file, columns)
+    changed = 0
+
+    def change(loaded: Retriever) -> Retriever:
+        nonlocal changed
+        before = {document.id: document for document in loaded.documents}
+        result = loaded.update(documents, Console(), forget=forget)
+        changed = sum(before[one.id] != one for one in documents)
+        return result
+
+    left = _edit(retriever, encoder, change)
+    if as_json:
+        print_json({"retriever": str(retriever), "updated": changed, "documents": left} | _not_read(counts))
+    else:
+        alike = f" ({len(documents) - changed} as they were)" if changed < len(documents) else ""
+        click.echo(f"{retriever}: {changed} updated{alike}, {left} documents")
+        _say(counts)
+
+
+def _read(file: Path, columns: Mapping[str, str | None]) -> tuple[Sequence[Document], Counts]:
+    from fedcar.collection.columns import Columns
+    from fedcar.collection.importing import imported_documents
+
+    collection, counts = imported_documents(file, Columns(**columns))
+    return collection.documents, counts
+
+
+def _not_read(counts: Counts) -> dict[str, object]:
+    return {"columns_not_read": counts.columns_not_read, "files_not_read": counts.files_not_read}
+
+
+def _say(counts: Counts) -> None:
+    for line in counts.lines():
+        click.echo(line)
 
 
 @click.command(context_settings={"ignore_unknown_options": True})  # an id may begin with "-"
@@ -101,7 +161,8 @@ def remove(retriever: Path, ids: tuple[str, ...], encoder: Path | None, as_json:
 def _edit(folder: Path, encoder: Path | None, change: Callable[[Retriever], Retriever]) -> int:
     """Replace a saved retriever by what `change` makes of it, in one step; how many documents it then has."""
     from fedcar.common.folders import check_target
-    from fedcar.retriever.retriever import KIND, Retriever
+    from fedcar.retriever.parts import KIND
+    from fedcar.retriever.retriever import Retriever
 
     before = identity(folder)
     loaded = Retriever.load(folder, encoder)
@@ -132,4 +193,4 @@ def identity(folder: Path) -> tuple[int, int] | None:
     return status.st_ino, status.st_mtime_ns
 
 
-COMMANDS = (import_file, add, remove)
+COMMANDS = (import_file, add, update, remove)

@@ -96,7 +96,7 @@ def federate(
     from fedcar.common.folders import check_target
     from fedcar.common.progress import Console
     from fedcar.federation.rounds.clock import parse_clock
-    from fedcar.retriever.retriever import KIND
+    from fedcar.retriever.parts import KIND
 
     settings = round_settings(rounds, options)
     parse(kind)

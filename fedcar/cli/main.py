@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import click
 
-from fedcar.cli import bench, demo, deploy, documents, federate, privacy, search, train
+from fedcar.cli import bench, contents, demo, deploy, documents, federate, privacy, search, train
 from fedcar.cli.output import INPUT_MISTAKE, INTERRUPTED, leave
 from fedcar.errors import FedcarError, FedcarWarning
 from fedcar.privacy.errors import PrivacyError
@@ -55,7 +55,7 @@ def commands() -> None:
     """Train a retriever on private questions without moving them."""
 
 
-for _module in (bench, demo, deploy, documents, federate, privacy, search, train):
+for _module in (bench, contents, demo, deploy, documents, federate, privacy, search, train):
     for _command in _module.COMMANDS:
         commands.add_command(_command)
 

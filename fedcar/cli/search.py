@@ -13,7 +13,11 @@ from fedcar.cli.output import print_json
 from fedcar.errors import FedcarError
 
 if TYPE_CHECKING:
-    from fedcar.retriever.searcher import Searcher
+    from collections.abc import Callable
+
+    from fedcar.retriever.searcher import Answer, Searcher
+
+SEARCHED_AT_ONCE = 1024  # questions, whose answers are shown together
 
 
 @click.command()
@@ -52,21 +56,54 @@ def evaluate(
 
 @click.command()
 @click.argument("retriever", metavar="RETRIEVER|BUNDLE", type=FOLDER)
-@click.argument("question")
+@click.argument("question", required=False)
 @click.option("-k", default=5, show_default=True, help="How many documents.")
+@click.option(
+    "--file", type=FOLDER, help='A file of questions instead: one a line, or .jsonl with "text"; - for stdin.'
+)
 @moved_encoder
 @as_json
-def search(retriever: Path, question: str, k: int, encoder: Path | None, as_json: bool) -> None:
-    """Find the documents of a retriever or an exported bundle that answer QUESTION."""
-    from dataclasses import asdict
+def search(
+    retriever: Path, question: str | None, k: int, file: Path | None, encoder: Path | None, as_json: bool
+) -> None:
+    """Find the documents of a retriever or an exported bundle that answer QUESTION.
 
-    answer = _searchable(retriever, encoder).search(question, k)
+    With --file those that answer each question of a file, in its order; with --json an object on a line for each.
+    """
+    if (question is None) == (file is None):
+        raise click.UsageError("give a question, or a file of questions with --file")
+    searcher, afterwards = _searchable(retriever, encoder)
+    if question is not None:
+        _show(searcher.search(question, k), as_json)
+    elif file is not None:
+        _search_file(searcher, file, k, as_json)
+    afterwards()
+
+
+def _search_file(searcher: Searcher, file: Path, k: int, as_json: bool) -> None:
+    """Answer all questions, and show each part as soon as it is searched."""
+    from fedcar.collection.question_files import read_questions
+    from fedcar.common.progress import Console
+
+    questions = read_questions(file)
+    with Console().track("searching", len(questions)) as advance:
+        for start in range(0, len(questions), SEARCHED_AT_ONCE):
+            part = questions[start : start + SEARCHED_AT_ONCE]
+            answers = searcher.search_many([one.text for one in part], k)
+            for asked, answer in zip(part, answers, strict=True):
+                _show(answer, as_json, asked.id, heading=True)
+            advance(len(part))
+
+
+def _show(answer: Answer, as_json: bool, identifier: str | None = None, *, heading: bool = False) -> None:
     if as_json:
-        print_json(asdict(answer))
+        from dataclasses import asdict
+
+        print_json(({} if identifier is None else {"id": identifier}) | asdict(answer))
     else:
         from fedcar.cli.tables import print_answer
 
-        print_answer(answer)
+        print_answer(answer, heading)
 
 
 @click.command()
@@ -97,8 +134,8 @@ def export(retriever: Path, export_format: str, precision: str, out: Path, encod
         click.echo(f"{out}: written; {readers[export_format]}")
 
 
-def _searchable(folder: Path, encoder: Path | None) -> Searcher:
-    """The retriever, or the bundle: that one without torch."""
+def _searchable(folder: Path, encoder: Path | None) -> tuple[Searcher, Callable[[], None]]:
+    """The retriever or the bundle, without torch where that can be; what is done when its answers are shown."""
     from fedcar.common.folders import kind_of
 
     if kind_of(folder) == "bundle":
@@ -106,10 +143,16 @@ def _searchable(folder: Path, encoder: Path | None) -> Searcher:
             raise FedcarError(f"--encoder {encoder}: a bundle has its own; leave this out")
         from fedcar.export.bundle import load_bundle
 
-        return load_bundle(folder)
+        return load_bundle(folder), lambda: None
+    from fedcar.retriever.quick import quick_searcher
+
+    if (quick := quick_searcher(folder, encoder)) is not None:
+        return quick, lambda: None
+    from fedcar.retriever.quick_writing import leave_quick_start
     from fedcar.retriever.retriever import Retriever
 
-    return Retriever.load(folder, encoder)
+    loaded = Retriever.load(folder, encoder)
+    return loaded, lambda: leave_quick_start(loaded)
 
 
 COMMANDS = (evaluate, search, export)

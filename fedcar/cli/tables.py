@@ -156,13 +156,15 @@ def print_rows(result: dict[str, Any]) -> None:
     console.print(table)
 
 
-def print_answer(answer: Answer) -> None:
-    """The hits of one question, best first."""
+def print_answer(answer: Answer, heading: bool = False) -> None:
+    """The hits of one question, best first; with a heading under the question."""
     from rich.console import Console
     from rich.padding import Padding
     from rich.text import Text
 
     console = Console(highlight=False)
+    if heading:
+        console.print(Text(f"? {one_line(answer.query)}"))
     if not answer.hits:
         console.print("no document found")
     elif not answer.answered:

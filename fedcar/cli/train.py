@@ -65,7 +65,7 @@ def train(
     from fedcar.common.folders import check_target, remove_folder
     from fedcar.common.progress import Console
     from fedcar.encoder.model_files import DEFAULT_ENCODER
-    from fedcar.retriever.retriever import KIND
+    from fedcar.retriever.parts import KIND
 
     check_target(out, KIND)
     loaded = Collection.read(collection)

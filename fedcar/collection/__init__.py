@@ -1,6 +1,7 @@
 """Documents, questions and judgements: read, checked, split, imported.
 
 What other folders take:
+    asked.Counts: What became of the rows and files that were read.
     collection.Collection: Documents, queries by id, and judgements as {split: {query id: {document id: score}}}.
     collection.Document: One document; its row in the head has the document's position in the collection.
     collection.Judged: The judged queries of one split in the order of its file; relevant[i] is {document id:
@@ -12,11 +13,11 @@ What other folders take:
     collection.document_line: The document as a line of corpus.jsonl, without its end.
     collection.normalised: Return the text by which two queries count as equal: stripped, case folded, white space
         collapsed.
-    collection.read_documents: Read lines as in corpus.jsonl: at least one, ids unique.
     columns.Columns: Which column is which, where their names do not say so.
     demo.FOLDER: where the packaged collection lies.
-    importing.imported: Make a collection of a file or folder, write it to `out` as a BEIR folder, and return it with
-        what was counted.
+    importing.imported: Make a collection of a file or folder, write it to `out` as a BEIR folder, and return it
+        with what was counted.
+    importing.imported_documents: The documents of whatever `imported` takes, without questions; nothing is written.
     lines.check_identifier: Return the id; refuse an empty one and one that cannot stand in a tab-separated line.
     lines.check_text: Return the text; refuse a NUL and half of a surrogate pair, which no file and no tokenizer
         takes.
@@ -27,6 +28,8 @@ What other folders take:
         `weights` (n,).
     pseudo_queries.pseudo_queries: Each document's title and a seeded choice of its sentences (the inverse cloze
         task: Lee et al. 2019).
+    question_files.read_questions: The questions in the order of the file: the lines of a text, or "text" (and "id")
+        of the objects of JSON lines.
     splits.split_for_selection: Training and selection questions: train and dev; without dev a seeded tenth of train
         chooses instead.
     splits.subset: The judged queries that are kept.

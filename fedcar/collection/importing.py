@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Container, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ from fedcar.collection.collection import (
     client_remarks,
     label_text,
     normalised,
+    read_documents,
 )
 from fedcar.collection.columns import (
     IDENTIFIER_NAMES,
@@ -39,11 +41,11 @@ from fedcar.collection.columns import (
     is_of_texts,
     text_and_label,
 )
-from fedcar.collection.lines import check_identifier
+from fedcar.collection.lines import check_identifier, json_objects
 from fedcar.collection.normal_forms import composed, is_blank, look_alikes
 from fedcar.collection.pages import read_pages
 from fedcar.collection.sources import as_file
-from fedcar.collection.tables import POINT_ZERO, Table, cell_text
+from fedcar.collection.tables import POINT_ZERO, Table, cell_text, kind_of_file
 from fedcar.errors import FedcarError, FedcarWarning, quoted
 
 
@@ -85,13 +87,34 @@ def imported(
     return Imported(collection, counts)
 
 
+def imported_documents(source: Path, columns: Columns | None = None) -> Imported:
+    """The documents of whatever `imported` takes, without questions; nothing is written.
+
+    JSON lines with "_id" are read as in corpus.jsonl. Other tables are documents whatever their columns are called,
+    and must have one of ids: it is by these that documents are known later. A label is metadata here.
+    """
+    source, columns = Path(source), columns or Columns()
+    with as_file(source) as file:
+        is_folder = _is_folder(file)
+        check_columns(file, columns, is_folder, False)
+        corpus = _corpus_of(file) if is_folder else file
+        if corpus is None:
+            return _import_folder(file)
+        if is_folder or columns == Columns() and _has_own_ids(corpus):
+            return Imported(Collection(file.stem, read_documents(corpus), {}, {}), Counts())
+        table = Table.read(file)
+        text, _ = text_and_label(table, columns, True)
+        table.column("id", IDENTIFIER_NAMES, "--id-column", columns.id_column, (text,))
+        return _documents_alone(table, text, columns, True)
+
+
+def _has_own_ids(file: Path) -> bool:
+    """Whether it is JSON lines whose first object has an "_id"; without any object it is refused as such, too."""
+    return kind_of_file(file) == "jsonl" and all("_id" in record for _, record in islice(json_objects(file), 1))
+
+
 def _made(source: Path, columns: Columns, queries: Path | None, seed: int) -> Imported:
-    try:
-        is_folder = stat.S_ISDIR(source.stat().st_mode)
-    except OSError as error:
-        raise FedcarError(
-            f"{source}: cannot be read ({error.strerror}); give a CSV, TSV, JSONL or Parquet file, or a folder"
-        ) from error
+    is_folder = _is_folder(source)
     check_columns(source, columns, is_folder, queries is not None)
     if is_folder:
         found = _import_folder(source)
@@ -102,8 +125,23 @@ def _made(source: Path, columns: Columns, queries: Path | None, seed: int) -> Im
     return found
 
 
+def _is_folder(source: Path) -> bool:
+    try:
+        return stat.S_ISDIR(source.stat().st_mode)
+    except OSError as error:
+        raise FedcarError(
+            f"{source}: cannot be read ({error.strerror}); give a CSV, TSV, JSONL or Parquet file, or a folder"
+        ) from error
+
+
+def _corpus_of(folder: Path) -> Path | None:
+    """The documents of a BEIR folder; None where it is another one."""
+    files = [folder / name for name in ("corpus.jsonl", "corpus.jsonl.gz")]
+    return next((file for file in files if file.exists()), None)
+
+
 def _import_folder(folder: Path) -> Imported:
-    if any((folder / name).exists() for name in ("corpus.jsonl", "corpus.jsonl.gz")):
+    if _corpus_of(folder) is not None:
         return Imported(Collection.read(folder, leave_out_ambiguous=True), Counts())
     pages = read_pages(folder)
     counts = Counts(

@@ -44,8 +44,7 @@ class Table:
     @classmethod
     def read(cls, path: Path) -> Table:
         """Read a file of a known kind, by the end of its name, packed with gzip or not; at least one row."""
-        name = path.name.lower().removesuffix(PACKED)
-        kind = FORMATS.get(Path(name).suffix)
+        name, kind = path.name.lower().removesuffix(PACKED), kind_of_file(path)
         if not path.exists():
             raise FedcarError(f"{path}: no such file; check the path")
         if kind is None:
@@ -123,6 +122,11 @@ class Table:
 
     def _there(self) -> str:
         return f"the columns are {quoted(', '.join(self.columns), 200)}"
+
+
+def kind_of_file(path: Path) -> str | None:
+    """Return csv, jsonl or parquet by the end of its name, packed or not; None where it is none of them."""
+    return FORMATS.get(Path(path.name.lower().removesuffix(PACKED)).suffix)
 
 
 def simple(column: str) -> str:

@@ -12,7 +12,6 @@ What other folders take:
     files.write_json: Write a JSON file, indented and in UTF-8.
     files.written_whole: A place to write to that takes the file's name in one step: who looks finds the former file
         or all of this.
-    folders.RESTORE: the way out that an error about a changed folder names.
     folders.check_folder: Refuse a folder that is not a sealed fedcar folder of this kind, or of which any file has
         changed.
     folders.check_target: Refuse, before long work, a target that could not be written after it; leaves nothing

@@ -72,6 +72,8 @@ def mapped_tensors(file: Path, on_disk: Sequence[str] = ()) -> dict[str, Any]:
     try:
         with file.open("rb") as stream:
             size = int.from_bytes(stream.read(8), "little")
+            if size > file.stat().st_size:
+                raise ValueError("its header is cut off")
             header = json.loads(stream.read(size))
         header.pop("__metadata__", None)
         content = np.memmap(file, np.uint8, "r", offset=8 + size) if file.stat().st_size > 8 + size else None

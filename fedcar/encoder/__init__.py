@@ -18,20 +18,25 @@ What other folders take:
     model_files.first_line: The first line of an error's text, short enough for a message.
     model_files.parameter_count: How many numbers the weight files hold, from their headers.
     model_files.read_json: The JSON object in a file of an encoder's folder; FedcarError where there is none.
+    model_files.fingerprint: sha256 over the weights, the configuration and the tokenizer files: equal encoders,
+        equal fingerprints.
+    model_files.fingerprint_with: The fingerprint with the values of an adapter, by their names: equal ones, equal
+        states.
     reading.Reading: What one pass of n texts gives.
     reading.Runtime: Runs the frozen model on one batch, padded on the right.
     reading.States: One batch: tokens (n, t, d), pooled (n, d) and the mean states of the kept layers (n, k, d),
         float32.
-    reading.TOKENS_PER_BATCH: how many tokens, padding included, a batch holds.
     reading.TokenStates: A text's t tokens, special ones left out: ids (t,), where each begins and ends (t, 2),
         states (t, d).
-    reading.Tokens: A text's t tokens: ids, where each begins and ends in the text, and whether it is a special one.
     reading.batches_by_length: Row numbers in batches of similar length, longest first, each of at most `tokens`
         tokens with its padding.
     reading.padded: Token id lists as one batch, filled up on the right, and its mask (n, t).
-    reading.read: Tokens of n texts -> all that is asked of their states, each text through the model once.
-    reading.state_type: What is kept of a text: h (d,) in float32 and the mean states of the kept layers (k, d) in
-        float16.
     reference.reference_states: States (n,) of the untrained encoder on the first questions of the packaged
         collection.
+    stored.StoredEncoder: Texts -> the states of the encoder it was written from, without torch.
+    stored_writing.check_encoder: Refuse a stored encoder that makes other tokens of the texts, or other states.
+    stored_writing.check_states: Refuse hidden states (n, d), made by what was exported, that are not those that the
+        encoder gives.
+    stored_writing.write_encoder: Write model and tokenizer into the folder; gives the settings that
+        `StoredEncoder.of` wants beside them.
 """

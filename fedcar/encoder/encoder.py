@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from fedcar.encoder.adapter import Adapter, BothEmbeddings, SoftEmbedding
 from fedcar.encoder.model import FrozenModel, pool
-from fedcar.encoder.model_files import DEFAULT_ENCODER
+from fedcar.encoder.model_files import DEFAULT_ENCODER, fingerprint_with
 from fedcar.encoder.reading import (
     Progress,
     Reading,
@@ -136,10 +135,8 @@ class Encoder:
         """The fingerprint with the values of the adapter, beside the table or folded in: equal ones, equal states."""
         if self.adapter is None:
             return self.model.state_fingerprint
-        digest = hashlib.sha256(self.model.state_fingerprint.encode())
-        for name, tensor in self.adapter.state_dict().items():
-            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        values = {name: tensor.detach().cpu().numpy() for name, tensor in self.adapter.state_dict().items()}
+        return fingerprint_with(self.model.state_fingerprint, values)
 
     # ---------------------------------------------------------------- the blocks
 

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from fedcar.encoder.model_files import (
     DEFAULT_ENCODER,
-    TOKENIZER_SETTINGS,
     TOKENIZER_VOCABULARIES,
     default_pooling,
     find,
+    fingerprint,
     first_line,
     is_decoder,
     read_json,
@@ -99,12 +99,8 @@ class FrozenModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over the weights, the configuration and the tokenizer files: equal encoders, equal fingerprints."""
-        tokenizer = tokenizer_files(self.folder, (*TOKENIZER_VOCABULARIES, *TOKENIZER_SETTINGS))
-        digest = hashlib.sha256()
-        for file in [*weight_files(self.folder), *tokenizer, self.folder / "config.json"]:
-            digest.update(f"{file.name}\0{sha256(file)}\0".encode())
-        return digest.hexdigest()
+        """See `model_files.fingerprint`."""
+        return fingerprint(self.folder)
 
     @cached_property
     def weight_hash(self) -> str:

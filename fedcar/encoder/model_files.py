@@ -6,12 +6,17 @@ import hashlib
 import importlib.util
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from fedcar.errors import FedcarError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 DEFAULT_ENCODER_ON_THE_HUB = "sentence-transformers/all-MiniLM-L6-v2"
@@ -99,6 +104,23 @@ def sha256(file: Path) -> str:
         return _sha256_of_version(file, status.st_size, status.st_mtime_ns)
     except OSError as error:
         raise FedcarError(f"{file}: cannot be read ({error.strerror}); check the encoder's folder") from error
+
+
+def fingerprint(folder: Path) -> str:
+    """sha256 over the weights, the configuration and the tokenizer files: equal encoders, equal fingerprints."""
+    tokenizer = tokenizer_files(folder, (*TOKENIZER_VOCABULARIES, *TOKENIZER_SETTINGS))
+    digest = hashlib.sha256()
+    for file in [*weight_files(folder), *tokenizer, folder / "config.json"]:
+        digest.update(f"{file.name}\0{sha256(file)}\0".encode())
+    return digest.hexdigest()
+
+
+def fingerprint_with(fingerprint: str, adapter: Mapping[str, NDArray[Any]]) -> str:
+    """The fingerprint with the values of an adapter, by their names: equal ones, equal states."""
+    digest = hashlib.sha256(fingerprint.encode())
+    for name, array in sorted(adapter.items()):
+        digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 @lru_cache(maxsize=64)

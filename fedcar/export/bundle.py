@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -14,7 +14,7 @@ import numpy as np
 from fedcar.collection.collection import Document
 from fedcar.common.folders import check_folder
 from fedcar.common.tensors import mapped_tensors
-from fedcar.export.bundle_encoder import BundleEncoder
+from fedcar.encoder.stored import StoredEncoder
 from fedcar.export.vocabulary import ARRAYS, StoredWords
 from fedcar.head.frozen import FrozenHead
 from fedcar.head.ridge_rows import RidgeRows
@@ -70,9 +70,10 @@ class StoredDocuments(Sequence[Document]):
 class Bundle(Searcher):
     """A searcher that lies in a bundle's files; it cannot be trained, changed or saved."""
 
-    encoder: BundleEncoder
+    encoder: StoredEncoder
     documents: StoredDocuments
     head: FrozenHead
+    origin: Mapping[str, Any] = field(default_factory=dict, kw_only=True)  # of which retriever it was made
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process, and a copy, read the files anew."""
@@ -97,9 +98,8 @@ def load_bundle(folder: str | Path) -> Bundle:
 def read_bundle(folder: Path) -> Bundle:
     """What `load_bundle` gives, of a folder that is not sealed yet."""
     settings = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
-    tensors, about = mapped_tensors(folder / "rows.safetensors"), settings["encoder"]
-    about["layers"] = tuple(about["layers"])
-    encoder = BundleEncoder(folder, **about)
+    tensors = mapped_tensors(folder / "rows.safetensors")
+    encoder = StoredEncoder.of(folder, settings["encoder"])
     embeddings = Rows.from_arrays(tensors, "embeddings")
     head = FrozenHead.from_arrays(tensors, embeddings)
     ridge = None
@@ -115,6 +115,7 @@ def read_bundle(folder: Path) -> Bundle:
         ridge,
         Calibration(**settings["calibration"]),
         row_index=RowIndex.read(folder, mapped=True),
+        origin=settings.get("origin", {}),
     )
 
 

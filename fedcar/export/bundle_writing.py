@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,25 +13,23 @@ from safetensors.numpy import save_file
 from fedcar.collection.collection import Document, document_line
 from fedcar.common.files import write_json
 from fedcar.common.folders import write_folder
-from fedcar.common.vectors import unit
-from fedcar.encoder.runtimes import onnx_file
+from fedcar.encoder.stored_writing import check_encoder, write_encoder
 from fedcar.errors import FedcarError, FedcarWarning
 from fedcar.export.bundle import KIND, Bundle, read_bundle
 from fedcar.export.vocabulary import StoredWords
 from fedcar.head.frozen import FrozenHead
 from fedcar.head.rows import Rows
 from fedcar.retriever.weights import WEIGHT_NAMES
+from fedcar.version import __version__
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from fedcar.encoder.encoder import Encoder
     from fedcar.retriever.retriever import Retriever
 
 ROWS = {"fp32": "float32", "int8": "int8"}
 PROBES = 16
 REQUIREMENTS = ("click", "numpy", "onnxruntime", "rich", "safetensors", "scipy", "tokenizers")  # what searching needs
-LEAST_COSINE = {"fp32": 0.999999, "int8": 0.9}
 SEARCHED, TOLERANCE = 3, 1e-3  # own texts, for which the scores must agree so far in fp32
 
 
@@ -50,8 +47,7 @@ def write_bundle(retriever: Retriever, folder: str | Path, precision: str = "fp3
 def _write(retriever: Retriever, folder: Path, precision: str) -> None:
     encoder, kind = retriever.encoder, ROWS[precision]
     (folder / "requirements.txt").write_text("\n".join(REQUIREMENTS) + "\n", encoding="utf-8")
-    _write_tokenizer(encoder, folder)
-    onnx_file.write(encoder.model, folder / "encoder.onnx", precision, encoder.adapter)
+    about = write_encoder(encoder, folder, precision)
     embeddings = Rows.of(np.asarray(retriever.evidence.embeddings), kind)
     arrays = {**embeddings.arrays("embeddings"), **FrozenHead.of(retriever.head, embeddings, kind).arrays()}
     arrays |= _ridge_arrays(retriever, precision)
@@ -66,33 +62,28 @@ def _write(retriever: Retriever, folder: Path, precision: str) -> None:
     for name, words in retriever.evidence.vocabularies().items():
         evidence |= {f"{name}.words.{part}": array for part, array in StoredWords.of(words).arrays.items()}
     save_file(evidence, folder / "evidence.safetensors")
-    end = encoder.tokenizer.eos_token_id if encoder.pooling == "last" and not encoder.model.adds_end else None
     settings = {
-        "encoder": {
-            "pooling": encoder.pooling,
-            "precision": precision,
-            "dimension": encoder.dimension,
-            "layers": encoder.model.layers,
-            "max_tokens": encoder.model.max_tokens,
-            "padding_id": encoder.model.padding_id,
-            "end": end,
-            "adapter": encoder.adapter.variant if encoder.adapter is not None else None,
-        },
+        "encoder": about,
         "feature_seed": retriever.ridge.feature_map.seed if retriever.ridge is not None else None,
         "weights": dict(zip(WEIGHT_NAMES, map(float, retriever.weights), strict=True)),
         "calibration": vars(retriever.calibration),
+        "origin": _origin(retriever),
     }
     write_json(folder / "bundle.json", settings)
     _check(retriever, folder, precision)
 
 
-def _write_tokenizer(encoder: Encoder, folder: Path) -> None:
-    backend = getattr(encoder.tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        message = "its tokenizer has no tokenizer.json; take --format transformers"
-        raise FedcarError(f"{encoder.folder}: {message}")
-    content = json.loads(backend.to_str()) | {"truncation": None, "padding": None}
-    (folder / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+def _origin(retriever: Retriever) -> dict[str, Any]:
+    """What `info` tells of the retriever that it was made of; under epsilon questions are not counted there either."""
+    encoder, training = retriever.encoder, retriever.training
+    return {
+        "encoder": Path(encoder.name).name if Path(encoder.name).is_dir() else encoder.name,
+        "fingerprint": encoder.fingerprint,
+        "method": training.method,
+        "collection": (training.collection or {}).get("name"),
+        "questions": training.questions,
+        "fedcar": __version__,
+    }
 
 
 def _write_documents(documents: Sequence[Document], file: Path) -> dict[str, NDArray[Any]]:
@@ -123,10 +114,7 @@ def _check(retriever: Retriever, folder: Path, precision: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FedcarWarning)  # about long texts, said when they were first read
         bundle, encoder = read_bundle(folder), retriever.encoder
-        if bundle.encoder.tokenize(texts) != encoder.tokenize(texts):
-            message = "its tokenizer cannot be written so that it makes the same tokens; take --format transformers"
-            raise FedcarError(f"{encoder.folder}: {message}")
-        check_states(encoder, "the bundle", precision, texts, bundle.encoder.encode(texts))
+        check_encoder(encoder, bundle.encoder, "the bundle", texts)
         if precision == "fp32":
             check_search(retriever, bundle)
 
@@ -141,13 +129,3 @@ def check_search(retriever: Retriever, bundle: Bundle) -> None:
 
 def _own_texts(retriever: Retriever) -> list[str]:
     return [text for document in retriever.documents[:PROBES] if (text := document.full_text)]
-
-
-def check_states(
-    encoder: Encoder, exported: str, precision: str, texts: Sequence[str], states: NDArray[np.float32]
-) -> None:
-    """Refuse hidden states (n, d), made by what was exported, that are not those that the encoder gives."""
-    least = float(np.einsum("nd,nd->n", unit(states), unit(encoder.encode(texts))).min())
-    if least < LEAST_COSINE[precision]:
-        instead = "take --precision fp32" if precision == "int8" else "use the retriever itself"
-        raise FedcarError(f"{encoder.folder}: {exported} gives other hidden states (cosine {least:.4f}); {instead}")

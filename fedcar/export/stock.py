@@ -22,8 +22,9 @@ from fedcar.encoder.reading import padded
 from fedcar.encoder.runtimes import onnx_file
 from fedcar.encoder.runtimes.onnx import OnnxRuntime
 from fedcar.encoder.runtimes.onnx_file import PRECISIONS
+from fedcar.encoder.stored_writing import check_states
 from fedcar.errors import FedcarError, FedcarWarning, quoted
-from fedcar.export.bundle_writing import check_states, write_bundle
+from fedcar.export.bundle_writing import write_bundle
 from fedcar.head.head import Head
 from fedcar.retriever.retriever import Retriever
 

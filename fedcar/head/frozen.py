@@ -44,8 +44,15 @@ class FrozenHead:
     def of(cls, head: Head, embeddings: Rows, kind: str = "float32") -> FrozenHead:
         """The head with its rows stored in this kind; `embeddings` are those of its documents."""
         state = {name: tensor.detach().numpy() for name, tensor in head.state_dict().items()}
+        return cls.of_state(state, head.kind, embeddings, kind)
+
+    @classmethod
+    def of_state(
+        cls, state: Mapping[str, NDArray[Any]], kind_of_head: str, embeddings: Rows, kind: str = "float32"
+    ) -> FrozenHead:
+        """The same from the head's tensors as arrays, linear or cosine."""
         active = np.flatnonzero(state["active"])
-        rows, linear = state["rows"][active], head.kind == "linear"
+        rows, linear = state["rows"][active], kind_of_head == "linear"
         if not linear:
             embedded = state["embeddings"][active]
             rows = unit(embedded + rows) - embedded

@@ -126,6 +126,15 @@ class Head(nn.Module):
         left[list(places)] = False
         return self._changed(left, self.embeddings[:0])
 
+    def updated(self, places: Sequence[int], hidden_states: NDArray[np.float32]) -> Head:
+        """With the documents at these places behind the others, by new hidden states (m, d); rows go with them."""
+        order = torch.tensor([*sorted({*range(len(self.rows))} - {*places}), *places])
+        new = functional.normalize(torch.from_numpy(hidden_states), dim=1)
+        state = self.state_dict()
+        state |= {name: state[name][order] for name in ("rows", "active")}
+        state["embeddings"] = torch.cat([self.embeddings[order[: -len(places)]], new])
+        return Head.of_state(state, **self.layers)
+
     def _changed(self, left: slice | Tensor, new: Tensor) -> Head:
         state = self.state_dict()
         by_row = {"embeddings": new, "rows": torch.zeros_like(new), "active": torch.zeros(len(new), dtype=torch.bool)}

@@ -55,6 +55,13 @@ class RidgeRows:
         asked, pseudo = places[self.documents], places[self.pseudo_documents]
         return replace(self, documents=asked, pseudo_documents=pseudo, words=NaiveBayes(words))
 
+    @property
+    def has_row(self) -> NDArray[np.bool_]:
+        """Which documents have training questions (N,)."""
+        result = np.zeros(self.words.counts.shape[0], dtype=bool)
+        result[self.documents] = True
+        return result
+
     def added(self, documents: int) -> RidgeRows:
         """With so many documents behind the others; they have neither row nor words."""
         return self._changed(np.arange(self.words.counts.shape[0]), documents)
@@ -63,7 +70,16 @@ class RidgeRows:
         """Without the documents at these places; the others move up."""
         return self._changed(np.delete(np.arange(self.words.counts.shape[0]), places), 0)
 
+    def updated(self, places: Sequence[int]) -> RidgeRows:
+        """With the documents at these places behind the others, and their rows and words; solved from texts, none."""
+        others = np.delete(np.arange(self.words.counts.shape[0]), places)
+        left = ~np.isin(self.pseudo_documents, places)
+        columns = np.concatenate([np.ones(len(self.documents), dtype=bool), left])
+        without = replace(self, weights=self.weights[:, columns], pseudo_documents=self.pseudo_documents[left])
+        return without._changed(np.concatenate([others, np.asarray(places, dtype=np.int64)]), 0)
+
     def _changed(self, left: NDArray[np.int64], new: int) -> RidgeRows:
+        """With the documents at these places, in their order, and so many new ones behind them."""
         place = np.full(self.words.counts.shape[0], -1)
         place[left] = np.arange(len(left))
         columns = place[np.concatenate([self.documents, self.pseudo_documents])]

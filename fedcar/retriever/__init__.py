@@ -10,13 +10,19 @@ What other folders take:
         knows the places.
     lexical.LexicalIndex: BM25 scores of documents for a query: bm25s' defaults with English stop words, or over
         `words` of one's own.
+    parts.read_parts: Read a sealed folder, without torch.
+    parts.Parts: A saved retriever as values and plain arrays.
+    parts.KIND: the kind of folder that a retriever is saved as.
     prepare.prepare: Encode the questions (or find them in the cache), choose their candidates and weigh the
         evidence.
     questions.Questions: n questions and, for c candidate documents each, what speaks for them before anything is
         learned.
+    quick.quick_searcher: A saved retriever as what searches alike without torch; None where the cache or the
+        packages lack what it takes.
+    quick_writing.leave_quick_start: Write what `quick_searcher` needs into the user's cache, the first time that it
+        is asked for this encoder.
     record.TrainingRecord: How a retriever came about, in plain values; None stands for what a kind of training does
         not tell.
-    retriever.KIND: the kind of folder that a retriever is saved as.
     retriever.Retriever: Everything that answers a question, and how it came about.
     row_index.RowIndex: An inverted file over N rows in eight bits, beside the rows themselves.
     row_index.library: faiss, or an error that says how to install it.

@@ -12,10 +12,9 @@ import numpy as np
 from fedcar.collection.collection import Document
 from fedcar.collection.words import bigrams, stems, word_count
 from fedcar.common.files import write_json
-from fedcar.common.folders import RESTORE
 from fedcar.common.progress import Silent
+from fedcar.common.tensors import mapped_tensors
 from fedcar.common.vectors import top_k, unit
-from fedcar.errors import FedcarError
 from fedcar.retriever.late_interaction import LateInteraction, body_sentences
 from fedcar.retriever.lexical import LexicalIndex, SentenceCoverage, numbered, relative
 
@@ -104,6 +103,11 @@ class Evidence:
         return len(self.embeddings)
 
     @property
+    def together(self) -> int:
+        """How many candidates are weighed against each other: 100, or all where there are up to 200."""
+        return _together(len(self))
+
+    @property
     def deep(self) -> bool:
         """Whether the documents were read token by token; chosen when built, whatever is added later."""
         return self.late is not None
@@ -125,11 +129,14 @@ class Evidence:
         """BM25 divided by its maximum for the question: (n, N) in [0, 1]."""
         return self.indices["lexical"].relative_scores(questions)
 
-    def candidates(self, cosines: NDArray[np.float32], lexical: NDArray[np.float32]) -> NDArray[np.int64]:
-        """The documents worth a closer look (n, c), best hybrid score first: 100, or all where there are up to 200."""
-        documents = cosines.shape[1]
-        scores = cosines + np.float32(LEXICAL_SHARE) * lexical
-        return top_k(scores, documents if documents <= ALL_ARE_CANDIDATES else CANDIDATES)
+    def candidates(self, cosines: NDArray[np.float32], lexical: NDArray[np.float32], k: int = 0) -> NDArray[np.int64]:
+        """The documents worth a closer look (n, c), best hybrid score first: 100, or all where there are up to 200.
+
+        For the `k` best documents as many hundreds as hold so many.
+        """
+        together = _together(cosines.shape[1])
+        wanted = -(-max(k, 1) // together) * together
+        return top_k(cosines + np.float32(LEXICAL_SHARE) * lexical, min(wanted, cosines.shape[1]))
 
     def features(
         self,
@@ -227,18 +234,15 @@ class Evidence:
     @classmethod
     def read(cls, folder: Path) -> Evidence:
         """What `write` wrote; the arrays are mapped into memory and read from the file when they are first needed."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        file = folder / "evidence.safetensors"
-        try:
-            tensors = {name: tensor.numpy() for name, tensor in load_file(file).items()}
-        except (OSError, SafetensorError) as error:
-            raise FedcarError(f"{file}: not a safetensors file ({error}); {RESTORE}") from error
+        tensors = mapped_tensors(folder / "evidence.safetensors")
         return cls.from_tensors(tensors, json.loads((folder / "words.json").read_text(encoding="utf-8")))
 
 
 _LATE = [Evidence.NAMES.index(name) for name in ("sentence", "tokens", "sentence_tokens")]
+
+
+def _together(documents: int) -> int:
+    return max(1, documents) if documents <= ALL_ARE_CANDIDATES else CANDIDATES
 
 
 def at_once(questions: int, documents: int) -> int:

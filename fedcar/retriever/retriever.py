@@ -15,30 +15,28 @@ import torch
 from fedcar.collection.collection import Document
 from fedcar.collection.lines import check_identifier, check_text
 from fedcar.common.files import write_json
-from fedcar.common.folders import check_folder, write_folder
+from fedcar.common.folders import write_folder
 from fedcar.common.progress import Silent
-from fedcar.common.tensors import read_tensors
 from fedcar.encoder.adapter import Adapter
 from fedcar.encoder.encoder import Encoder
 from fedcar.encoder.reference import reference_states
 from fedcar.errors import FedcarError, FedcarWarning, quoted
 from fedcar.head.feature_map import FeatureMap
 from fedcar.head.head import Head
-from fedcar.head.ridge_rows import RidgeRows
-from fedcar.retriever.calibration import Calibration
 from fedcar.retriever.evidence import Evidence, reads_tokens
 from fedcar.retriever.late_interaction import LateInteraction
+from fedcar.retriever.parts import KIND, read_parts
 from fedcar.retriever.record import TrainingRecord
 from fedcar.retriever.row_index import RowIndex, is_installed
 from fedcar.retriever.searcher import Searcher
 from fedcar.retriever.weights import WEIGHT_NAMES, weights_of
+from fedcar.version import __version__
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fedcar.encoder.cache import FeatureCache
 
-KIND = "retriever"
 INDEX_FROM = 200_000  # rows; below, all products take under 12 ms a question on one core (docs/performance.md)
 
 
@@ -105,11 +103,7 @@ class Retriever(Searcher):
         """
         report = report or Silent()
         _check_new(self, documents)
-        texts = [document.full_text for document in documents]
-        with report.track("encoding documents", len(texts)) as advance:
-            hidden_states = self.encoder.untrained.encode(texts, advance)
-        hidden_states[[not text for text in texts]] = 0.0
-        head = self.head.added(hidden_states)
+        head = self.head.added(self._hidden_states(documents, report))
         embeddings = head.embeddings[len(self.documents) :].numpy()
         evidence = self.evidence.added(documents, self.encoder, embeddings, report)
         return replace(
@@ -150,6 +144,60 @@ class Retriever(Searcher):
             ridge=self.ridge.without(gone) if self.ridge is not None else None,
             row_index=self.row_index.without(gone) if self.row_index is not None else None,
         )
+
+    def update(self, documents: Sequence[Document], report: Silent | None = None, *, forget: bool = False) -> Retriever:
+        """A new retriever that has these documents instead of those with their ids; this one stays as it is.
+
+        A document whose title or text has changed is read anew and stands behind the others; of its former text no
+        vector, sentence or word is left. What questions taught about it stays, for they ask for the document and not
+        for its wording: its row, and the words of its questions. A row that was solved from its former text (ridge,
+        `refine`) goes; a linear head does not tell such a row from one of questions, and keeps it. With `forget` all
+        of it goes, as with `remove` and `add`. Of others that stand in `documents` only the metadata changes.
+
+        Raises FedcarError for no document at all, and for an id that is not there or stands there twice.
+
+        Formal guarantees:
+            updated_document_found_by_its_new_text: and no file has its former text, vectors or words.
+            update_keeps_what_questions_taught: its row moves with it bit for bit, those of the others stay.
+        """
+        report = report or Silent()
+        _check_documents(documents, "update")
+        given = {document.id: document for document in documents}
+        places = {document.id: place for place, document in enumerate(self.documents)}
+        if unknown := [identifier for identifier in given if identifier not in places]:
+            raise FedcarError(f"{_named(unknown)}: not in the retriever; nothing was changed, add it or check the id")
+        changed = [one for one in documents if not _alike(one, self.documents[places[one.id]])]
+        alike = {**given, **{one.id: self.documents[places[one.id]] for one in changed}}  # metadata may be another
+        present = tuple(alike.get(one.id, one) for one in self.documents)
+        if not changed:
+            return replace(self, documents=present)
+        gone = [places[document.id] for document in changed]
+        hidden_states = self._hidden_states(changed, report)
+        ridge, index = self.ridge, self.row_index
+        if forget:
+            head = self.head.added(hidden_states).without(gone)
+            ridge = ridge.added(len(gone)).without(gone) if ridge is not None else None
+        else:
+            head = self.head.updated(gone, hidden_states)
+            ridge = ridge.updated(gone) if ridge is not None else None
+        embeddings = head.embeddings[-len(gone) :].numpy()
+        evidence = self.evidence.added(changed, self.encoder, embeddings, report)
+        return replace(
+            self,
+            documents=(*(one for one in present if places[one.id] not in {*gone}), *changed),
+            evidence=evidence.without(gone),
+            head=head,
+            ridge=ridge,
+            row_index=index.added(evidence.embeddings).without(gone) if index is not None else None,
+        )
+
+    def _hidden_states(self, documents: Sequence[Document], report: Silent) -> NDArray[np.float32]:
+        """Untrained hidden states (m, d), 0 for an empty document."""
+        texts = [document.full_text for document in documents]
+        with report.track("encoding documents", len(texts)) as advance:
+            hidden_states = self.encoder.untrained.encode(texts, advance)
+        hidden_states[[not text for text in texts]] = 0.0
+        return hidden_states
 
     # ---------------------------------------------------------------- on disk
 
@@ -194,6 +242,7 @@ class Retriever(Searcher):
                 "weights": dict(zip(WEIGHT_NAMES, map(float, self.weights), strict=True)),
                 "calibration": asdict(self.calibration),
                 "training": self.training.to_json(),
+                "fedcar": __version__,
             },
         )
 
@@ -205,37 +254,29 @@ class Retriever(Searcher):
         the one the retriever was trained with.
         """
         folder = Path(folder)
-        check_folder(folder, KIND)
-        settings = json.loads((folder / "retriever.json").read_text(encoding="utf-8"))
-        found = Encoder.load(encoder or settings["encoder"]["name"], settings["encoder"]["pooling"], offline=True)
-        if found.fingerprint != settings["encoder"]["fingerprint"]:
+        parts = read_parts(folder)
+        about = parts.encoder
+        found = Encoder.load(encoder or about["name"], about["pooling"], offline=True)
+        if found.fingerprint != about["fingerprint"]:
             raise FedcarError(
-                f"{folder}: trained with an encoder of fingerprint {settings['encoder']['fingerprint'][:12]}, but "
+                f"{folder}: trained with an encoder of fingerprint {about['fingerprint'][:12]}, but "
                 f"{found.name} has {found.fingerprint[:12]}; give the original encoder's folder"
             )
-        state = read_tensors(folder / "head.safetensors")
-        head = Head.of_state({name: torch.from_numpy(array) for name, array in state.items()}, **settings["head"])
-        if settings["adapter"]:
-            tensors = read_tensors(folder / "adapter.safetensors")
-            adapter = Adapter(settings["adapter"], next(iter(tensors.values())).shape[0])
-            adapter.load_state_dict({name: torch.from_numpy(array) for name, array in tensors.items()})
+        if parts.adapter_variant is not None:
+            adapter = Adapter(parts.adapter_variant, next(iter(parts.adapter.values())).shape[0])
+            adapter.load_state_dict({name: torch.from_numpy(array) for name, array in parts.adapter.items()})
             found = found.with_adapter(adapter)
-        ridge = None
-        if settings["feature_seed"] is not None:
-            tensors = read_tensors(folder / "ridge.safetensors")
-            ridge = RidgeRows.from_tensors(tensors, settings["feature_seed"], len(head.rows))
-        with (folder / "documents.jsonl").open(encoding="utf-8") as stream:
-            records = [json.loads(line) for line in stream]
+        state = {name: torch.from_numpy(array) for name, array in parts.head.items()}
         return cls(
             found,
-            tuple(Document(record["_id"], record["title"], record["text"], record["metadata"]) for record in records),
-            Evidence.read(folder),
-            head,
-            np.array([settings["weights"][name] for name in WEIGHT_NAMES], dtype=np.float32),
-            ridge,
-            Calibration(**settings["calibration"]),
-            training=TrainingRecord.from_json(settings["training"]),
-            row_index=RowIndex.read(folder),
+            parts.documents,
+            parts.evidence,
+            Head.of_state(state, **parts.head_layers),
+            parts.weights,
+            parts.ridge,
+            parts.calibration,
+            training=parts.training,
+            row_index=parts.row_index,
         )
 
     def index(self) -> RowIndex | None:
@@ -246,22 +287,32 @@ class Retriever(Searcher):
 
 
 def _check_new(retriever: Retriever, documents: Sequence[Document]) -> None:
+    _check_documents(documents, "add")
+    here, taken = {document.id for document in documents}, {document.id for document in retriever.documents}
+    if there := sorted(here & taken):
+        message = "in the retriever already; nothing was added, update it or take another id"
+        raise FedcarError(f"{_named(there)}: {message}")
+
+
+def _check_documents(documents: Sequence[Document], doing: str) -> None:
     if not documents:
-        raise FedcarError("no document to add; give at least one")
-    taken, here = {document.id for document in retriever.documents}, set()
+        raise FedcarError(f"no document to {doing}; give at least one")
+    here = set()
     for document in documents:
-        check_identifier(document.id, "documents to add")
+        check_identifier(document.id, f"documents to {doing}")
         for key, text in (("title", document.title), ("text", document.text)):
             check_text(text, key, f"document {quoted(document.id)}")
         if document.id in here:
-            raise FedcarError(f"document {quoted(document.id)}: given twice; nothing was added, make the ids unique")
+            raise FedcarError(f"document {quoted(document.id)}: given twice; nothing was done, make the ids unique")
         here.add(document.id)
-    if there := [identifier for identifier in here if identifier in taken]:
-        message = "in the retriever already; nothing was added, remove it first or take another id"
-        raise FedcarError(f"{_named(sorted(there))}: {message}")
     if empty := sum(not document.full_text for document in documents):
-        message = f"{empty} of {len(documents)} documents to add are empty; kept, never returned"
+        message = f"{empty} of {len(documents)} documents to {doing} are empty; kept, never returned"
         warnings.warn(message, FedcarWarning, stacklevel=4)
+
+
+def _alike(one: Document, other: Document) -> bool:
+    """Whether title and text, which a retriever has read, are the same."""
+    return (one.title, one.text) == (other.title, other.text)
 
 
 def _named(ids: Sequence[str]) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from fedcar.retriever.questions import Questions
 
 CHUNK = 256
+READ_AT_ONCE = 1024  # questions; a batch of the encoder holds those of like length
+FEATURES = 16  # numbers, about, that stand for a question and a candidate
 POOL = 400  # documents nearest by encoder, and by words, among which the candidates are chosen
 
 
@@ -76,6 +78,7 @@ class Hit:
     confidence: float
     title: str
     text: str
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ class Searcher:
 
     Formal guarantees:
         no_network_at_search: searching looks on this machine only.
+        more_hits_begin_with_the_same: the k best documents are the first k of more; `search` and `search_many` agree.
     """
 
     encoder: Reader
@@ -113,26 +117,52 @@ class Searcher:
     row_index: RowIndex | None = field(default=None, kw_only=True)
 
     def search(self, question: str, k: int = 5) -> Answer:
-        """The k best documents for the question; fewer where there are fewer, never an empty document."""
-        if not question.strip():
+        """The k best documents for the question; fewer where there are fewer, never an empty document.
+
+        A hundred documents are weighed, those best by encoder and words. For more than a hundred the next hundreds are,
+        and each stands behind the one before; the confidence of what comes after the first hundred is 0.
+        """
+        return self.search_many([question], k)[0]
+
+    def search_many(self, questions: Sequence[str], k: int = 5) -> list[Answer]:
+        """What `search` gives for each question, in batches: scores up to the last digits, which a batch decides."""
+        if any(not question.strip() for question in questions):
             raise FedcarError("the question is empty; ask something")
         if k < 1:
             raise FedcarError(f"k is {k}; it must be 1 or more")
         if k > len(self.documents):
             message = f"k is {k}, but there are {len(self.documents)} documents; all are returned"
             warnings.warn(message, FedcarWarning, stacklevel=2)
-        reading = self.encoder.read([question], self.evidence.deep)
-        candidates, evidence = self.evidence_for([question], reading.states, reading.tokens)
-        scores = self.scores([question], reading.states, candidates, evidence, reading.adapted)
-        confidence = self.calibration.confidences(scores)[0]
-        hits = tuple(
-            Hit(document.id, float(scores[0, place]), float(confidence[place]), document.title, document.text)
-            for place in top_k(scores, k)[0]
-            if np.isfinite(scores[0, place])
-            for document in [self.documents[candidates[0, place]]]
-        )
-        answered = bool(hits) and self.calibration.answers(scores)[0]
-        return Answer(question, bool(answered), hits)
+        return [
+            answer
+            for start in range(0, len(questions), READ_AT_ONCE)
+            for answer in self._answers(questions[start : start + READ_AT_ONCE], k)
+        ]
+
+    def _answers(self, questions: Sequence[str], k: int) -> Iterator[Answer]:
+        reading = self.encoder.read(questions, self.evidence.deep)
+        for start in range(0, len(questions), step := at_once(CHUNK, max(len(self.documents), FEATURES * k))):
+            part = slice(start, start + step)
+            states = reading.states[part]
+            candidates, evidence = self.evidence_for(questions[part], states, reading.tokens[part], k=k)
+            scores = self.scores(questions[part], states, candidates, evidence, reading.adapted[part])
+            first = scores[:, : self.evidence.together]
+            confidences, answered = self.calibration.confidences(first), self.calibration.answers(first)
+            for row, question in enumerate(questions[part]):
+                hits = tuple(self._hits(candidates[row], scores[row], confidences[row], k))
+                yield Answer(question, bool(hits) and bool(answered[row]), hits)
+
+    def _hits(
+        self, candidates: NDArray[np.int64], scores: NDArray[np.float32], confidences: NDArray[np.float64], k: int
+    ) -> Iterator[Hit]:
+        """The k best of a question's candidates (c,), one hundred after the other."""
+        size = self.evidence.together
+        order = [start + top_k(scores[None, start : start + size], size)[0] for start in range(0, len(scores), size)]
+        places = [place for part in order for place in part if np.isfinite(scores[place])]
+        for place in places[:k]:
+            document = self.documents[candidates[place]]
+            confidence = float(confidences[place]) if place < len(confidences) else 0.0
+            yield Hit(document.id, float(scores[place]), confidence, document.title, document.text, document.metadata)
 
     # ---------------------------------------------------------------- scores
 
@@ -142,15 +172,18 @@ class Searcher:
         states: NDArray[np.void],
         tokens: Sequence[TokenStates] = (),
         advance: Callable[[int], None] | None = None,
+        k: int = 0,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Questions and their untrained states -> candidate rows (n, c) and their evidence (n, c, F).
 
-        `tokens` are their token states, where the documents were read token by token.
+        `tokens` are their token states, where the documents were read token by token. For `k` see `candidates`.
         """
         candidates, evidence = [], []
         for start in range(0, len(texts), step := at_once(CHUNK, len(self.documents))):
             part, chunk = slice(start, start + step), list(texts[start : start + step])
-            found = np.sort(self.candidates(chunk, states[part]), axis=1)  # ties go to the first, as in the baselines
+            found = self.candidates(chunk, states[part], k)
+            for first in range(0, found.shape[1], size := self.evidence.together):
+                found[:, first : first + size].sort(axis=1)  # ties go to the first, as in the baselines
             candidates.append(found)
             evidence.append(self.evidence.features(chunk, states["pooled"][part], found, tokens[part]))
             if advance is not None:
@@ -159,15 +192,21 @@ class Searcher:
             return np.empty((0, 0), dtype=np.int64), np.empty((0, 0, LEARNED), dtype=np.float32)
         return np.concatenate(candidates), np.concatenate(evidence)
 
-    def candidates(self, texts: Sequence[str], states: NDArray[np.void]) -> NDArray[np.int64]:
+    def candidates(self, texts: Sequence[str], states: NDArray[np.void], k: int = 0) -> NDArray[np.int64]:
         """The documents worth a closer look (n, c), by encoder and words: those that training and selection looked at.
 
         What was learned has no say: a map or rows that were never seen to rank others would crowd out right ones.
+        Where `k` is more than a hundred, further documents behind them, in hundreds.
         """
         hidden_states, lexical = unit(states["pooled"]), self.evidence.lexical(texts)
-        if self.row_index is not None:
-            return indexed_candidates(self.evidence, self.row_index, hidden_states, lexical)
-        return self.evidence.candidates(products(hidden_states, self.evidence.embeddings), lexical)
+        if self.row_index is None:
+            return self.evidence.candidates(products(hidden_states, self.evidence.embeddings), lexical, k)
+        near = indexed_candidates(self.evidence, self.row_index, hidden_states, lexical)
+        if k <= near.shape[1]:
+            return near
+        every = self.evidence.candidates(products(hidden_states, self.evidence.embeddings), lexical, k)
+        further = [row[~np.isin(row, first)][: len(row) - len(first)] for row, first in zip(every, near, strict=True)]
+        return np.concatenate([near, np.stack(further)], axis=1)
 
     def learned(
         self,
@@ -196,13 +235,14 @@ class Searcher:
         return self.ridge is not None or self.head.query_map or bool(self.head.has_row.any())
 
     @property
+    def has_row(self) -> NDArray[np.bool_]:
+        """Which documents have a row that questions trained (N,)."""
+        return self.head.has_row if self.ridge is None else self.ridge.has_row
+
+    @property
     def apart(self) -> NDArray[np.bool_]:
         """Which documents have no row of their own while others have one (N,)."""
-        if self.ridge is not None:
-            rows = np.zeros(len(self.documents), dtype=bool)
-            rows[self.ridge.documents] = True
-        else:
-            rows = self.head.has_row
+        rows = self.has_row
         return ~rows if rows.any() else np.zeros(len(rows), dtype=bool)
 
     def features(self, questions: Questions) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ import pytest
 from fedcar.collection.asked import Counts, SeveralAnswers
 from fedcar.collection.collection import Collection, Document, Query
 from fedcar.collection.columns import Columns
-from fedcar.collection.importing import Imported, imported
+from fedcar.collection.importing import Imported, imported, imported_documents
 from fedcar.errors import FedcarError, FedcarWarning
 
 DOCUMENTS = "id,title,text\nfan,Fan,Clean the fan.\npump,Pump,Prime the pump.\n"
@@ -261,3 +261,34 @@ def test_an_id_that_is_not_there_is_refused_with_the_likely_one(tmp_path: Path, 
 def test_a_question_that_cannot_be_seen_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FedcarError, match=r"a\.csv:2: empty query"):
         made(tmp_path, "text,label\n\u200b\ufeff,b\n")
+
+
+# Documents alone, for a retriever that is there
+
+
+def test_documents_of_a_table_whatever_its_label(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,text,label,question\nfan,Clean the fan.,parts,why?\n")
+    collection, counts = imported_documents(tmp_path / "a.csv")
+    more = {"label": "parts", "question": "why?"}
+    assert collection.documents == (Document("fan", "", "Clean the fan.", more),) and counts == Counts()
+    assert not collection.queries
+
+
+def test_documents_of_lines_of_a_corpus_and_of_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "fan", "title": null, "text": "Clean it.", "metadata": {"a": 1}}\n')
+    (tmp_path / "qrels").mkdir()
+    wanted = (Document("fan", "", "Clean it.", {"a": 1}),)
+    for place in (tmp_path, tmp_path / "corpus.jsonl"):
+        assert imported_documents(place).collection.documents == wanted, "without a word about its questions"
+
+
+def test_documents_of_a_folder_of_pages(tmp_path: Path) -> None:
+    (tmp_path / "fan.md").write_text("# Fan\nClean it.\n")
+    (document,) = imported_documents(tmp_path).collection.documents
+    assert document.id == "fan.md" and document.title == "Fan"
+
+
+def test_documents_without_ids_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "Clean the fan."}\n')
+    with pytest.raises(FedcarError, match=r"a.jsonl:1: no column for the id .* --id-column"):
+        imported_documents(tmp_path / "a.jsonl")

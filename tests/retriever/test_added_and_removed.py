@@ -12,17 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy import sparse
 from support.command import fedcar, tree
 from support.processes import kill_itself, killed
-from support.retrievers import made
+from support.retrievers import check_equal, columns_of, learned_of, made
 
 from fedcar.collection.collection import Collection, Document
 from fedcar.common import folders as storage
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
 from fedcar.errors import FedcarError, FedcarWarning
-from fedcar.head.ridge_rows import RidgeRows
 from fedcar.retriever.retriever import Retriever
 from fedcar.training.refine import MARGIN, refined
 
@@ -88,47 +86,12 @@ def hits(retriever: Retriever, k: int | None = None) -> list[list[tuple[str, flo
     return [[(hit.id, round(hit.score, 4)) for hit in one] for one in found]
 
 
-def learned_of(retriever: Retriever) -> dict[str, dict[str, np.ndarray]]:
-    """All that is kept of each document alone, by its id."""
-    found = {}
-    late = retriever.evidence.late
-    for row, document in enumerate(retriever.documents):
-        own = {
-            "embedding": retriever.head.embeddings[row].numpy(),
-            "evidence": retriever.evidence.embeddings[row],
-            "row": retriever.head.rows[row].detach().numpy(),
-            "active": retriever.head.active[row].numpy(),
-        }
-        if retriever.ridge is not None:
-            column = np.flatnonzero(columns_of(retriever.ridge) == row)
-            own["ridge"] = retriever.ridge.weights[:, column]
-            own["words"] = sparse.csr_array(retriever.ridge.words.counts[[row]]).toarray()
-        if late is not None:
-            first, last = late.arrays["sentence_starts"][row : row + 2]
-            start, end = late.arrays["token_starts"][[first, last]]
-            own |= {"sentences": late.arrays["sentences"][first:last], "tokens": late.arrays["tokens"][start:end]}
-        found[document.id] = own
-    return found
-
-
-def columns_of(ridge: RidgeRows) -> np.ndarray:
-    return np.concatenate([ridge.documents, ridge.pseudo_documents])
-
-
 def touched(retriever: Retriever) -> set[str]:
     """The documents that have a row of their own."""
     rows = np.flatnonzero(retriever.head.active.numpy())
     if retriever.ridge is not None:
         rows = np.concatenate([rows, columns_of(retriever.ridge)])
     return {retriever.documents[row].id for row in rows}
-
-
-def check_equal(found: dict[str, dict[str, np.ndarray]], expected: dict[str, dict[str, np.ndarray]]) -> None:
-    """Bit for bit, for the documents that are expected."""
-    for identifier, parts in expected.items():
-        assert found[identifier].keys() == parts.keys()
-        for name, array in parts.items():
-            np.testing.assert_array_equal(found[identifier][name], array, err_msg=f"{identifier} {name}")
 
 
 # -------------------------------------------------------------------- add
@@ -343,7 +306,7 @@ def test_add_and_remove_by_the_command_line(place: Path) -> None:
     folder = place / "retriever"
     before = tree(folder)
     result = fedcar("add", folder, place / "new.jsonl", "--json")
-    assert result.json == {"retriever": str(folder), "added": 2, "documents": 8}, result.err
+    assert {"retriever": str(folder), "added": 2, "documents": 8}.items() <= result.json.items(), result.err
     assert fedcar("search", folder, "the kettle with vinegar", "-k", 1, "--json").json["hits"][0]["id"] == "kettle"
     result = fedcar("remove", folder, "kettle", "lamp", "kettle", "--json")
     assert result.json == {"retriever": str(folder), "removed": 2, "documents": 6}

@@ -21,9 +21,12 @@ from fedcar.encoder.adapter import Adapter
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
 from fedcar.encoder.runtimes import choice, names
+from fedcar.errors import FedcarError
 from fedcar.export.bundle import load_bundle
 from fedcar.export.bundle_writing import write_bundle
+from fedcar.retriever import evidence, searcher
 from fedcar.retriever.retriever import Retriever
+from fedcar.retriever.row_index import RowIndex, is_installed
 from fedcar.retriever.searcher import Answer, Searcher
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* tokens and were cut")  # the tiny encoders' window is short
@@ -140,3 +143,77 @@ def test_a_new_process_is_handed_a_retriever(retriever_of: MakeRetriever) -> Non
     found = answers.get(timeout=120)
     process.join(60)
     check_same([found], [retriever.search(QUESTIONS[0])])
+
+
+# -------------------------------------------------------------------- many questions, many documents
+
+
+@pytest.mark.parametrize("kind", ["untrained", "head", "ridge", "texts"])
+def test_many_questions_get_what_each_gets_alone(
+    retriever_of: MakeRetriever, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retriever = retriever_of(kind)
+    passes = passes_of((retriever.encoder if kind != "texts" else retriever.encoder.untrained).runtime(QUESTIONS))
+    monkeypatch.setattr(searcher, "CHUNK", 3)
+    monkeypatch.setattr(searcher, "READ_AT_ONCE", 8)
+    found = retriever.search_many(QUESTIONS, 4)
+    if kind != "texts":  # which has an adapter, so that another runtime reads it
+        assert len(passes) == -(-len(QUESTIONS) // 8), "in batches"
+    check_same(found, [retriever.search(question, 4) for question in QUESTIONS])
+    assert [answer.query for answer in found] == QUESTIONS and retriever.search_many([]) == []
+
+
+def test_one_empty_question_of_many_is_refused(retriever_of: MakeRetriever) -> None:
+    with pytest.raises(FedcarError, match="the question is empty"):
+        retriever_of("labels").search_many(["fan", " "])
+
+
+@pytest.mark.parametrize("kind", ["labels", "ridge"])
+def test_more_hits_begin_with_the_same(
+    retriever_of: MakeRetriever, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With two weighed together: each pair stands behind the one before, and no document comes twice."""
+    monkeypatch.setattr(evidence, "ALL_ARE_CANDIDATES", 3)
+    monkeypatch.setattr(evidence, "CANDIDATES", 2)
+    retriever = retriever_of(kind)
+    searchers: list[Searcher] = [retriever]
+    if kind == "labels":
+        write_bundle(retriever, tmp_path / "bundle")
+        searchers.append(load_bundle(tmp_path / "bundle"))
+    for one in searchers:
+        for question in QUESTIONS[:4]:
+            every = one.search(question, 6)
+            assert sorted(hit.id for hit in every) == sorted(TOY_DOCUMENTS)
+            for k in range(1, 6):
+                assert [hit.id for hit in one.search(question, k)] == [hit.id for hit in every.hits[:k]]
+                check_same(one.search_many([question] * 2, k), [one.search(question, k)] * 2)
+            first, others = every.hits[:2], every.hits[2:]
+            assert sum(hit.confidence for hit in first) == pytest.approx(1)
+            assert {hit.confidence for hit in others} == {0.0}
+            for pair in (every.hits[0:2], every.hits[2:4], every.hits[4:6]):
+                assert pair[0].score >= pair[1].score
+
+
+def test_an_index_gives_as_many_as_are_asked_for(retriever_of: MakeRetriever, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not is_installed():
+        pytest.skip("faiss is not installed")
+    monkeypatch.setattr(evidence, "ALL_ARE_CANDIDATES", 1)
+    monkeypatch.setattr(evidence, "CANDIDATES", 2)
+    monkeypatch.setattr(searcher, "POOL", 2)
+    plain = retriever_of("head")
+    indexed = replace(plain, row_index=RowIndex.build(plain.evidence.embeddings))
+    for question in QUESTIONS[:4]:
+        every = indexed.search(question, 6)
+        assert sorted(hit.id for hit in every) == sorted(TOY_DOCUMENTS)
+        assert [hit.id for hit in indexed.search(question, 2)] == [hit.id for hit in every.hits[:2]]
+
+
+def test_a_hit_carries_the_metadata(retriever_of: MakeRetriever, tmp_path: Path) -> None:
+    retriever = retriever_of("head")
+    documents = tuple(replace(one, metadata={"shelf": [one.id, None]}) for one in retriever.documents)
+    retriever = replace(retriever, documents=documents)
+    retriever.save(tmp_path / "retriever")
+    write_bundle(retriever, tmp_path / "bundle")
+    for one in (retriever, Retriever.load(tmp_path / "retriever"), load_bundle(tmp_path / "bundle")):
+        hits = one.search("fan", 6).hits
+        assert all(hit.metadata == {"shelf": [hit.id, None]} for hit in hits) and len(set(hits)) == 6

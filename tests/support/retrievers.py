@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import sparse
 
 from fedcar.collection.collection import Document
 from fedcar.encoder.cache import FeatureCache
@@ -55,3 +56,38 @@ def passes_of(runtime: Any) -> list[tuple[int, ...]]:
 
     runtime.run = counted
     return passes
+
+
+def learned_of(retriever: Retriever) -> dict[str, dict[str, np.ndarray]]:
+    """All that is kept of each document alone, by its id."""
+    found = {}
+    late = retriever.evidence.late
+    for row, document in enumerate(retriever.documents):
+        own = {
+            "embedding": retriever.head.embeddings[row].numpy(),
+            "evidence": retriever.evidence.embeddings[row],
+            "row": retriever.head.rows[row].detach().numpy(),
+            "active": retriever.head.active[row].numpy(),
+        }
+        if retriever.ridge is not None:
+            column = np.flatnonzero(columns_of(retriever.ridge) == row)
+            own["ridge"] = retriever.ridge.weights[:, column]
+            own["words"] = sparse.csr_array(retriever.ridge.words.counts[[row]]).toarray()
+        if late is not None:
+            first, last = late.arrays["sentence_starts"][row : row + 2]
+            start, end = late.arrays["token_starts"][[first, last]]
+            own |= {"sentences": late.arrays["sentences"][first:last], "tokens": late.arrays["tokens"][start:end]}
+        found[document.id] = own
+    return found
+
+
+def columns_of(ridge: RidgeRows) -> np.ndarray:
+    return np.concatenate([ridge.documents, ridge.pseudo_documents])
+
+
+def check_equal(found: dict[str, dict[str, np.ndarray]], expected: dict[str, dict[str, np.ndarray]]) -> None:
+    """Bit for bit, for the documents that are expected."""
+    for identifier, parts in expected.items():
+        assert found[identifier].keys() == parts.keys()
+        for name, array in parts.items():
+            np.testing.assert_array_equal(found[identifier][name], array, err_msg=f"{identifier} {name}")

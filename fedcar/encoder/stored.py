@@ -1,9 +1,9 @@
-"""A bundle's encoder: tokenizer and ONNX file, with what searching asks of an `Encoder` and no torch behind it."""
+"""A stored encoder: tokenizer and ONNX file, with what searching asks of an `Encoder` and no torch behind it."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,9 +25,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+MODEL, TOKENIZER = "encoder.onnx", "tokenizer.json"
+
+
 @dataclass
-class BundleEncoder:
-    """Texts -> the states that the exported encoder gave, to float32's last digits, or near them in eight bits.
+class StoredEncoder:
+    """Texts -> the states of the encoder it was written from, to float32's last digits, or near them in eight bits.
 
     `adapter` says which table the file has besides the untrained one, None where it has none: the file then gives each
     batch untrained and adapted. In eight bits every text is run alone: its states would depend on its batch.
@@ -43,9 +46,14 @@ class BundleEncoder:
     end: int | None
     adapter: str | None
 
+    @classmethod
+    def of(cls, folder: Path, settings: Mapping[str, Any]) -> StoredEncoder:
+        """The files of a folder, with the settings that `stored_writing.write_encoder` gave."""
+        return cls(folder, **{**settings, "layers": tuple(settings["layers"])})
+
     @cached_property
     def _runtime(self) -> OnnxRuntime:
-        return OnnxRuntime(self.folder / "encoder.onnx")
+        return OnnxRuntime(self.folder / MODEL)
 
     @cached_property
     def _tokenizer(self) -> Any:  # noqa: ANN401 - the library has no types
@@ -53,7 +61,7 @@ class BundleEncoder:
             from tokenizers import Tokenizer
         except ImportError as error:
             raise FedcarError("tokenizers is not installed; pip install 'fedcar[bundle]'") from error
-        tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        tokenizer = Tokenizer.from_file(str(self.folder / TOKENIZER))
         tokenizer.enable_truncation(self.max_tokens - (self.end is not None))
         return tokenizer
 

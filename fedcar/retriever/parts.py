@@ -1,0 +1,74 @@
+"""What a retriever's folder holds, read without torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from fedcar.collection.collection import Document
+from fedcar.common.folders import check_folder
+from fedcar.common.tensors import read_tensors
+from fedcar.head.ridge_rows import RidgeRows
+from fedcar.retriever.calibration import Calibration
+from fedcar.retriever.evidence import Evidence
+from fedcar.retriever.record import TrainingRecord
+from fedcar.retriever.row_index import RowIndex
+from fedcar.retriever.weights import WEIGHT_NAMES
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+KIND = "retriever"
+
+
+class Parts(NamedTuple):
+    """A saved retriever as values and plain arrays; `adapter` is None where it has none."""
+
+    encoder: dict[str, Any]  # its name, fingerprint and pooling
+    head_layers: dict[str, Any]
+    head: dict[str, NDArray[Any]]
+    adapter_variant: str | None
+    adapter: dict[str, NDArray[Any]]
+    documents: tuple[Document, ...]
+    evidence: Evidence
+    weights: NDArray[np.float32]
+    ridge: RidgeRows | None
+    calibration: Calibration
+    training: TrainingRecord
+    row_index: RowIndex | None
+    version: str | None  # of the fedcar that wrote it
+
+    @property
+    def has_row(self) -> NDArray[np.bool_]:
+        """Which documents have a row that questions trained (N,)."""
+        active: NDArray[np.bool_] = self.head["active"]
+        return active if self.ridge is None else self.ridge.has_row
+
+
+def read_parts(folder: Path) -> Parts:
+    """Read a sealed folder. Raises FedcarError for one that is not a retriever, and for a changed file."""
+    check_folder(folder, KIND)
+    settings = json.loads((folder / "retriever.json").read_text(encoding="utf-8"))
+    head, ridge = read_tensors(folder / "head.safetensors"), None
+    if (seed := settings["feature_seed"]) is not None:
+        ridge = RidgeRows.from_tensors(read_tensors(folder / "ridge.safetensors"), seed, len(head["rows"]))
+    with (folder / "documents.jsonl").open(encoding="utf-8") as stream:
+        records = [json.loads(line) for line in stream]
+    return Parts(
+        settings["encoder"],
+        settings["head"],
+        head,
+        settings["adapter"],
+        read_tensors(folder / "adapter.safetensors") if settings["adapter"] else {},
+        tuple(Document(record["_id"], record["title"], record["text"], record["metadata"]) for record in records),
+        Evidence.read(folder),
+        np.array([settings["weights"][name] for name in WEIGHT_NAMES], dtype=np.float32),
+        ridge,
+        Calibration(**settings["calibration"]),
+        TrainingRecord.from_json(settings["training"]),
+        RowIndex.read(folder),
+        settings.get("fedcar"),
+    )

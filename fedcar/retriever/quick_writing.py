@@ -1,0 +1,77 @@
+"""What a quick start needs, left in the cache by a retriever that has torch."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from fedcar.common.files import write_json
+from fedcar.common.folders import check_folder, write_folder
+from fedcar.encoder.model_files import parameter_count
+from fedcar.encoder.stored import StoredEncoder
+from fedcar.encoder.stored_writing import check_encoder, write_encoder
+from fedcar.errors import FedcarError, FedcarWarning
+from fedcar.retriever.quick import (
+    FREQUENCIES,
+    FREQUENCIES_KIND,
+    KIND,
+    SETTINGS,
+    place_of,
+    place_of_frequencies,
+)
+from fedcar.retriever.retriever import Retriever
+
+PACKAGES = ("onnxruntime", "onnx", "onnxscript", "tokenizers")
+MOST_PARAMETERS = 150_000_000  # 600 MB in the cache; a larger model takes longer to read than torch does
+PROBES = 16
+
+
+def leave_quick_start(retriever: Retriever) -> None:
+    """Write what `quick_searcher` needs into the user's cache, the first time that it is asked for this encoder.
+
+    The encoder is checked on the first documents before it stays; one that ONNX cannot express is remembered and not
+    tried again. Nothing where packages are missing, the encoder is large, or the cache cannot be written.
+    """
+    if any(find_spec(package) is None for package in PACKAGES):
+        return
+    if parameter_count(retriever.encoder.folder) > MOST_PARAMETERS:
+        return
+    if retriever.ridge is not None:
+        hidden, layers = retriever.ridge.feature_map.frequencies
+        drawn = {"hidden": np.ascontiguousarray(hidden), "layers": np.ascontiguousarray(layers)}  # or it is garbled
+        place = place_of_frequencies(retriever.ridge.feature_map)
+        _leave(place, FREQUENCIES_KIND, lambda folder: save_file(drawn, folder / FREQUENCIES))
+    place = place_of(retriever.encoder.state_fingerprint, retriever.encoder.pooling)
+    _leave(place, KIND, lambda folder: write_json(folder / SETTINGS, _written(retriever, folder)))
+
+
+def _leave(place: Path, kind: str, write: Callable[[Path], None]) -> None:
+    with suppress(FedcarError):
+        check_folder(place, kind)
+        return
+    with suppress(FedcarError, OSError):
+        place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_folder(place, kind, write)
+
+
+def _written(retriever: Retriever, folder: Path) -> dict[str, Any]:
+    """The settings of the encoder written into the folder, or the reason why there is none."""
+    texts = [text for document in retriever.documents[:PROBES] if (text := document.full_text)]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FedcarWarning)  # about long texts, said when they were first read
+            settings = write_encoder(retriever.encoder, folder)
+            stored = StoredEncoder.of(folder, settings)
+            check_encoder(retriever.encoder, stored, "the quick start", [*texts, "who?", "3.5 % or"])
+    except FedcarError as error:
+        for file in folder.iterdir():
+            file.unlink()
+        return {"reason": str(error)}
+    return settings
