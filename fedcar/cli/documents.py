@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from fedcar.collection.asked import Counts
     from fedcar.collection.collection import Document
     from fedcar.retriever.retriever import Retriever
+
+ATTEMPTS = 10  # to change a retriever that others change too
 
 
 @click.command("import")
@@ -159,19 +162,23 @@ def remove(retriever: Path, ids: tuple[str, ...], encoder: Path | None, as_json:
 
 
 def _edit(folder: Path, encoder: Path | None, change: Callable[[Retriever], Retriever]) -> int:
-    """Replace a saved retriever by what `change` makes of it, in one step; how many documents it then has."""
-    from fedcar.common.folders import check_target
+    """Replace a saved retriever by what `change` makes of it, in one step; how many documents it then has.
+
+    Where somebody else has replaced it meanwhile, theirs is changed in turn: what neither has done is lost.
+    """
+    from fedcar.common.folders import ReplacedError, check_target, seal_of
     from fedcar.retriever.parts import KIND
     from fedcar.retriever.retriever import Retriever
 
-    before = identity(folder)
-    loaded = Retriever.load(folder, encoder)
-    check_target(folder, KIND)
-    changed = change(loaded)
-    if identity(folder) != before:
-        raise FedcarError(f"{folder}: changed by somebody else meanwhile, so nothing was written; try again")
-    changed.save(folder)
-    return len(changed.documents)
+    for _ in range(ATTEMPTS):
+        before = seal_of(folder)
+        loaded = Retriever.load(folder, encoder)
+        check_target(folder, KIND)
+        changed = change(loaded)
+        with suppress(ReplacedError):
+            changed.save(folder, replaces=before)
+            return len(changed.documents)
+    raise FedcarError(f"{folder}: others change it all the time, so nothing was written; try again")
 
 
 def _added(retriever: Retriever, documents: Sequence[Document], refine: bool) -> Retriever:
@@ -182,15 +189,6 @@ def _added(retriever: Retriever, documents: Sequence[Document], refine: bool) ->
     report = Console()
     added = retriever.add(documents, report)
     return refined(added, len(documents), report) if refine else added
-
-
-def identity(folder: Path) -> tuple[int, int] | None:
-    """What changes when the folder is written anew; None where there is none."""
-    try:
-        status = (folder / "manifest.json").stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns
 
 
 COMMANDS = (import_file, add, update, remove)

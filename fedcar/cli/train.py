@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from fedcar.cli.documents import identity
 from fedcar.cli.options import (
     FOLDER,
     adapter_option,
@@ -62,7 +61,7 @@ def train(
 ) -> None:
     """Train a retriever on COLLECTION and save it."""
     from fedcar.collection.collection import Collection
-    from fedcar.common.folders import check_target, remove_folder
+    from fedcar.common.folders import check_target, remove_folder, seal_of
     from fedcar.common.progress import Console
     from fedcar.encoder.model_files import DEFAULT_ENCODER
     from fedcar.retriever.parts import KIND
@@ -78,7 +77,7 @@ def train(
         return
     from fedcar.training.train import train as train_retriever
 
-    found = identity(checkpoint)
+    found = seal_of(checkpoint)
     if resume and not found:
         click.echo(f"{checkpoint}: no such checkpoint, so the training starts from the beginning", err=True)
     try:
@@ -87,11 +86,11 @@ def train(
         )
         retriever.save(out)
     except KeyboardInterrupt:
-        kept = bool(found) if resume else identity(checkpoint) != found
+        kept = bool(found) if resume else seal_of(checkpoint) != found
         what = "the finished epochs are kept" if kept else "what was encoded is kept"
         leave(f"interrupted; {what}. To go on: {this_command(resume=kept)}", INTERRUPTED)
     except FedcarError as error:
-        if identity(checkpoint) != found:
+        if seal_of(checkpoint) != found:
             go_on = f"the finished epochs are kept, to go on: {this_command(resume=True)}"
             raise FedcarError(f"{error}; {go_on}") from error
         raise

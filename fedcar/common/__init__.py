@@ -12,6 +12,8 @@ What other folders take:
     files.write_json: Write a JSON file, indented and in UTF-8.
     files.written_whole: A place to write to that takes the file's name in one step: who looks finds the former file
         or all of this.
+    folders.RESTORE: TODO
+    folders.ReplacedError: Somebody else has replaced the folder meanwhile.
     folders.check_folder: Refuse a folder that is not a sealed fedcar folder of this kind, or of which any file has
         changed.
     folders.check_target: Refuse, before long work, a target that could not be written after it; leaves nothing
@@ -19,7 +21,9 @@ What other folders take:
     folders.kind_of: Which kind of fedcar folder this is, before anything in it is checked; None where it is none.
     folders.new_folder: A folder to fill that takes the place of `target`, missing or empty, when it is whole; an
         error leaves nothing.
+    folders.opened_folder: A sealed folder to read from, checked as by `check_folder`:
     folders.remove_folder: Remove a folder that fedcar wrote, if it is there.
+    folders.seal_of: What changes whenever the folder is written anew with other content;
     folders.write_folder: Let `write` fill a temporary folder, seal it with hashes and put it in the place of
         `target` in one step.
     history.History: A list of records, one an epoch or a round, each a flat mapping of plain values; records are

@@ -51,6 +51,10 @@ class StoredEncoder:
         """The files of a folder, with the settings that `stored_writing.write_encoder` gave."""
         return cls(folder, **{**settings, "layers": tuple(settings["layers"])})
 
+    def open(self) -> None:
+        """Read its files now, not when the first text comes: by then somebody may have replaced them."""
+        _ = self._runtime, self._tokenizer
+
     @cached_property
     def _runtime(self) -> OnnxRuntime:
         return OnnxRuntime(self.folder / MODEL)

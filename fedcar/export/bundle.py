@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from fedcar.collection.collection import Document
-from fedcar.common.folders import check_folder
+from fedcar.common.folders import ReplacedError, opened_folder, seal_of
 from fedcar.common.tensors import mapped_tensors
 from fedcar.encoder.stored import StoredEncoder
 from fedcar.export.vocabulary import ARRAYS, StoredWords
@@ -40,13 +39,9 @@ class StoredDocuments(Sequence[Document]):
     """
 
     def __init__(self, file: Path, starts: NDArray[np.int64], empty: NDArray[np.bool_]) -> None:
-        self.file = file
         self.starts = starts
         self.empty = empty
-
-    @cached_property
-    def _content(self) -> NDArray[np.uint8]:
-        return np.memmap(self.file, np.uint8, "r")
+        self._content: NDArray[np.uint8] = np.memmap(file, np.uint8, "r")
 
     def __len__(self) -> int:
         """Return the number of documents."""
@@ -74,10 +69,12 @@ class Bundle(Searcher):
     documents: StoredDocuments
     head: FrozenHead
     origin: Mapping[str, Any] = field(default_factory=dict, kw_only=True)  # of which retriever it was made
+    folder: Path = field(kw_only=True)
+    seal: str | None = field(default=None, kw_only=True)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Another process, and a copy, read the files anew."""
-        return load_bundle, (self.encoder.folder,)
+        """Another process, and a copy, read the files anew; ReplacedError where they are no longer those."""
+        return _load_again, (self.folder, self.seal)
 
 
 def load_bundle(folder: str | Path) -> Bundle:
@@ -90,9 +87,16 @@ def load_bundle(folder: str | Path) -> Bundle:
         bundle_equals_retriever: in fp32 the same hits, up to ties of 1e-5 in the score.
         bundle_imports_no_torch: neither reading nor searching it.
     """
-    folder = Path(folder)
-    check_folder(folder, KIND)
-    return read_bundle(folder)
+    folder = Path(folder).absolute()
+    with opened_folder(folder, KIND) as place:
+        return replace(read_bundle(place), folder=folder, seal=seal_of(place))
+
+
+def _load_again(folder: Path, seal: str | None) -> Bundle:
+    bundle = load_bundle(folder)
+    if bundle.seal != seal:
+        raise ReplacedError(f"{folder}: replaced since it was loaded, so it cannot be copied; load it again")
+    return bundle
 
 
 def read_bundle(folder: Path) -> Bundle:
@@ -100,6 +104,7 @@ def read_bundle(folder: Path) -> Bundle:
     settings = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
     tensors = mapped_tensors(folder / "rows.safetensors")
     encoder = StoredEncoder.of(folder, settings["encoder"])
+    encoder.open()
     embeddings = Rows.from_arrays(tensors, "embeddings")
     head = FrozenHead.from_arrays(tensors, embeddings)
     ridge = None
@@ -116,6 +121,7 @@ def read_bundle(folder: Path) -> Bundle:
         Calibration(**settings["calibration"]),
         row_index=RowIndex.read(folder, mapped=True),
         origin=settings.get("origin", {}),
+        folder=folder,
     )
 
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fedcar.collection.collection import Document
-from fedcar.common.folders import check_folder
+from fedcar.common.folders import RESTORE, opened_folder
 from fedcar.common.tensors import read_tensors
+from fedcar.errors import FedcarError
 from fedcar.head.ridge_rows import RidgeRows
 from fedcar.retriever.calibration import Calibration
 from fedcar.retriever.evidence import Evidence
@@ -49,8 +50,22 @@ class Parts(NamedTuple):
 
 
 def read_parts(folder: Path) -> Parts:
-    """Read a sealed folder. Raises FedcarError for one that is not a retriever, and for a changed file."""
-    check_folder(folder, KIND)
+    """Read a sealed folder. Raises FedcarError for one that is not a retriever, and for a changed file.
+
+    Formal guarantees:
+        what_is_checked_is_what_is_read: also while others replace the folder; its parts are those of one version.
+    """
+    with opened_folder(folder, KIND) as place:
+        parts = _parts(place)
+    numbers = {len(parts.head["rows"]), len(parts.evidence.embeddings), len(parts.documents)}
+    if parts.ridge is not None:
+        numbers.add(parts.ridge.words.counts.shape[0])
+    if len(numbers) > 1:
+        raise FedcarError(f"{folder}: its parts have {' and '.join(map(str, sorted(numbers)))} documents; {RESTORE}")
+    return parts
+
+
+def _parts(folder: Path) -> Parts:
     settings = json.loads((folder / "retriever.json").read_text(encoding="utf-8"))
     head, ridge = read_tensors(folder / "head.safetensors"), None
     if (seed := settings["feature_seed"]) is not None:

@@ -201,9 +201,12 @@ class Retriever(Searcher):
 
     # ---------------------------------------------------------------- on disk
 
-    def save(self, folder: str | Path) -> None:
-        """Write a folder of safetensors and json; replaces a retriever that stands there in one step."""
-        write_folder(Path(folder), KIND, self._write)
+    def save(self, folder: str | Path, *, replaces: str | None = None) -> None:
+        """Write a folder of safetensors and json; replaces a retriever that stands there in one step.
+
+        With `replaces`, a `common.folders.seal_of`, only that one: ReplacedError where somebody else was faster.
+        """
+        write_folder(Path(folder), KIND, self._write, replaces)
 
     def _write(self, folder: Path) -> None:
         from safetensors.numpy import save_file

@@ -343,21 +343,6 @@ def test_a_removal_that_is_refused_changes_nothing(place: Path, ids: list[str], 
     assert tree(place) == before
 
 
-def test_a_retriever_that_changed_meanwhile_is_not_overwritten(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = place / "retriever"
-    add = Retriever.add
-
-    def interfere(self: Retriever, *arguments: object) -> Retriever:
-        Retriever.load(folder).save(folder)
-        return add(self, *arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Retriever, "add", interfere)
-    before = tree(folder)
-    result = fedcar("add", folder, place / "new.jsonl")
-    assert result.code == 1 and "changed by somebody else meanwhile" in result.err
-    assert tree(folder) == before
-
-
 def saved_with_new(folder: Path, step: str) -> None:
     """Documents are added; the process is killed at this step of the writing."""
     whole = getattr(storage, step)
