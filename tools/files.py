@@ -243,6 +243,7 @@ def folders() -> list[Folder]:
             ("cache/fedcar",),
             {
                 "*/states.bin": "hidden states, one record a text: pooled vector and layer means",
+                "*/sums.crc32": "each record's checksum",
                 "*/keys.sha256": "which text each record is of, by hash",
                 "*/lock": "held while it is written",
             },

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
+import zlib
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,15 +27,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CHUNK = 1024
-KEY_BYTES = 32
+KEY_BYTES, SUM_BYTES = 32, 4
 
 
 class FeatureCache:
     """Hidden states on disk, memory-mapped, keyed by encoder fingerprint, pooling, length limit and text.
 
-    Two files a key: `states.bin` (a record of `FrozenModel.state_type` a row) and `keys.sha256` (32 bytes a row: the
-    text's hash, so that no text is stored). Rows are appended in chunks, states first, so that an encoding that was
-    cut off goes on where it stopped; what a crash left beyond the last whole row is written over. Several processes
+    Three files a key: `states.bin` (a record of `FrozenModel.state_type` a row), `sums.crc32` (4 bytes a row: the
+    record's checksum) and `keys.sha256` (32 bytes a row: the text's hash, so that no text is stored). Rows are appended
+    in chunks, states first, so that an encoding that was cut off goes on where it stopped; what a crash left beyond the
+    last whole row is written over. A record that is not what was written is refused, and never used. Several processes
     may share a cache: it is locked while it is read or written, not while texts are encoded. Hidden states of private
     questions are private: the folder is readable by its owner alone.
     """
@@ -69,9 +72,10 @@ class FeatureCache:
             for chunk, states in zip(chunks, encoder.encode_parts(texts_of, progress), strict=True):
                 rows = self._rows(place, encoder, dict(zip(chunk, states, strict=True)))
             stored: NDArray[Any] = np.empty(0, dtype=encoder.model.state_type)
+            chosen = np.array([rows[key] for key in keys], dtype=np.int64)
             if keys:
                 stored = np.memmap(place / "states.bin", encoder.model.state_type, "r", shape=(len(rows),))
-            chosen = np.array([rows[key] for key in keys], dtype=np.int64)
+                _check(place, stored, chosen)
             return np.asarray((stored if field_alone is None else stored[field_alone])[chosen])
 
     def keep(self, encoder: Encoder, texts: Sequence[str], states: NDArray[np.void]) -> None:
@@ -130,10 +134,11 @@ def _read_keys(place: Path, state_type: np.dtype[np.void], known: _Known) -> _Kn
 
     A whole row never changes, so that only those after the last one known are read, as long as it stands there.
     """
-    keys, states = place / "keys.sha256", place / "states.bin"
-    if not (keys.is_file() and states.is_file()):
+    keys, sums, states = place / "keys.sha256", place / "sums.crc32", place / "states.bin"
+    if not (keys.is_file() and sums.is_file() and states.is_file()):
         return _Known()
-    whole = min(keys.stat().st_size // KEY_BYTES, states.stat().st_size // state_type.itemsize)
+    sizes = {keys: KEY_BYTES, sums: SUM_BYTES, states: state_type.itemsize}
+    whole = min(file.stat().st_size // size for file, size in sizes.items())
     with keys.open("rb") as stream:
         stream.seek(max(0, known.whole - 1) * KEY_BYTES)
         if whole < known.whole or stream.read(len(known.last)) != known.last:  # another cache stands here now
@@ -145,10 +150,20 @@ def _read_keys(place: Path, state_type: np.dtype[np.void], known: _Known) -> _Kn
     return _Known(known.rows, whole, new[-1] if new else known.last)
 
 
+def _check(place: Path, stored: NDArray[np.void], rows: NDArray[np.int64]) -> None:
+    """Refuse rows that are not what was written: a disk that forgets, a copy that broke off, a file of other use."""
+    sums = np.fromfile(place / "sums.crc32", dtype="<u4")
+    if damaged := sum(zlib.crc32(stored[row].tobytes()) != sums[row] for row in rows):
+        way_out = f"remove it, and they are encoded again: rm -r {shlex.quote(str(place))}"
+        raise FedcarError(f"{place}: {damaged} of {len(rows)} hidden states are not what was written; {way_out}")
+
+
 def _append(place: Path, rows: int, keys: list[bytes], states: NDArray[np.void]) -> None:
     """Write after the first `rows` rows. Keys beyond them go first, so that none outlives its states."""
     _write_from(place / "keys.sha256", rows * KEY_BYTES, b"")
     _write_from(place / "states.bin", rows * states.dtype.itemsize, states.tobytes())
+    sums = np.array([zlib.crc32(record.tobytes()) for record in states], dtype="<u4")
+    _write_from(place / "sums.crc32", rows * SUM_BYTES, sums.tobytes())
     _write_from(place / "keys.sha256", rows * KEY_BYTES, b"".join(keys))
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+from fedcar.errors import FedcarError
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -78,7 +80,7 @@ def encoded(
 ) -> NDArray[np.void]:
     """Token ids of n texts -> `result`, records (n,) of `state_type`, filled in the order given."""
     for rows in batches_by_length([len(ids) for ids in token_ids], tokens_per_batch):
-        states = runtime.run(*padded([token_ids[row] for row in rows], padding_id))
+        states = _finite(runtime.run(*padded([token_ids[row] for row in rows], padding_id)))
         result["pooled"][rows] = states.pooled
         result["layers"][rows] = states.layers
         if progress is not None:
@@ -103,7 +105,7 @@ def read(
     records, of_tokens = np.empty(len(texts), dtype=state_type), dict[int, TokenStates]()
     adapted = np.empty_like(records["pooled"])
     for rows in batches_by_length([len(text.ids) for text in texts], tokens_per_batch):
-        states = runtime.run(*padded([texts[row].ids or [padding_id] for row in rows], padding_id))
+        states = _finite(runtime.run(*padded([texts[row].ids or [padding_id] for row in rows], padding_id)))
         records["pooled"][rows], records["layers"][rows] = states.pooled[: len(rows)], states.layers[: len(rows)]
         adapted[rows] = states.pooled[-len(rows) :]
         for place, row in enumerate(rows if tokens else ()):
@@ -111,6 +113,16 @@ def read(
         if progress is not None:
             progress(len(rows))
     return Reading(records, adapted, [of_tokens[row] for row in range(len(of_tokens))])
+
+
+def _finite(states: States) -> States:
+    """Refuse states that are no numbers: weights that are damaged, or too large for the runtime's precision."""
+    if not np.isfinite(states.pooled).all():
+        raise FedcarError(
+            "the encoder gives hidden states that are not finite: its weights are damaged, or too large for this "
+            "precision; take another encoder, or --runtime torch"
+        )
+    return states
 
 
 def _token_states(text: Tokens, states: NDArray[np.float32]) -> TokenStates:

@@ -17,7 +17,7 @@ from fedcar.common.measure import Clock
 from fedcar.common.progress import Silent
 from fedcar.common.vectors import top_k
 from fedcar.encoder.cache import FeatureCache
-from fedcar.errors import FedcarError, FedcarWarning
+from fedcar.errors import FedcarError, FedcarWarning, quoted
 from fedcar.evaluation import baselines, bootstrap, metrics
 from fedcar.evaluation.metrics import area_under_roc, expected_calibration_error, risk_coverage
 from fedcar.retriever.prepare import prepare
@@ -52,6 +52,7 @@ def evaluate(
             check_file(Path(run))
     report, clock = report or Silent(), Clock()
     features = FeatureCache(Path(cache) if cache else None)
+    warn_of_other_texts(retriever, collection)
     judged, trained_on = held_out(retriever, collection, split)
     questions = prepare(retriever, judged, features, report, f"{split} questions")
     clock.lap("encode")
@@ -78,6 +79,21 @@ def evaluate(
         **trust(retriever, scores, rankings["retriever"], questions, unanswered),
         "difference": difference(rankings["retriever"], rankings["hybrid"], questions, on_seen),
     }
+
+
+def warn_of_other_texts(retriever: Retriever, collection: Collection) -> None:
+    """Equal ids are no equal documents: what is judged here may be a judgement of another text."""
+    held = {document.id: document for document in retriever.documents}
+    others = [
+        document.id
+        for document in collection.documents
+        if (known := held.get(document.id)) and (known.title, known.text) != (document.title, document.text)
+    ]
+    if others:
+        what = f"{len(others)} of {len(collection.documents)} documents of {collection.name} have another text"
+        way_out = "its judgements may not hold; train again, or bring the retriever up to date with fedcar update"
+        message = f"{what} in the retriever, the first is {quoted(others[0])}: {way_out}"
+        warnings.warn(message, FedcarWarning, stacklevel=3)
 
 
 def held_out(retriever: Retriever, collection: Collection, split: str) -> tuple[Judged, int]:

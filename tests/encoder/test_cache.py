@@ -16,7 +16,7 @@ from support.processes import PROCESSES
 from fedcar.common.files import default_cache
 from fedcar.encoder import cache as features
 from fedcar.encoder.adapter import Adapter
-from fedcar.encoder.cache import KEY_BYTES, FeatureCache
+from fedcar.encoder.cache import KEY_BYTES, SUM_BYTES, FeatureCache
 from fedcar.encoder.encoder import Encoder
 from fedcar.errors import FedcarError
 
@@ -132,14 +132,15 @@ def test_an_interrupted_encoding_goes_on_where_it_stopped(
     assert len(encoder.taken()) == 3
 
 
-@pytest.mark.parametrize("file", ["states.bin", "keys.sha256"])
+@pytest.mark.parametrize("file", ["states.bin", "sums.crc32", "keys.sha256"])
 def test_it_survives_a_file_cut_at_any_row(cache: FeatureCache, encoder: Counting, file: str) -> None:
     """Cut before, at and after every border between rows, and away."""
-    row = KEY_BYTES if file == "keys.sha256" else encoder.model.state_type.itemsize
+    rows = {"states.bin": encoder.model.state_type.itemsize, "sums.crc32": SUM_BYTES, "keys.sha256": KEY_BYTES}
+    row = rows[file]
     expected = Encoder.encode_states(encoder, TEXTS)["pooled"]
     cache.hidden_states(encoder, TEXTS)
     path = place(cache) / file
-    whole = {name: (place(cache) / name).read_bytes() for name in ("states.bin", "keys.sha256")}
+    whole = {name: (place(cache) / name).read_bytes() for name in rows}
     cuts = sorted(
         {border + by for border in range(0, row * len(TEXTS), row) for by in (-1, 0, 1, row // 2) if border + by >= 0}
     )
@@ -156,7 +157,7 @@ def test_it_survives_a_file_cut_at_any_row(cache: FeatureCache, encoder: Countin
     np.testing.assert_allclose(cache.hidden_states(encoder, TEXTS), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("write", [1, 2, 3])
+@pytest.mark.parametrize("write", [1, 2, 3, 4])
 def test_a_crash_after_any_write_gives_no_text_the_vector_of_another(
     cache: FeatureCache, encoder: Counting, monkeypatch: pytest.MonkeyPatch, write: int
 ) -> None:
@@ -179,6 +180,40 @@ def test_a_crash_after_any_write_gives_no_text_the_vector_of_another(
         cache.hidden_states(encoder, ["Hose", "tube", "Tighten the clamp", "makes trouble"])
     assert done == write
     check(cache, encoder, [*TEXTS, "Hose", "tube"])
+
+
+@pytest.mark.parametrize("place_in_row", [0, -1])
+def test_a_record_that_is_not_what_was_written_is_refused(
+    cache: FeatureCache, encoder: Counting, place_in_row: int
+) -> None:
+    """One bit of the second text's record, in its pooled state or in its last layer mean; the others can be had."""
+    cache.hidden_states(encoder, TEXTS)
+    ordered = (place(cache) / "keys.sha256").read_bytes()
+    keys = [ordered[start : start + KEY_BYTES] for start in range(0, len(ordered), KEY_BYTES)]
+    row, size = keys.index(features._key(TEXTS[1])), encoder.model.state_type.itemsize
+    content = bytearray((place(cache) / "states.bin").read_bytes())
+    content[row * size + place_in_row % size] ^= 1
+    (place(cache) / "states.bin").write_bytes(content)
+    for take in (cache.hidden_states, cache.states):
+        with pytest.raises(FedcarError, match=r"1 of 5 hidden states are not what was written; remove it, .*: rm -r "):
+            take(encoder, TEXTS)
+    assert len(cache.states(encoder, [TEXTS[0], *TEXTS[2:]])) == 4
+
+
+def test_states_that_are_not_finite_are_refused(
+    cache: FeatureCache, encoder: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that overflow give nan, and every document would score alike."""
+    run = type(encoder.runtime(TEXTS)).run
+
+    def overflowed(self: object, *batch: np.ndarray) -> object:
+        states = run(self, *batch)  # type: ignore[arg-type]
+        states.pooled[0, 0] = np.nan
+        return states
+
+    monkeypatch.setattr(type(encoder.runtime(TEXTS)), "run", overflowed)
+    with pytest.raises(FedcarError, match="hidden states that are not finite"):
+        cache.hidden_states(encoder, TEXTS)
 
 
 def test_a_full_disk_is_said_and_repaired(
@@ -213,7 +248,7 @@ def test_nothing_of_the_text_is_on_disk(cache: FeatureCache, encoder: Counting) 
     secret = "Mrs Winterbottom has tuberculosis"
     cache.hidden_states(encoder, [secret])
     files = [file for file in cache.folder.rglob("*") if file.is_file()]
-    assert len(files) == 3
+    assert len(files) == 4
     for file in files:
         content = str(file).encode() + file.read_bytes()
         assert not any(word.encode() in content for word in secret.split())

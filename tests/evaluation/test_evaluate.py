@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,21 @@ def test_documents_that_the_retriever_does_not_hold(toy: Collection, encoder: Pa
     few = train(Collection("few", toy.documents[:3], {}, {}), encoder=encoder, cache=cache)
     with pytest.warns(FedcarWarning, match="6 test queries are about documents that the retriever does not hold"):
         assert evaluate(few, toy, cache=cache)["queries"] == 6
+
+
+def test_documents_of_another_text_under_the_same_id_are_noticed(
+    retriever: Retriever, toy: Collection, cache: Path
+) -> None:
+    """As where a table was sorted anew and the ids are its line numbers."""
+    first, second, *rest = toy.documents
+    moved = replace(first, title=second.title, text=second.text), replace(second, title=first.title, text=first.text)
+    with pytest.warns(
+        FedcarWarning, match='2 of 6 documents of toy have another text in the retriever, the first is "'
+    ):
+        evaluate(retriever, replace(toy, documents=(*moved, *rest)), cache=cache)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FedcarWarning)
+        evaluate(retriever, toy, cache=cache)
 
 
 def refuse(*arguments: Any, **options: Any) -> str:
