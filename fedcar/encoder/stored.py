@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,10 @@ class StoredEncoder:
     def of(cls, folder: Path, settings: Mapping[str, Any]) -> StoredEncoder:
         """The files of a folder, with the settings that `stored_writing.write_encoder` gave."""
         return cls(folder, **{**settings, "layers": tuple(settings["layers"])})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or another process needs; it opens the files anew."""
+        return {part.name: getattr(self, part.name) for part in fields(self)}
 
     @cached_property
     def _runtime(self) -> OnnxRuntime:
