@@ -28,7 +28,14 @@ SEALS = {
     "manifest.json": "the seal: kind, format version, hashes of all files",
     "manifest.sha256": "the hash of `manifest.json`, in hexadecimal",
 }
-FOREIGN = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors", "1_Pooling/config.json")
+FOREIGN = (
+    "config.json",
+    "tokenizer.json",
+    "encoders/*-quick/tokenizer.json",
+    "tokenizer_config.json",
+    "model.safetensors",
+    "1_Pooling/config.json",
+)
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,7 @@ def folders() -> list[Folder]:
         ),
         Folder(
             "A retriever",
-            f"Written by `fedcar train`, `federate`, `run`, `add` and `remove`. {sealed(RETRIEVER)}",
+            f"Written by `fedcar train`, `federate`, `run`, `add`, `update` and `remove`. {sealed(RETRIEVER)}",
             ("ridge", "head", "adapter", "federated", "noised"),
             {
                 "retriever.json": "which encoder (by hash), head, weights, calibration, and the record of the training",
@@ -246,6 +253,13 @@ def folders() -> list[Folder]:
                 "*/sums.crc32": "each record's checksum",
                 "*/keys.sha256": "which text each record is of, by hash",
                 "*/lock": "held while it is written",
+                "encoders/*-quick/encoder.json": "of a sealed folder that a search leaves, so that later ones need no "
+                "torch: settings of the encoder, or the reason why ONNX cannot express it",
+                "encoders/*-quick/encoder.onnx": "the encoder with the adapter, as in a bundle",
+                "encoders/*-quick/tokenizer.json": "its tokenizer, as in a bundle",
+                "encoders/frequencies-*/frequencies.safetensors": "the random frequencies of ridge, for equal widths "
+                "and seeds; sealed too",
+                "encoders/*/manifest.*": "their seals",
             },
             (
                 ("encoders/*", umask, "encoders converted for ONNX Runtime or OpenVINO, in a folder for its owner", ""),

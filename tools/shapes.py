@@ -18,6 +18,7 @@ KEYED = {
     "sha256": ("FILE", "text"),
     "failures": ("CLIENT", "any"),
     "left_out": ("PEER", "text"),
+    "metadata": ("NAME", "any"),
 }
 Shape = Any  # "text", {"field": Shape} or [Shape]: JSON has no narrower type
 WIDTH = 116

@@ -64,6 +64,7 @@ def _run(run: SmallRun) -> SmallRun:
 
     from fedcar.collection.collection import Collection, Document
     from fedcar.collection.demo import FOLDER
+    from fedcar.retriever import quick_writing
 
     model, place = run.folder / "bert", run.folder
     for name in ("bert", "llama"):
@@ -83,8 +84,12 @@ def _run(run: SmallRun) -> SmallRun:
     adapter = ("--method", "adapter", "--epochs", 12, "--encoder", place / "llama")  # sure to be better than search
     run.fedcar("train", place / "toy", "-o", place / "adapter", *adapter, *exact)
     run.fedcar("evaluate", place / "ridge", collection, "--run", place / "hits.run", *exact)
-    run.fedcar("search", place / "ridge", "the squeegee leaves water behind")
+    with patch.object(quick_writing, "PACKAGES", ()):  # which tests leave out
+        run.fedcar("search", place / "ridge", "the squeegee leaves water behind")
+    run.fedcar("list", place / "ridge")
+    run.fedcar("info", place / "ridge")
     run.fedcar("add", place / "ridge", more)
+    run.fedcar("update", place / "ridge", more)
     run.fedcar("remove", place / "ridge", "new")
     for form in ("bundle", "transformers"):
         run.fedcar("export", place / "adapter", "--format", form, "--out", place / form)

@@ -117,7 +117,7 @@ def update(
         nonlocal changed
         before = {document.id: document for document in loaded.documents}
         result = loaded.update(documents, Console(), forget=forget)
-        changed = sum(before[one.id] != one for one in documents)
+        changed = sum(forget or before[one.id] != one for one in documents)
         return result
 
     left = _edit(retriever, encoder, change)

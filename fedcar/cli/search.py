@@ -148,11 +148,12 @@ def _searchable(folder: Path, encoder: Path | None) -> tuple[Searcher, Callable[
 
     if (quick := quick_searcher(folder, encoder)) is not None:
         return quick, lambda: None
+    from fedcar.common.progress import Console
     from fedcar.retriever.quick_writing import leave_quick_start
     from fedcar.retriever.retriever import Retriever
 
     loaded = Retriever.load(folder, encoder)
-    return loaded, lambda: leave_quick_start(loaded)
+    return loaded, lambda: leave_quick_start(loaded, Console())
 
 
 COMMANDS = (evaluate, search, export)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +54,10 @@ class StoredEncoder:
     def open(self) -> None:
         """Read its files now, not when the first text comes: by then somebody may have replaced them."""
         _ = self._runtime, self._tokenizer
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or another process needs; it opens the files anew."""
+        return {part.name: getattr(self, part.name) for part in fields(self)}
 
     @cached_property
     def _runtime(self) -> OnnxRuntime:

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 from fedcar.common.files import write_json
 from fedcar.common.folders import check_folder, write_folder
+from fedcar.common.progress import Silent
 from fedcar.encoder.model_files import parameter_count
 from fedcar.encoder.stored import StoredEncoder
 from fedcar.encoder.stored_writing import check_encoder, write_encoder
@@ -33,7 +34,7 @@ MOST_PARAMETERS = 150_000_000  # 600 MB in the cache; a larger model takes longe
 PROBES = 16
 
 
-def leave_quick_start(retriever: Retriever) -> None:
+def leave_quick_start(retriever: Retriever, report: Silent | None = None) -> None:
     """Write what `quick_searcher` needs into the user's cache, the first time that it is asked for this encoder.
 
     The encoder is checked on the first documents before it stays; one that ONNX cannot express is remembered and not
@@ -48,8 +49,14 @@ def leave_quick_start(retriever: Retriever) -> None:
         drawn = {"hidden": np.ascontiguousarray(hidden), "layers": np.ascontiguousarray(layers)}  # or it is garbled
         place = place_of_frequencies(retriever.ridge.feature_map)
         _leave(place, FREQUENCIES_KIND, lambda folder: save_file(drawn, folder / FREQUENCIES))
+
+    def write(folder: Path) -> None:
+        with (report or Silent()).track("keeping the encoder for quick starts", 1) as advance:
+            write_json(folder / SETTINGS, _written(retriever, folder))
+            advance(1)
+
     place = place_of(retriever.encoder.state_fingerprint, retriever.encoder.pooling)
-    _leave(place, KIND, lambda folder: write_json(folder / SETTINGS, _written(retriever, folder)))
+    _leave(place, KIND, write)
 
 
 def _leave(place: Path, kind: str, write: Callable[[Path], None]) -> None:

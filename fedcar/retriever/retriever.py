@@ -151,8 +151,9 @@ class Retriever(Searcher):
         A document whose title or text has changed is read anew and stands behind the others; of its former text no
         vector, sentence or word is left. What questions taught about it stays, for they ask for the document and not
         for its wording: its row, and the words of its questions. A row that was solved from its former text (ridge,
-        `refine`) goes; a linear head does not tell such a row from one of questions, and keeps it. With `forget` all
-        of it goes, as with `remove` and `add`. Of others that stand in `documents` only the metadata changes.
+        `refine`) goes; a linear head does not tell such a row from one of questions, and keeps it. Of a document whose
+        title and text are the same only the metadata changes. With `forget` all that was learned of each of these
+        documents goes, as with `remove` and `add`.
 
         Raises FedcarError for no document at all, and for an id that is not there or stands there twice.
 
@@ -166,7 +167,7 @@ class Retriever(Searcher):
         places = {document.id: place for place, document in enumerate(self.documents)}
         if unknown := [identifier for identifier in given if identifier not in places]:
             raise FedcarError(f"{_named(unknown)}: not in the retriever; nothing was changed, add it or check the id")
-        changed = [one for one in documents if not _alike(one, self.documents[places[one.id]])]
+        changed = [one for one in documents if forget or not _alike(one, self.documents[places[one.id]])]
         alike = {**given, **{one.id: self.documents[places[one.id]] for one in changed}}  # metadata may be another
         present = tuple(alike.get(one.id, one) for one in self.documents)
         if not changed:

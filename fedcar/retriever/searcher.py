@@ -141,10 +141,11 @@ class Searcher:
 
     def _answers(self, questions: Sequence[str], k: int) -> Iterator[Answer]:
         reading = self.encoder.read(questions, self.evidence.deep)
-        for start in range(0, len(questions), step := at_once(CHUNK, max(len(self.documents), FEATURES * k))):
+        depth = k + min(k, int(self.empty.sum()))  # empty documents are candidates and no hits
+        for start in range(0, len(questions), step := at_once(CHUNK, max(len(self.documents), FEATURES * depth))):
             part = slice(start, start + step)
             states = reading.states[part]
-            candidates, evidence = self.evidence_for(questions[part], states, reading.tokens[part], k=k)
+            candidates, evidence = self.evidence_for(questions[part], states, reading.tokens[part], k=depth)
             scores = self.scores(questions[part], states, candidates, evidence, reading.adapted[part])
             first = scores[:, : self.evidence.together]
             confidences, answered = self.calibration.confidences(first), self.calibration.answers(first)

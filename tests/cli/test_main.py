@@ -115,7 +115,7 @@ def test_search_json(place: Path) -> None:
     assert list(found) == ["query", "answered", "hits"]
     assert found["query"] == "who mends the “blower”?" and found["answered"] is True and len(found["hits"]) == 2
     for hit in found["hits"]:
-        assert list(hit) == ["id", "score", "confidence", "title", "text"]
+        assert list(hit) == ["id", "score", "confidence", "title", "text", "metadata"]
         assert isinstance(hit["score"], float) and 0 <= hit["confidence"] <= 1
     assert "“blower”" in result.out, "not escaped"
 

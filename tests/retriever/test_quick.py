@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -88,12 +90,12 @@ def copied(left: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Writing the encoder again is copying, which takes no time."""
     (place,) = left.iterdir()
 
-    def copy(_: Encoder, folder: Path) -> dict[str, Any]:
+    def copied_from(_: Encoder, folder: Path) -> dict[str, Any]:
         for name in (MODEL, TOKENIZER):
             shutil.copy(place / name, folder)
         return dict(json.loads((place / "encoder.json").read_text()))
 
-    monkeypatch.setattr(quick_writing, "write_encoder", copy)
+    monkeypatch.setattr(quick_writing, "write_encoder", copied_from)
 
 
 @pytest.fixture
@@ -123,6 +125,15 @@ def test_quick_start_equals_retriever(
         drawn = zip(found.ridge.feature_map.drawn, retriever.ridge.feature_map.frequencies, strict=True)
         assert all(np.array_equal(ours, theirs) for ours, theirs in drawn)
     np.testing.assert_array_equal(found.has_row, retriever.has_row)
+
+
+@pytest.mark.usefixtures("quick_start")
+def test_copied_and_pickled_it_is_the_same(saved: Path) -> None:
+    found = quick_searcher(saved)
+    assert found is not None
+    wanted = found.search(QUESTIONS[0], 6)  # its files are open now
+    for other in (copy.deepcopy(found), pickle.loads(pickle.dumps(found))):
+        assert other.search(QUESTIONS[0], 6) == wanted
 
 
 @pytest.mark.usefixtures("copied")

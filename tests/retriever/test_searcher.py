@@ -16,12 +16,12 @@ from support.processes import PROCESSES
 from support.retrievers import made, passes_of
 from support.toy import TOY_DOCUMENTS, TOY_QUESTIONS
 
-from fedcar.collection.collection import Collection
+from fedcar.collection.collection import Collection, Document
 from fedcar.encoder.adapter import Adapter
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
 from fedcar.encoder.runtimes import choice, names
-from fedcar.errors import FedcarError
+from fedcar.errors import FedcarError, FedcarWarning
 from fedcar.export.bundle import load_bundle
 from fedcar.export.bundle_writing import write_bundle
 from fedcar.retriever import evidence, searcher
@@ -192,6 +192,17 @@ def test_more_hits_begin_with_the_same(
             assert {hit.confidence for hit in others} == {0.0}
             for pair in (every.hits[0:2], every.hits[2:4], every.hits[4:6]):
                 assert pair[0].score >= pair[1].score
+
+
+def test_an_empty_document_takes_nobodys_place(retriever_of: MakeRetriever, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evidence, "ALL_ARE_CANDIDATES", 3)
+    monkeypatch.setattr(evidence, "CANDIDATES", 2)
+    retriever = retriever_of("labels")
+    with pytest.warns(FedcarWarning, match="are empty"):
+        retriever = retriever.add([Document("void", "", " ")])
+    retriever.evidence.embeddings *= -1  # so that nothing is nearer than an empty document's 0
+    for question in QUESTIONS[:6]:
+        assert [len(retriever.search(question, k).hits) for k in range(1, 7)] == list(range(1, 7))
 
 
 def test_an_index_gives_as_many_as_are_asked_for(retriever_of: MakeRetriever, monkeypatch: pytest.MonkeyPatch) -> None:

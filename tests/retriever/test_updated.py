@@ -87,6 +87,8 @@ def test_forgetting_is_removing_and_adding(retriever: Retriever) -> None:
     updated, fresh = retriever.update([document], forget=True), retriever.remove(["fan"]).add([document])
     assert updated.documents == fresh.documents
     check_equal(learned_of(updated), learned_of(fresh))
+    same = next(one for one in retriever.documents if one.id == "fan")
+    assert not retriever.update([same], forget=True).has_row[-1], "of a text that stays, too"
 
 
 def test_where_only_the_metadata_changes_nothing_moves(retriever: Retriever) -> None:
