@@ -21,8 +21,12 @@ field is not always there, `FIELD | FIELD` that several fields have one shape. C
 """
 # why a command has no shape here: what it prints needs a federation that runs, or a longer benchmark
 NOT_RUN = {
+    "demo": "`retriever`, `evaluation` as `evaluate`, and `questions`: each with its hit `before` training and `after`.",
+    "serve": "One line once devices can reach it: `host`, `port`, `data_dir`, and the `devices` that are enrolled.",
+    "enroll": "`file`: what the device joins with.",
+    "join": "One line once it takes part: `node`, the address of the `server`, how many training `questions` it has.",
     "run": "As `federate`, with `run`, `retriever` and `privacy`; it needs devices that have joined.",
-    "resume": "As `run`.",
+    "resume": "As `run`; with `--detach` both print `run` and `log`.",
     "status": "The server, its devices and its runs.",
     "doctor": "A list of checks, each with what was found and what to do.",
     "bench train": "As `bench step`; `machine` names the collection, the encoder and the peers that were left out.",
@@ -32,7 +36,7 @@ NOT_RUN = {
 
 def commands(command: click.Command | None = None, words: tuple[str, ...] = ()) -> Iterator[tuple[str, click.Command]]:
     """Every command that does something, by its words after `fedcar`."""
-    from fedcar.cli.main import commands as root
+    from fedcar.cli.commands import commands as root
 
     command = command or root
     if isinstance(command, click.Group):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from fedcar.cli.options import FOLDER, as_json, moved_encoder
-from fedcar.cli.output import print_json
-from fedcar.errors import FedcarError
+from fedcar.cli.options import FOLDER, WithWords, as_json, moved_encoder
+from fedcar.cli.output import echo, print_json
+from fedcar.errors import FedcarError, typed_path
 
 if TYPE_CHECKING:
     from fedcar.collection.collection import Document
@@ -50,19 +49,14 @@ def import_file(file: Path, out: Path, queries: Path | None, seed: int, as_json:
         )
         return
     splits = ", ".join(f"{count} {split}" for split, count in judged.items())
-    click.echo(f"{out}: {documents} documents, {asked} queries (judged: {splits})")
+    echo(f"{out}: {documents} documents, {asked} queries (judged: {splits})")
     for line in counts.lines():
-        click.echo(line)
+        echo(line)
     typed = typed_path(out)
     if asked:
-        click.echo(f"next: fedcar train {typed} -o RETRIEVER")
+        echo(f"next: fedcar train {typed} -o RETRIEVER")
     else:
-        click.echo(f"next: without questions fedcar train {typed} -o RETRIEVER makes a search; to learn, add --queries")
-
-
-def typed_path(path: Path) -> str:
-    """The path as a shell takes it for one, blanks, quotes and a leading "-" too."""
-    return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
+        echo(f"next: without questions fedcar train {typed} -o RETRIEVER makes a search; to learn, add --queries")
 
 
 @click.command()
@@ -80,10 +74,10 @@ def add(retriever: Path, file: Path, refine: bool, encoder: Path | None, as_json
     if as_json:
         print_json({"retriever": str(retriever), "added": len(documents), "documents": left})
     else:
-        click.echo(f"{retriever}: {len(documents)} added, {left} documents")
+        echo(f"{retriever}: {len(documents)} added, {left} documents")
 
 
-@click.command(context_settings={"ignore_unknown_options": True})  # an id may begin with "-"
+@click.command(cls=WithWords, context_settings={"ignore_unknown_options": True})  # an id may begin with "-"
 @click.argument("retriever", type=FOLDER)
 @click.argument("ids", metavar="ID...", nargs=-1, required=True)
 @moved_encoder
@@ -95,7 +89,7 @@ def remove(retriever: Path, ids: tuple[str, ...], encoder: Path | None, as_json:
     if as_json:
         print_json({"retriever": str(retriever), "removed": removed, "documents": left})
     else:
-        click.echo(f"{retriever}: {removed} removed, {left} documents")
+        echo(f"{retriever}: {removed} removed, {left} documents")
 
 
 def _edit(folder: Path, encoder: Path | None, change: Callable[[Retriever], Retriever]) -> int:

@@ -5,15 +5,32 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
+
+from fedcar.cli.output import console
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from fedcar.retriever.searcher import Answer
 
 COLUMNS = ("round", "selection", "MIPS", "hybrid", "central", "loss", "clients", "refused", "failed", "kB", "s")
 MEASURES = ("success@1", "recall@10", "mrr@10", "ndcg@10")
 TITLES = {"bm25": "BM25", "mips": "MIPS", "hybrid": "hybrid", "retriever": "fedcar"}
 TEXT_SHOWN = 160
+P = ParamSpec("P")
+
+
+def _on_stdout(show: Callable[Concatenate[Console, P], None]) -> Callable[P, None]:
+    """What shows something on a console shows it on stdout."""
+
+    @wraps(show)
+    def shown(*arguments: P.args, **named: P.kwargs) -> None:
+        with console() as stdout:
+            show(stdout, *arguments, **named)
+
+    return shown
 
 
 @contextmanager
@@ -61,13 +78,12 @@ def _line(record: Mapping[str, Any]) -> str:
     return cells + "".join(f"; {client}: {reason}" for client, reason in reasons.items())
 
 
-def print_evaluation(result: dict[str, Any]) -> None:
+@_on_stdout
+def print_evaluation(console: Console, result: dict[str, Any]) -> None:
     """The four systems side by side, over all, seen and unseen documents."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
     of_retriever = result["systems"]["retriever"]
     parts = [part for part in ("seen", "unseen") if of_retriever[part]]
     counts = ", ".join(f"{of_retriever[part]['queries']} {part}" for part in parts)
@@ -95,17 +111,17 @@ def print_evaluation(result: dict[str, Any]) -> None:
         console.print(f"telling {unanswerable['queries']} unanswerable queries apart: {auroc}")
 
 
-def print_bench(result: dict[str, Any]) -> None:
+@_on_stdout
+def print_bench(console: Console, result: dict[str, Any]) -> None:
     """Fedcar and its peers, a line each; what was left out, with the reason, goes to stderr as it happens."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     systems: dict[str, dict[str, float]] = {"fedcar": {}}
     for row in result["rows"]:
         systems["fedcar"][row["what"]] = row["ours"]
         systems.setdefault(row["peer_name"], {})[row["what"]] = row["peer"]
-    console, machine = Console(highlight=False), result["machine"]
+    machine = result["machine"]
     on = machine["collection"]
     asked = f"{on['training_questions']} training and {on['test_questions']} test questions"
     console.print(f"{on['name']}: {asked}, {on['documents']} documents", markup=False)
@@ -135,13 +151,13 @@ def _difference(part: str, found: dict[str, float]) -> str:
     return f"{'' if part == 'all' else f'{part} '}{numbers[0]} [{numbers[1]}, {numbers[2]}]"
 
 
-def print_rows(result: dict[str, Any]) -> None:
+@_on_stdout
+def print_rows(console: Console, result: dict[str, Any]) -> None:
     """A benchmark's rows as they are, with what stands beside them."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    console, machine = Console(highlight=False), result["machine"]
+    machine = result["machine"]
     console.print(f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB", markup=False)
     beside = {one["what"]: one for name in ("encoded", "searched") for one in machine.get(name, [])}
     table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0), header_style="")
@@ -156,13 +172,12 @@ def print_rows(result: dict[str, Any]) -> None:
     console.print(table)
 
 
-def print_answer(answer: Answer) -> None:
+@_on_stdout
+def print_answer(console: Console, answer: Answer) -> None:
     """The hits of one question, best first."""
-    from rich.console import Console
     from rich.padding import Padding
     from rich.text import Text
 
-    console = Console(highlight=False)
     if not answer.hits:
         console.print("no document found")
     elif not answer.answered:

@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from fedcar.common.files import default_cache, has_home
 from fedcar.errors import FedcarError
 
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
@@ -38,6 +39,7 @@ def find(name: str, offline: bool) -> tuple[Path, str | None]:
         folder = Path(
             snapshot_download(
                 name,
+                cache_dir=None if has_home() else default_cache() / "hub",
                 local_files_only=offline,
                 allow_patterns=["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model"],
             )
