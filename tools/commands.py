@@ -21,7 +21,7 @@ field is not always there, `FIELD | FIELD` that several fields have one shape. C
 """
 # why a command has no shape here: what it prints needs a federation that runs, or a longer benchmark
 NOT_RUN = {
-    "demo": "`retriever`, `evaluation` as `evaluate`, and `questions`: each with its hit `before` training and `after`.",
+    "demo": "`retriever`, `evaluation` as `evaluate`, and `questions`: each with its hit `before` and `after`.",
     "serve": "One line once devices can reach it: `host`, `port`, `data_dir`, and the `devices` that are enrolled.",
     "enroll": "`file`: what the device joins with.",
     "join": "One line once it takes part: `node`, the address of the `server`, how many training `questions` it has.",

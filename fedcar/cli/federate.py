@@ -237,7 +237,8 @@ def _print_summary(result: Any, out: Path, collection: Path) -> None:  # noqa: A
     if result.privacy is not None:
         sure = result.privacy["guarantee"]
         how = f"epsilon {result.privacy['epsilon']:.3g}, see privacy.json" if sure else "no formal guarantee"
-    echo(f"{len(result.rounds)} rounds, {traffic}, {clock:.1f} s by the clock, {how}")
+    seconds = f"{clock:.1f} s by the clock, " if clock else ""  # under epsilon in one process none are measured
+    echo(f"{len(result.rounds)} rounds, {traffic}, {seconds}{how}")
     echo(f"{out}: saved (run: {result.run})")
     echo(f"next: fedcar evaluate {typed_path(out)} {typed_path(collection)}")
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import _thread
 import signal
 import sys
+
+AGAIN_SECONDS = 0.01
 
 
 def main() -> None:
@@ -36,7 +37,7 @@ class _Signals:
     """
 
     def __init__(self) -> None:
-        self.heard = self.over = False
+        self.heard, self.over = 0, False
         usual = ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL))
         for number, handler in usual:
             if signal.getsignal(number) == handler:
@@ -46,13 +47,19 @@ class _Signals:
                     return
         self._unraisable, sys.unraisablehook = sys.unraisablehook, self._again
 
-    def _interrupt(self, *_: object) -> None:
+    def _interrupt(self, number: int, _: object) -> None:
         if not self.over:
-            self.heard = True
+            self.heard = number
             raise KeyboardInterrupt
 
     def _again(self, what: sys.UnraisableHookArgs) -> None:
-        if isinstance(what.exc_value, KeyboardInterrupt):
-            _thread.interrupt_main()
-        else:
+        if not isinstance(what.exc_value, KeyboardInterrupt):
             self._unraisable(what)
+            return
+        from threading import Timer, main_thread
+
+        again = Timer(
+            AGAIN_SECONDS, signal.pthread_kill, (main_thread().ident, self.heard)
+        )  # once the callback is done
+        again.daemon = True
+        again.start()

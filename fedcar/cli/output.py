@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 INPUT_MISTAKE = 1
 INTERRUPTED = 130
+LINE = 100  # what is longer is shown in parts
 
 
 def prepare_streams() -> None:
@@ -66,25 +67,36 @@ def console() -> Iterator[Console]:
 
 
 def show_plan(what: Mapping[str, Any], as_json: bool) -> None:
-    """What --dry-run says: a line a name; a list or mapping in words."""
+    """What --dry-run says: a line a name, or a line for each part where they are many."""
     if as_json:
         print_json(what)
         return
     for name, value in what.items():
-        if isinstance(value, list) and value and isinstance(value[0], Mapping):
-            echo(f"{name}:")
-            for part in value:
-                echo(f"- {in_words(part)}")
-        else:
-            echo(f"{name}: {in_words(value)}")
+        for line in _lines(f"{name}: ", value):
+            echo(line)
+
+
+def _lines(start: str, value: object) -> Iterator[str]:
+    line = f"{start}{in_words(value)}"
+    if len(line) <= LINE or not isinstance(value, Mapping | list):
+        yield line
+        return
+    yield start.rstrip()
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            yield from (f"  {line}" for line in _lines(f"{name}: ", part))
+    else:
+        yield from (f"- {in_words(part)}" for part in value)
 
 
 def in_words(value: object) -> str:
-    """A value for people: yes, no and none, and what lists and mappings hold."""
+    """A value for people: yes, no and none, and what lists and mappings hold; a "name" goes first."""
     if value is None or isinstance(value, bool):
         return {None: "none", True: "yes", False: "no"}[value]
     if isinstance(value, Mapping):
-        return ", ".join(f"{str(name).replace('_', ' ')} {in_words(part)}" for name, part in value.items()) or "none"
+        named = f"{value['name']}: " if "name" in value else ""
+        parts = (f"{key} {in_words(part)}" for key, part in value.items() if key != "name")
+        return named + (", ".join(parts) or "none")
     if isinstance(value, list | tuple):
         return ", ".join(map(in_words, value)) or "none"
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -80,11 +80,15 @@ class Hit:
 
 @dataclass(frozen=True)
 class Answer:
-    """The hits of one question, best first; not `answered` where the retriever does not know."""
+    """The hits of one question, best first; not `answered` where the retriever does not know.
+
+    None where it cannot tell, for the `reason` that no threshold could be learned.
+    """
 
     query: str
-    answered: bool
+    answered: bool | None
     hits: tuple[Hit, ...]
+    reason: str | None = None
 
     def __iter__(self) -> Iterator[Hit]:
         return iter(self.hits)
@@ -131,8 +135,9 @@ class Searcher:
             if np.isfinite(scores[0, place])
             for document in [self.documents[candidates[0, place]]]
         )
-        answered = bool(hits) and self.calibration.answers(scores)[0]
-        return Answer(question, bool(answered), hits)
+        if hits and (reason := self.calibration.no_threshold):
+            return Answer(question, None, hits, reason)
+        return Answer(question, bool(hits) and bool(self.calibration.answers(scores)[0]), hits)
 
     # ---------------------------------------------------------------- scores
 
