@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fedcar.cli.options import FOLDER, WithWords, as_json, moved_encoder
+from fedcar.cli.options import FOLDER, TEXT, WithWords, as_json, moved_encoder
 from fedcar.cli.output import echo, print_json
 from fedcar.errors import FedcarError, typed_path
 
@@ -79,7 +79,7 @@ def add(retriever: Path, file: Path, refine: bool, encoder: Path | None, as_json
 
 @click.command(cls=WithWords, context_settings={"ignore_unknown_options": True})  # an id may begin with "-"
 @click.argument("retriever", type=FOLDER)
-@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@click.argument("ids", metavar="ID...", type=TEXT, nargs=-1, required=True)
 @moved_encoder
 @as_json
 def remove(retriever: Path, ids: tuple[str, ...], encoder: Path | None, as_json: bool) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,6 +24,16 @@ class Place(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
         return super().convert(given(ctx, param, value), param, ctx)
+
+
+class Text(click.types.StringParamType):
+    """Words in any script, also where the system's language is one of ASCII alone (LANG=C): they come as UTF-8."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
+        value = super().convert(value, param, ctx)
+        with suppress(UnicodeError):
+            return os.fsencode(value).decode()
+        return value
 
 
 def given(ctx: click.Context | None, param: click.Parameter | None, value: Any) -> Any:  # noqa: ANN401
@@ -81,6 +92,7 @@ def together(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 
 FOLDER = Place(path_type=Path)
+TEXT = Text()
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 encoder_option = click.option(
     "--encoder", default=None, callback=given, help="A model on the hub or a folder.  [default: all-MiniLM-L6-v2]"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fedcar.cli.options import FOLDER, WithWords, as_json, cache_option, moved_encoder, runtime_option
+from fedcar.cli.options import FOLDER, TEXT, WithWords, as_json, cache_option, moved_encoder, runtime_option
 from fedcar.cli.output import echo, print_json
 from fedcar.errors import FedcarError, typed_path
 
@@ -51,7 +51,7 @@ def evaluate(
 
 @click.command(cls=WithWords)
 @click.argument("retriever", metavar="RETRIEVER|BUNDLE", type=FOLDER)
-@click.argument("question")
+@click.argument("question", type=TEXT)
 @click.option("-k", default=5, show_default=True, help="How many documents.")
 @moved_encoder
 @as_json

@@ -90,7 +90,7 @@ def test_json_is_json_on_every_terminal(encoding: str) -> None:
 def test_a_search_on_a_terminal_of_ascii(place: Path) -> None:
     """A process of its own: the whole way from the words to the table."""
     done = subprocess.run(
-        [sys.executable, "-c", START, "search", place / "foreign-retriever", "水泵", "-k", "2"],
+        [sys.executable, "-c", START, "search", place / "foreign-retriever", "水泵", "-k", "1"],
         env=environment(PYTHONIOENCODING="ascii", PYTHONUTF8="0", LC_ALL="C", PYTHONCOERCECLOCALE="0"),
         capture_output=True,
     )
