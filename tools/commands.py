@@ -15,7 +15,10 @@ HEAD = """# The command line
 
 Written by `make docs` from the program; a test compares. Do not edit it.
 
-Results go to stdout, progress and warnings to stderr. With `--json` stdout is one JSON object on one line. The shapes
+Results go to stdout, progress and warnings to stderr. With `--json` stdout is one JSON object on one line, in UTF-8, or
+escaped where stdout is something else; tables spell out what a terminal cannot show. A question or id may begin with
+"-"; one that looks like an option goes last, behind ` -- `. Hidden states are kept in the user's cache, or where there
+is no home to write to in a temporary folder for this user alone, with a warning. The shapes
 below come from a small real run. `number`, `text`, `bool` and `null` stand for values. A question mark says that a
 field is not always there, `FIELD | FIELD` that several fields have one shape. Capitals stand for keys that are data.
 """
@@ -31,6 +34,12 @@ NOT_RUN = {
     "doctor": "A list of checks, each with what was found and what to do.",
     "bench train": "As `bench step`; `machine` names the collection, the encoder and the peers that were left out.",
     "bench encode": "As `bench step`; `machine` has the cosine to float32 torch for each runtime.",
+}
+
+# what the small run does not show
+MORE = {
+    "search": "`answered` is true or false where a threshold could be learned, and `reason` null; "
+    "else it is null, for this `reason`.",
 }
 
 
@@ -84,6 +93,7 @@ def section(words: str, command: click.Command, printed: dict[str, object]) -> l
     if any("--json" in option.opts for option in options):
         if words in printed:
             lines += ["With `--json`:", "", "```", drawn(shape(printed[words])), "```", ""]
+            lines += [MORE[words], ""] if words in MORE else []
         else:
             lines += [f"With `--json`: {NOT_RUN[words]}", ""]
     return lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from shutil import which
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -72,6 +73,9 @@ def run_demo(out: Path, cache: Path | None, report: Silent, as_json: bool = Fals
         "  fedcar train COLLECTION -o RETRIEVER           # a retriever for it",
     ):
         echo(line)
+    program = Path(sys.argv[0])
+    if which("fedcar") is None and program.name == "fedcar" and program.is_file():
+        echo(f"fedcar is {typed_path(program)} here; put its folder on your PATH.")
 
 
 def _show_collection(collection: Collection) -> None:
