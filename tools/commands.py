@@ -15,12 +15,12 @@ HEAD = """# The command line
 
 Written by `make docs` from the program; a test compares. Do not edit it.
 
-Results go to stdout, progress and warnings to stderr. With `--json` stdout is one JSON object on one line, in UTF-8,
-or escaped where stdout is something else; tables spell out what a terminal cannot show. A question or id may begin with
-"-"; one that looks like an option goes last, behind ` -- `. Hidden states are kept in the user's cache, or where there
-is no home to write to in a temporary folder for this user alone, with a warning. The shapes
-below come from a small real run. `number`, `text`, `bool` and `null` stand for values. A question mark says that a
-field is not always there, `FIELD | FIELD` that several fields have one shape. Capitals stand for keys that are data.
+Results go to stdout, progress and warnings to stderr. With `--json` stdout is one JSON object on one line, in
+UTF-8, or escaped where stdout is something else; tables spell out what a terminal cannot show. A question or id may
+begin with "-"; one that looks like an option goes last, behind ` -- `. Hidden states are kept in the user's cache,
+or where there is no home to write to in a temporary folder for this user alone, with a warning. The shapes below
+come from a small real run. `number`, `text`, `bool` and `null` stand for values. A question mark says that a field
+is not always there, `FIELD | FIELD` that several fields have one shape. Capitals stand for keys that are data.
 """
 # why a command has no shape here: what it prints needs a federation that runs, or a longer benchmark
 NOT_RUN = {
