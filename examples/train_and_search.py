@@ -23,7 +23,7 @@ def main(encoder: str = "all-MiniLM-L6-v2") -> None:
         retriever.save(Path(folder) / "retriever")
         again = Retriever.load(Path(folder) / "retriever")  # offline; one changed byte would be refused
     answer = again.search("the hippo leaves water behind", k=3)
-    print("answered" if answer.answered else "it does not know")
+    print({True: "answered", False: "it does not know", None: answer.reason}[answer.answered])
     for hit in answer:
         print(f"{hit.confidence:.2f} {hit.id}: {hit.title}")
 

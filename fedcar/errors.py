@@ -1,5 +1,8 @@
 """What fedcar says when something is wrong: one error, one warning, each of a single line."""
 
+import shlex
+from pathlib import Path
+
 
 class FedcarError(Exception):
     """A mistake in the input or a refusal: one line that says what, where and the way out."""
@@ -7,6 +10,11 @@ class FedcarError(Exception):
 
 class FedcarWarning(UserWarning):
     """Something accepted that the user should know of: one line, with a count."""
+
+
+def typed_path(path: Path | str) -> str:
+    """Return the path as it is typed in a shell: blanks, quotes and a leading "-" are taken for a part of it."""
+    return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
 
 
 def quoted(value: object, limit: int = 60) -> str:

@@ -15,24 +15,37 @@ HEAD = """# The command line
 
 Written by `make docs` from the program; a test compares. Do not edit it.
 
-Results go to stdout, progress and warnings to stderr. With `--json` stdout is one JSON object on one line. The shapes
-below come from a small real run. `number`, `text`, `bool` and `null` stand for values. A question mark says that a
-field is not always there, `FIELD | FIELD` that several fields have one shape. Capitals stand for keys that are data.
+Results go to stdout, progress and warnings to stderr. With `--json` stdout is one JSON object on one line, in
+UTF-8, or escaped where stdout is something else; tables spell out what a terminal cannot show. A question or id may
+begin with "-"; one that looks like an option goes last, behind ` -- `. Hidden states are kept in the user's cache,
+or where there is no home to write to in a temporary folder for this user alone, with a warning. The shapes below
+come from a small real run. `number`, `text`, `bool` and `null` stand for values. A question mark says that a field
+is not always there, `FIELD | FIELD` that several fields have one shape. Capitals stand for keys that are data.
 """
 # why a command has no shape here: what it prints needs a federation that runs, or a longer benchmark
 NOT_RUN = {
+    "demo": "`retriever`, `evaluation` as `evaluate`, and `questions`: each with its hit `before` and `after`.",
+    "serve": "One line once devices can reach it: `host`, `port`, `data_dir`, and the `devices` that are enrolled.",
+    "enroll": "`file`: what the device joins with.",
+    "join": "One line once it takes part: `node`, the address of the `server`, how many training `questions` it has.",
     "run": "As `federate`, with `run`, `retriever` and `privacy`; it needs devices that have joined.",
-    "resume": "As `run`.",
+    "resume": "As `run`; with `--detach` both print `run` and `log`.",
     "status": "The server, its devices and its runs.",
     "doctor": "A list of checks, each with what was found and what to do.",
     "bench train": "As `bench step`; `machine` names the collection, the encoder and the peers that were left out.",
     "bench encode": "As `bench step`; `machine` has the cosine to float32 torch for each runtime.",
 }
 
+# what the small run does not show
+MORE = {
+    "search": "`answered` is true or false where a threshold could be learned, and `reason` null; "
+    "else it is null, for this `reason`.",
+}
+
 
 def commands(command: click.Command | None = None, words: tuple[str, ...] = ()) -> Iterator[tuple[str, click.Command]]:
     """Every command that does something, by its words after `fedcar`."""
-    from fedcar.cli.main import commands as root
+    from fedcar.cli.commands import commands as root
 
     command = command or root
     if isinstance(command, click.Group):
@@ -80,6 +93,7 @@ def section(words: str, command: click.Command, printed: dict[str, object]) -> l
     if any("--json" in option.opts for option in options):
         if words in printed:
             lines += ["With `--json`:", "", "```", drawn(shape(printed[words])), "```", ""]
+            lines += [MORE[words], ""] if words in MORE else []
         else:
             lines += [f"With `--json`: {NOT_RUN[words]}", ""]
     return lines

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import functools
 import io
-import json
 import os
-import sys
 import tempfile
 import warnings
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,20 +26,15 @@ class SmallRun:
     folder: Path
     printed: dict[str, Any] = field(default_factory=dict)
 
-    def fedcar(self, command: str, *arguments: object, as_json: bool = True) -> None:
+    def fedcar(self, command: str, *arguments: object) -> None:
         """Run a command; RuntimeError where it fails."""
-        from fedcar.cli.main import main
+        from support.command import fedcar
 
-        out, err = io.StringIO(), io.StringIO()
-        words = ["fedcar", *command.split(), *map(str, arguments), *(["--json"] if as_json else [])]
-        with patch.object(sys, "argv", words), redirect_stdout(out), redirect_stderr(err), warnings.catch_warnings():
-            try:
-                main()
-            except SystemExit as end:
-                if end.code:
-                    raise RuntimeError(f"{' '.join(words)}: {err.getvalue()}") from None
-        if as_json:
-            self.printed.setdefault(command, json.loads(out.getvalue()))
+        words = [*command.split(), *map(str, arguments), "--json"]
+        result = fedcar(*words)
+        if result.code:
+            raise RuntimeError(f"fedcar {' '.join(words)}: {result.err}")
+        self.printed.setdefault(command, result.json)
 
 
 @functools.cache
@@ -124,7 +117,7 @@ def _server(run: SmallRun, collection: Path, model: Path) -> None:
     place = ServerFolder(run.folder / "server")
     prepare_server(place, "127.0.0.1", None, free_port(), collection, str(model), None)
     front_certificate(place, "127.0.0.1", None)
-    run.fedcar("keygen", "--node", "hospital-a", "--out", run.folder / "device", as_json=False)
+    run.fedcar("keygen", "--node", "hospital-a", "--out", run.folder / "device")
 
 
 def _benchmarks(run: SmallRun, collection: Path, encoder: tuple[object, ...]) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
 from fedcar.cli.options import FOLDER, as_json, encoder_option, pooling_option, seed_option
+from fedcar.cli.output import print_json
 
 
 @click.group("bench")
@@ -46,7 +46,7 @@ def train(
     comparison = Comparison(peers, encoder or DEFAULT_ENCODER, epochs=_numbers(epochs), **options)
     result = bench_train(collection, comparison, Console())
     if as_json:
-        click.echo(json.dumps(result, ensure_ascii=False))
+        print_json(result)
     else:
         from fedcar.cli.tables import print_bench
 
@@ -123,7 +123,7 @@ def search(as_json: bool, **options: Any) -> None:  # noqa: ANN401
 
 def _show(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(result, ensure_ascii=False))
+        print_json(result)
         return
     from fedcar.cli.tables import print_rows
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fedcar.cli.options import FOLDER, as_json
-from fedcar.cli.output import print_json
+from fedcar.cli.output import echo, print_json
 from fedcar.errors import FedcarError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def list_documents(retriever: Path, as_json: bool) -> None:
     from fedcar.cli.tables import one_line
 
     for one in documents:
-        click.echo(f"{one_line(one['id'])}\t{'row' if one['row'] else '-'}\t{one_line(one['title'])}")
+        echo(f"{one_line(one['id'])}\t{'row' if one['row'] else '-'}\t{one_line(one['title'])}")
 
 
 @click.command()
@@ -50,7 +50,7 @@ def info(folder: Path, as_json: bool) -> None:
         parts = value.items() if isinstance(value, dict) else [("", value)]
         said = ", ".join(f"{part} {one}".strip() for part, one in parts if one is not None)
         if said:
-            click.echo(f"{name}: {said}")
+            echo(f"{name}: {said}")
 
 
 def _opened(folder: Path) -> Parts | Bundle | None:

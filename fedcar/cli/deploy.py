@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from pathlib import Path
@@ -23,8 +22,9 @@ from fedcar.cli.options import (
     with_privacy,
     with_settings,
 )
+from fedcar.cli.output import echo, print_json
 from fedcar.cli.tables import live_table
-from fedcar.errors import FedcarError
+from fedcar.errors import FedcarError, typed_path
 
 if TYPE_CHECKING:
     from fedcar.federation.deploy.server import ServerFolder
@@ -47,6 +47,7 @@ data_dir = click.option(
 @click.option("--certificate", type=FOLDER, help="Your own certificate for --host.  [default: one that fedcar makes]")
 @click.option("--certificate-key", type=FOLDER, help="Its key.")
 @click.option("--certificate-authority", type=FOLDER, help="The authority that signed it.")
+@as_json
 def serve(
     data_dir: Path,
     host: str,
@@ -58,13 +59,13 @@ def serve(
     certificate: Path | None,
     certificate_key: Path | None,
     certificate_authority: Path | None,
+    as_json: bool,
 ) -> None:
     """Run the server: its own authority, the SuperLink on loopback, and the TLS front that devices see."""
     with extra():
         from fedcar.common.progress import Console
         from fedcar.encoder.model_files import DEFAULT_ENCODER
         from fedcar.federation.deploy import server as deploy
-        from fedcar.federation.deploy.processes import terminated
 
         place = deploy.ServerFolder(data_dir)
         before = place.settings() if place.file.exists() else None
@@ -81,21 +82,29 @@ def serve(
                 "--certificate, --certificate-key and --certificate-authority go together; give all three"
             )
         front = deploy.front_certificate(place, host, given if all(given) else None)  # type: ignore[arg-type] # all are
-        with terminated(lambda: None):
-            deploy.serve(place, settings, front, Console().say)
+
+        def started() -> None:
+            if as_json:
+                print_json({"host": host, "port": port, "data_dir": str(data_dir), "devices": sorted(place.nodes())})
+
+        deploy.serve(place, settings, front, Console().say, started=started)
 
 
 @click.command()
 @click.option("--node", required=True, help="The device's name.")
 @click.option("--out", type=FOLDER, default=Path(), help="Where the key pair is written.  [default: here]")
-def keygen(node: str, out: Path) -> None:
+@as_json
+def keygen(node: str, out: Path, as_json: bool) -> None:
     """Make a device's key pair: NODE.key, which never leaves the device, and NODE.pub for the server."""
     with extra():
         from fedcar.federation.deploy.keys import keygen as make
 
         private, public = make(out, node)
-    click.echo(f"{private}: stays here")
-    click.echo(f"{public}: take it to the server, and there: fedcar enroll {public.name}")
+    if as_json:
+        print_json({"node": node, "private": str(private), "public": str(public)})
+        return
+    echo(f"{private}: stays here")
+    echo(f"{public}: take it to the server, and there: fedcar enroll {typed_path(public.name)}")
 
 
 @click.command()
@@ -103,14 +112,19 @@ def keygen(node: str, out: Path) -> None:
 @data_dir
 @click.option("--address", help="HOST:PORT by which this device reaches the server.  [default: that of fedcar serve]")
 @click.option("--out", type=FOLDER, help="The file to write.  [default: beside PUBLIC, ending in .join]")
-def enroll(public: Path, data_dir: Path, address: str | None, out: Path | None) -> None:
+@as_json
+def enroll(public: Path, data_dir: Path, address: str | None, out: Path | None, as_json: bool) -> None:
     """Let the device with the key PUBLIC in, and write the file with which it joins; no secret is in it."""
     with extra():
         from fedcar.federation.deploy.server import ServerFolder
         from fedcar.federation.deploy.server import enroll as let_in
 
         file = let_in(ServerFolder(data_dir), public, address, out)
-    click.echo(f"{file}: take it to the device, and there: fedcar join --file {file.name} --collection DIR")
+    if as_json:
+        print_json({"file": str(file)})
+        return
+    there = f"fedcar join --file {typed_path(file.name)} --collection DIR"
+    echo(f"{file}: take it to the device, and there: {there}")
 
 
 @click.command()
@@ -123,6 +137,7 @@ def enroll(public: Path, data_dir: Path, address: str | None, out: Path | None) 
 @click.option("--epsilon", type=float, help="This device's budget over all runs; nothing un-noised leaves it then.")
 @delta_option
 @click.option("--ledger", type=FOLDER, help="Folder of a ledger kept over runs.  [default: one a run, in --data-dir]")
+@as_json
 def join(
     file: Path,
     collection: Path,
@@ -133,21 +148,25 @@ def join(
     epsilon: float | None,
     delta: float,
     ledger: Path | None,
+    as_json: bool,
 ) -> None:
     """Take part with this device's questions, which never leave it, until it is stopped."""
     with extra():
         from fedcar.common.progress import Console
         from fedcar.federation.deploy import join as deploy_join
-        from fedcar.federation.deploy.processes import terminated
         from fedcar.privacy.ledger import Budget
 
         told = deploy_join.JoinFile.read(file)
         budget = None if epsilon is None else Budget(epsilon, delta)
         key = key or file.with_name(f"{told.node}.key")
         folder = data_dir or file.with_name(f"{told.node}.node")
-        with terminated(lambda: None):
-            options = deploy_join.DeviceOptions(key, collection, folder, encoder, cache, ledger, budget)
-            deploy_join.join(told, options, report=Console())
+
+        def started(questions: int) -> None:
+            if as_json:
+                print_json({"node": told.node, "server": told.address, "questions": questions})
+
+        options = deploy_join.DeviceOptions(key, collection, folder, encoder, cache, ledger, budget)
+        deploy_join.join(told, options, report=Console(), started=started)
 
 
 @click.command()
@@ -247,12 +266,12 @@ def _go(place: ServerFolder, folder: Path, *, resume: bool, detach: bool, as_jso
     from fedcar.federation.deploy import run as deploy_run
 
     if detach:
-        _detach(place, folder)
+        _detach(place, folder, as_json)
         return
     report = Console()
     report.say(f"run {folder.name}")
     with deploy_run.one_run(place, folder.name), live_table() as watch:
-        go_on = f"fedcar resume {folder.name} --data-dir {place.folder}"
+        go_on = f"fedcar resume {folder.name} --data-dir {typed_path(place.folder)}"
         try:
             result = deploy_run.start(place, folder, resume=resume, report=report, watch=watch)
         except KeyboardInterrupt:
@@ -266,14 +285,12 @@ def _go(place: ServerFolder, folder: Path, *, resume: bool, detach: bool, as_jso
             says = re.sub(r", or lower the quorum \(\S+\),", "", str(error))  # what a run was started with stays
             raise FedcarError(says.replace("go on with --resume", f"go on with {go_on}")) from error
     if as_json:
-        click.echo(json.dumps(result, ensure_ascii=False))
+        print_json(result)
     else:
-        click.echo(
-            f"{len(result['rounds'])} rounds, {result['bytes_per_round'] / 1000:.0f} kB a round, {noise(result)}"
-        )
+        echo(f"{len(result['rounds'])} rounds, {result['bytes_per_round'] / 1000:.0f} kB a round, {noise(result)}")
         chosen = "" if result["selection"] is None else f", selection {result['selection']:.3f}"
-        click.echo(f"{result['retriever']}: saved{chosen}")
-        click.echo(f'next: fedcar search {result["retriever"]} "a question"')
+        echo(f"{result['retriever']}: saved{chosen}")
+        echo(f'next: fedcar search {typed_path(result["retriever"])} "a question"')
     if result.get("refused"):
         from fedcar.privacy.errors import BudgetError
 
@@ -285,17 +302,21 @@ def noise(result: dict[str, Any]) -> str:
     return "un-noised" if claim is None else f"epsilon {float(claim['epsilon']):.3g}, see {result['run']}/privacy.json"
 
 
-def _detach(place: ServerFolder, folder: Path) -> None:
+def _detach(place: ServerFolder, folder: Path, as_json: bool) -> None:
     import subprocess
 
     from fedcar.federation.deploy.processes import fedcar_command
 
-    with (folder / "run.log").open("ab") as log:
+    file = folder / "run.log"
+    with file.open("ab") as log:
         subprocess.Popen(
             fedcar_command("resume", folder.name, "--data-dir", place.folder),
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
-    click.echo(f"{folder.name}: runs in the background ({folder / 'run.log'}); fedcar status shows how far")
+    if as_json:
+        print_json({"run": str(folder), "log": str(file)})
+    else:
+        echo(f"{folder.name}: runs in the background ({file}); fedcar status shows how far")
 
 
 @click.command()
@@ -309,16 +330,16 @@ def status(data_dir: Path, as_json: bool) -> None:
 
         found = deploy_run.status(ServerFolder(data_dir))
     if as_json:
-        click.echo(json.dumps(found, ensure_ascii=False))
+        print_json(found)
         return
-    click.echo(f"server {found['server']}: {'serving' if found['serving'] else 'not running (fedcar serve)'}")
+    echo(f"server {found['server']}: {'serving' if found['serving'] else 'not running (fedcar serve)'}")
     for name, state in found["devices"].items():
-        click.echo(f"device {name}: {state}")
+        echo(f"device {name}: {state}")
     for one in found["runs"]:
         state = "finished" if one["finished"] else "on" if one["on"] else "stopped"
         selection = "" if one["selection"] is None else f", selection {one['selection']:.3f}"
         of = f" of {one['of']}" if one["of"] else ""
-        click.echo(f"{one['run']}: {one['method']}, {one['rounds']}{of} rounds{selection}, {state}")
+        echo(f"{one['run']}: {one['method']}, {one['rounds']}{of} rounds{selection}, {state}")
 
 
 @click.command()
@@ -348,12 +369,10 @@ def doctor(
             assert file is not None
             findings = deploy_doctor.device(file, key, collection, encoder)
     if as_json:
-        click.echo(
-            json.dumps({"healthy": all(one.fine for one in findings), "checks": [one.__dict__ for one in findings]})
-        )
+        print_json({"healthy": all(one.fine for one in findings), "checks": [one.__dict__ for one in findings]})
     else:
         for one in findings:
-            click.echo(f"{'fine ' if one.fine else 'WRONG'} {one.what}: {one.says}")
+            echo(f"{'fine ' if one.fine else 'WRONG'} {one.what}: {one.says}")
     if not all(one.fine for one in findings):
         sys.exit(1)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fedcar.cli.options import FOLDER, as_json, moved_encoder, together
-from fedcar.cli.output import print_json
-from fedcar.errors import FedcarError
+from fedcar.cli.options import FOLDER, TEXT, WithWords, as_json, moved_encoder, together
+from fedcar.cli.output import echo, print_json
+from fedcar.errors import FedcarError, typed_path
 
 if TYPE_CHECKING:
     from fedcar.collection.asked import Counts
@@ -54,18 +53,13 @@ def import_file(file: Path, out: Path, queries: Path | None, seed: int, as_json:
         )
         return
     splits = ", ".join(f"{count} {split}" for split, count in judged.items())
-    click.echo(f"{out}: {documents} documents, {asked} queries (judged: {splits})")
+    echo(f"{out}: {documents} documents, {asked} queries (judged: {splits})")
     _say(counts)
     typed = typed_path(out)
     if asked:
-        click.echo(f"next: fedcar train {typed} -o RETRIEVER")
+        echo(f"next: fedcar train {typed} -o RETRIEVER")
     else:
-        click.echo(f"next: without questions fedcar train {typed} -o RETRIEVER makes a search; to learn, add --queries")
-
-
-def typed_path(path: Path) -> str:
-    """The path as a shell takes it for one, blanks, quotes and a leading "-" too."""
-    return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
+        echo(f"next: without questions fedcar train {typed} -o RETRIEVER makes a search; to learn, add --queries")
 
 
 _of_documents = together(
@@ -92,7 +86,7 @@ def add(retriever: Path, file: Path, refine: bool, encoder: Path | None, as_json
     if as_json:
         print_json({"retriever": str(retriever), "added": len(documents), "documents": left} | _not_read(counts))
     else:
-        click.echo(f"{retriever}: {len(documents)} added, {left} documents")
+        echo(f"{retriever}: {len(documents)} added, {left} documents")
         _say(counts)
 
 
@@ -125,7 +119,7 @@ def update(
         print_json({"retriever": str(retriever), "updated": changed, "documents": left} | _not_read(counts))
     else:
         alike = f" ({len(documents) - changed} as they were)" if changed < len(documents) else ""
-        click.echo(f"{retriever}: {changed} updated{alike}, {left} documents")
+        echo(f"{retriever}: {changed} updated{alike}, {left} documents")
         _say(counts)
 
 
@@ -143,12 +137,12 @@ def _not_read(counts: Counts) -> dict[str, object]:
 
 def _say(counts: Counts) -> None:
     for line in counts.lines():
-        click.echo(line)
+        echo(line)
 
 
-@click.command(context_settings={"ignore_unknown_options": True})  # an id may begin with "-"
+@click.command(cls=WithWords, context_settings={"ignore_unknown_options": True})  # an id may begin with "-"
 @click.argument("retriever", type=FOLDER)
-@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@click.argument("ids", metavar="ID...", type=TEXT, nargs=-1, required=True)
 @moved_encoder
 @as_json
 def remove(retriever: Path, ids: tuple[str, ...], encoder: Path | None, as_json: bool) -> None:
@@ -158,7 +152,7 @@ def remove(retriever: Path, ids: tuple[str, ...], encoder: Path | None, as_json:
     if as_json:
         print_json({"retriever": str(retriever), "removed": removed, "documents": left})
     else:
-        click.echo(f"{retriever}: {removed} removed, {left} documents")
+        echo(f"{retriever}: {removed} removed, {left} documents")
 
 
 def _edit(folder: Path, encoder: Path | None, change: Callable[[Retriever], Retriever]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +21,9 @@ from fedcar.cli.options import (
     with_privacy,
     with_settings,
 )
+from fedcar.cli.output import echo, print_json, show_plan
 from fedcar.cli.tables import live_table
-from fedcar.errors import FedcarError
+from fedcar.errors import FedcarError, typed_path
 
 if TYPE_CHECKING:
     from fedcar.common.progress import Silent
@@ -126,7 +127,7 @@ def federate(
         )  # fmt: skip
         return
     if dry_run:
-        _show_plan(
+        show_plan(
             plan(loaded, clients=clients, kind=kind, encoder=encoder, method=method, adapter=adapter, rounds=settings),
             as_json,
         )
@@ -183,7 +184,7 @@ def _federate_under_epsilon(
         rate = options["rounds"].participation if target.unit == "client" else None
         steps = options["rounds"].rounds or None
         found = make_plan(target, options["method"], len(loaded.documents), steps=steps, sampling_rate=rate)
-        _show_plan({"documents": len(loaded.documents), "clients": sorted(parts), **found.in_words()}, as_json)
+        show_plan({"documents": len(loaded.documents), "clients": sorted(parts), **found.in_words()}, as_json)
         return
     deadline = options["rounds"].deadline
     with live_table() as watch, _over(engine, options["cache"], deadline, options["report"]) as over:
@@ -212,15 +213,7 @@ def _over(engine: str, cache: Path | None, deadline: float | None, report: Silen
         yield over
 
 
-def _show_plan(what: Mapping[str, Any], as_json: bool) -> None:
-    import json
-
-    click.echo(json.dumps(what) if as_json else "\n".join(f"{name}: {value}" for name, value in what.items()))
-
-
 def _print_json(result: Any) -> None:  # noqa: ANN401 - a Federation; importing it here would import torch
-    import json
-
     content = {
         "run": str(result.run),
         "rounds": result.rounds,
@@ -230,25 +223,24 @@ def _print_json(result: Any) -> None:  # noqa: ANN401 - a Federation; importing 
         "seconds": result.seconds,
         "privacy": result.privacy,
     }
-    click.echo(json.dumps(content, ensure_ascii=False))
+    print_json(content)
 
 
 def _print_summary(result: Any, out: Path, collection: Path) -> None:  # noqa: ANN401 - as above
     for name in ("central", "federated"):
         metrics = getattr(result, name)
         if metrics:
-            click.echo(
-                f"{name:<10} " + ", ".join(f"{key} {value:.3f}" for key, value in metrics.items() if key != "queries")
-            )
+            echo(f"{name:<10} " + ", ".join(f"{key} {value:.3f}" for key, value in metrics.items() if key != "queries"))
     clock = sum(record["clock_seconds"] for record in result.rounds)
     traffic = f"{result.bytes_per_round / 1000:.0f} kB a round"
     how = "un-noised"
     if result.privacy is not None:
         sure = result.privacy["guarantee"]
         how = f"epsilon {result.privacy['epsilon']:.3g}, see privacy.json" if sure else "no formal guarantee"
-    click.echo(f"{len(result.rounds)} rounds, {traffic}, {clock:.1f} s by the clock, {how}")
-    click.echo(f"{out}: saved (run: {result.run})")
-    click.echo(f"next: fedcar evaluate {out} {collection}")
+    seconds = f"{clock:.1f} s by the clock, " if clock else ""  # under epsilon in one process none are measured
+    echo(f"{len(result.rounds)} rounds, {traffic}, {seconds}{how}")
+    echo(f"{out}: saved (run: {result.run})")
+    echo(f"next: fedcar evaluate {typed_path(out)} {typed_path(collection)}")
 
 
 COMMANDS = (federate,)

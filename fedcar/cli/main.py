@@ -1,87 +1,65 @@
-"""The command line. Results go to stdout, progress and warnings to stderr; heavy imports wait until they are needed."""
+"""Where the program begins: signals are heard before anything else is imported, and every end passes through here."""
 
 from __future__ import annotations
 
-import errno
-import os
+import signal
 import sys
-import warnings
-from contextlib import suppress
 
-import click
-
-from fedcar.cli import bench, contents, demo, deploy, documents, federate, privacy, search, train
-from fedcar.cli.output import INPUT_MISTAKE, INTERRUPTED, leave
-from fedcar.errors import FedcarError, FedcarWarning
-from fedcar.privacy.errors import PrivacyError
-from fedcar.version import __version__
-
-TRAINING_MODULES = ("torch", "transformers", "huggingface_hub", "tokenizers", "filelock", "httpx")
+AGAIN_SECONDS = 0.01
 
 
 def main() -> None:
     """Run the command line; a mistake in the input is one line and exit code 1, an interruption 130."""
-    warnings.showwarning = _show_warning
-    warnings.simplefilter("default", FedcarWarning)
+    signals = _Signals()
     try:
-        commands(prog_name="fedcar", standalone_mode=False)
-        sys.stdout.flush()
-    except FedcarError as error:
-        leave(f"error: {error}", INPUT_MISTAKE)
-    except PrivacyError as error:
-        leave(f"error: {error}", error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        leave("interrupted", INTERRUPTED)
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except click.ClickException as error:
-        command = getattr(getattr(error, "ctx", None), "command_path", "fedcar")
-        leave(f"error: {error.format_message()} (see {command} --help)", error.exit_code)
-    except ModuleNotFoundError as error:
-        leave(f"error: {_to_install(error)}", INPUT_MISTAKE)
-    except OSError as error:  # what no part of fedcar saw coming: a full disk behind stdout, a file that went away
-        _abandon_stdout()
-        where = error.filename or "standard output or a file"
-        way_out = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the path and its permissions"
-        leave(f"error: {where}: {error.strerror or error}; {way_out}", INPUT_MISTAKE)
-    except (MemoryError, RuntimeError) as error:
-        leave(f"error: {_too_large(error)}", INPUT_MISTAKE)
+        from fedcar.cli.commands import run
+
+        run()
+    except SystemExit:
+        raise
+    except BaseException as error:
+        signals.over = True
+        if signals.heard or isinstance(error, KeyboardInterrupt):  # of which a library may have made another error
+            from fedcar.cli.output import INTERRUPTED, leave
+
+            leave("interrupted", INTERRUPTED)
+        from fedcar.cli.ending import leave_after
+
+        leave_after(error)
+    finally:
+        signals.over = True
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, prog_name="fedcar")
-def commands() -> None:
-    """Train a retriever on private questions without moving them."""
+class _Signals:
+    """Ctrl-C and a request to terminate (SIGTERM) are a KeyboardInterrupt, until all is `over`; then they do nothing.
 
+    One that an import or a callback swallows is raised again. What the process was told to ignore it goes on ignoring.
+    """
 
-for _module in (bench, contents, demo, deploy, documents, federate, privacy, search, train):
-    for _command in _module.COMMANDS:
-        commands.add_command(_command)
+    def __init__(self) -> None:
+        self.heard, self.over = 0, False
+        usual = ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL))
+        for number, handler in usual:
+            if signal.getsignal(number) == handler:
+                try:
+                    signal.signal(number, self._interrupt)
+                except ValueError:  # not the main thread: its signals are a matter of whoever runs that
+                    return
+        self._unraisable, sys.unraisablehook = sys.unraisablehook, self._again
 
+    def _interrupt(self, number: int, _: object) -> None:
+        if not self.over:
+            self.heard = number
+            raise KeyboardInterrupt
 
-def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-    if issubclass(category, FedcarWarning):
-        click.echo(f"warning: {message}", err=True)
+    def _again(self, what: sys.UnraisableHookArgs) -> None:
+        if not isinstance(what.exc_value, KeyboardInterrupt):
+            self._unraisable(what)
+            return
+        from threading import Timer, main_thread
 
-
-def _to_install(error: ModuleNotFoundError) -> str:
-    """What to install for a module that is not there; an error of fedcar's own is one all the same."""
-    name = (error.name or "").partition(".")[0]
-    if name not in TRAINING_MODULES:
-        raise error
-    return f"{name} is not installed; pip install fedcar brings it"
-
-
-def _too_large(error: MemoryError | RuntimeError) -> str:
-    """What to do where memory ran out; torch has a RuntimeError for that, and any other one is fedcar's own."""
-    said = str(error)
-    if not isinstance(error, MemoryError) and "allocate memory" not in said and "out of memory" not in said:
-        raise error
-    return "out of memory; give smaller numbers, a smaller encoder or fewer documents"
-
-
-def _abandon_stdout() -> None:
-    """Drop what could not be written, so that the interpreter does not try it again on its way out."""
-    with suppress(OSError, ValueError):  # it may be closed, or no file at all
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        again = Timer(
+            AGAIN_SECONDS, signal.pthread_kill, (main_thread().ident, self.heard)
+        )  # once the callback is done
+        again.daemon = True
+        again.start()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,11 +26,58 @@ class Place(click.Path):
         return super().convert(given(ctx, param, value), param, ctx)
 
 
+class Text(click.types.StringParamType):
+    """Words in any script, also where the system's language is one of ASCII alone (LANG=C): they come as UTF-8."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
+        value = super().convert(value, param, ctx)
+        with suppress(UnicodeError):
+            return os.fsencode(value).decode()
+        return value
+
+
 def given(ctx: click.Context | None, param: click.Parameter | None, value: Any) -> Any:  # noqa: ANN401
     """As a callback: the value, if it is not empty."""
     if value == "":
         raise click.BadParameter("nothing is given; name one, or leave the option out", ctx, param)
     return value
+
+
+class WithWords(click.Command):
+    """A command that takes words: a question such as "-5 degrees" is none of its options, and needs no " -- ".
+
+    So is whatever begins with "-", is no option's name and holds a blank or begins with a number; with
+    `ignore_unknown_options` whatever is no option's name.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the words last, behind a "--"."""
+        named = {name: one for one in self.get_params(ctx) for name in one.opts if isinstance(one, click.Option)}
+        options: list[str] = []
+        words: list[str] = []
+        rest = iter(args)
+        for arg in rest:
+            name, _, value = arg.partition("=")
+            if arg == "--":
+                words += rest
+            elif arg in named and not getattr(named[arg], "is_flag", False):
+                options += [arg, *islice(rest, 1)]
+            elif name in named or _is_short(arg, named):
+                options.append(arg)
+            elif arg.startswith("-") and len(arg) > 1 and not ctx.ignore_unknown_options and not _is_word(name):
+                options.append(arg)  # click says what is like it
+            else:
+                words.append(arg)
+        return super().parse_args(ctx, [*options, "--", *words])
+
+
+def _is_short(arg: str, named: Collection[str]) -> bool:
+    """Whether this is a short option with its number, as in -k5."""
+    return arg[:2] in named and arg[2:].strip().isdecimal()
+
+
+def _is_word(name: str) -> bool:
+    return any(map(str.isspace, name)) or name.lstrip("-")[:1].isdecimal()
 
 
 def together(*options: Callable[[F], F]) -> Callable[[F], F]:
@@ -43,6 +92,7 @@ def together(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 
 FOLDER = Place(path_type=Path)
+TEXT = Text()
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 encoder_option = click.option(
     "--encoder", default=None, callback=given, help="A model on the hub or a folder.  [default: all-MiniLM-L6-v2]"

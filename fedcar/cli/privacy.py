@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
 from fedcar.cli.options import FOLDER, as_json, cache_option, encoder_option, seed_option, together
+from fedcar.cli.output import echo, print_json
 from fedcar.errors import FedcarError
 from fedcar.privacy.errors import PrivacyError
 
@@ -24,7 +24,7 @@ def privacy() -> None:
 
 
 @privacy.command()
-@click.option("--questions", required=True, help="Of one client, or of each: 900 or 900,300,40.")
+@click.option("--questions", required=True, help="Of all clients, or of each: 900 or 900,300,40.")
 @click.option("--documents", type=int, required=True, help="How many documents share the rows.")
 @click.option("--clients", type=int, default=None, help="How many clients.  [default: as many as --questions lists]")
 @click.option("--unit", default="example", show_default=True, help="example (a question) or client.")
@@ -40,16 +40,14 @@ def plan(questions: str, documents: int, clients: int | None, as_json: bool, **o
         raise FedcarError(f"--steps {options['steps']}: must be 1 or more")
     found = advise(_counts(questions, clients), documents, **options)
     if as_json:
-        click.echo(json.dumps(found))
+        print_json(found)
         return
-    click.echo(f"{found['units']} over {found['clients']} clients, {documents} documents: {found['advice']}")
-    click.echo(f"epsilon {found['epsilon']:.4g} at delta {found['delta']:g}, unit {options['unit']}, given out:")
+    echo(f"{found['units']} over {found['clients']} clients, {documents} documents: {found['advice']}")
+    echo(f"epsilon {found['epsilon']:.4g} at delta {found['delta']:g}, unit {options['unit']}, given out:")
     for release in found["releases"]:
         times = "once" if release["steps"] == 1 else f"{release['steps']} times"
         sampled = f", each unit with probability {release['sampling_rate']:g}" if release["sampling_rate"] < 1 else ""
-        click.echo(
-            f"- {release['name']}, {times}{sampled}: noise of standard deviation {release['standard_deviation']:.4g}"
-        )
+        echo(f"- {release['name']}, {times}{sampled}: noise of standard deviation {release['standard_deviation']:.4g}")
 
 
 @privacy.command()
@@ -59,6 +57,8 @@ def statement(place: Path, as_json: bool) -> None:
     """Say in plain words what is promised for PLACE: a retriever, a run, or a privacy.json."""
     from fedcar.privacy.statement import from_json, plain_words, to_json
 
+    if not place.exists():
+        raise FedcarError(f"{place}: no such file or folder; give a retriever, a run, or the privacy.json of one")
     file = place / "privacy.json" if place.is_dir() else place
     if not file.is_file():
         raise FedcarError(f"{file}: no statement; nothing is promised for what was trained without --epsilon")
@@ -67,7 +67,10 @@ def statement(place: Path, as_json: bool) -> None:
     except (PrivacyError, UnicodeDecodeError) as error:
         why = error if isinstance(error, PrivacyError) else "not a privacy statement"
         raise FedcarError(f"{file}: {why}; give a retriever, a run, or the privacy.json of one") from error
-    click.echo(json.dumps(to_json(found)) if as_json else plain_words(found))
+    if as_json:
+        print_json(to_json(found))
+    else:
+        echo(plain_words(found))
 
 
 @privacy.command()
@@ -80,7 +83,7 @@ def attack(collection: Path, as_json: bool, **options: Any) -> None:  # noqa: AN
 
     found = attack_collection(**_trial(collection, **options))
     if as_json:
-        click.echo(json.dumps(found, ensure_ascii=False))
+        print_json(found)
     else:
         _print_attack(found)
 
@@ -101,11 +104,11 @@ def audit(collection: Path | None, as_json: bool, **options: Any) -> None:  # no
         rows = [
             {"name": one.name, "p_value": one.p_value, "flagged": one.flagged, "detail": one.detail} for one in checks
         ]
-        click.echo(json.dumps({"flagged": flagged, "checks": rows}))
+        print_json({"flagged": flagged, "checks": rows})
     else:
         for check in checks:
-            click.echo(f"{'FAULT' if check.flagged else 'ok':<6}{check.name} (p = {check.p_value:.2g}): {check.detail}")
-        click.echo("an audit finds faults; it proves no epsilon")
+            echo(f"{'FAULT' if check.flagged else 'ok':<6}{check.name} (p = {check.p_value:.2g}): {check.detail}")
+        echo("an audit finds faults; it proves no epsilon")
     if flagged:
         raise FedcarError(f"audit: {len(flagged)} of {len(checks)} checks found a fault: {', '.join(flagged)}")
 
@@ -150,15 +153,18 @@ def _counts(questions: str, clients: int | None) -> list[int]:
     if not counts or min(counts) < 1:
         raise FedcarError(f'--questions "{questions}": give a number, or one for each client: 900,300,40')
     if clients is not None and clients != len(counts):
-        if len(counts) > 1 or clients < 1:
+        if len(counts) > 1:
             raise FedcarError(f"--clients {clients}: --questions lists {len(counts)}; give one number, or as many")
-        counts *= clients
+        [total] = counts
+        if not 1 <= clients <= total:
+            raise FedcarError(f"--clients {clients}: must be from 1 to {total}, the number of questions")
+        counts = [total // clients + (place < total % clients) for place in range(clients)]
     return counts
 
 
 def _print_attack(found: dict[str, Any]) -> None:
     words = found["words"]
-    click.echo(
+    echo(
         f"{found['questions']} questions with {words['distinct']} different words; budget epsilon {found['epsilon']:g}"
     )
     for title, part, kinds in (
@@ -170,13 +176,13 @@ def _print_attack(found: dict[str, Any]) -> None:
         for kind in kinds:
             told = part[kind]
             numbers = f"precision {told['precision']:.3f}, recall {told['recall']:.3f}, AUC {told['auc']:.3f}"
-            click.echo(f"{title}, {'with' if 'without' not in kind else 'without'} noise: {numbers}")
+            echo(f"{title}, {'with' if 'without' not in kind else 'without'} noise: {numbers}")
     for name in ("true", "recovered_without_noise", "recovered_with_noise"):
-        click.echo(f"{name.replace('_', ' ')}: {' '.join(words[name]) or '-'}")
+        echo(f"{name.replace('_', ' ')}: {' '.join(words[name]) or '-'}")
     row = found["class_sums"]["one_row"]
-    click.echo(f"one class sum: {row['true']}; nearest without noise {row['nearest_without_noise']}, "
+    echo(f"one class sum: {row['true']}; nearest without noise {row['nearest_without_noise']}, "
                f"with noise {row['nearest_with_noise']}")  # fmt: skip
-    click.echo(found["note"])
+    echo(found["note"])
 
 
 COMMANDS = (privacy,)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from fedcar.cli.options import FOLDER, as_json, cache_option, moved_encoder, runtime_option
-from fedcar.cli.output import print_json
-from fedcar.errors import FedcarError
+from fedcar.cli.options import FOLDER, TEXT, WithWords, as_json, cache_option, moved_encoder, runtime_option
+from fedcar.cli.output import echo, print_json
+from fedcar.errors import FedcarError, typed_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,9 +53,9 @@ def evaluate(
         print_evaluation(result)
 
 
-@click.command()
+@click.command(cls=WithWords)
 @click.argument("retriever", metavar="RETRIEVER|BUNDLE", type=FOLDER)
-@click.argument("question", required=False)
+@click.argument("question", type=TEXT, required=False)
 @click.option("-k", default=5, show_default=True, help="How many documents.")
 @click.option(
     "--file", type=FOLDER, help='A file of questions instead: one a line, or .jsonl with "text"; - for stdin.'
@@ -129,9 +128,9 @@ def export(retriever: Path, export_format: str, precision: str, out: Path, encod
         readers = {
             "transformers": "SentenceTransformer and AutoModel read it, README.md says what is what",
             "onnx": "ONNX Runtime reads it, README.md says what is what",
-            "bundle": f'next: fedcar search {shlex.quote(str(out))} "QUESTION"',
+            "bundle": f'next: fedcar search {typed_path(out)} "QUESTION"',
         }
-        click.echo(f"{out}: written; {readers[export_format]}")
+        echo(f"{out}: written; {readers[export_format]}")
 
 
 def _searchable(folder: Path, encoder: Path | None) -> tuple[Searcher, Callable[[], None]]:

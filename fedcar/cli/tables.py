@@ -3,29 +3,50 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
+
+from fedcar.cli.output import console, echo
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
     from fedcar.retriever.searcher import Answer
 
 COLUMNS = ("round", "selection", "MIPS", "hybrid", "central", "loss", "clients", "refused", "failed", "kB", "s")
 MEASURES = ("success@1", "recall@10", "mrr@10", "ndcg@10")
 TITLES = {"bm25": "BM25", "mips": "MIPS", "hybrid": "hybrid", "retriever": "fedcar"}
 TEXT_SHOWN = 160
+WIDTH = 80
+SECONDS_BETWEEN_LINES = 10.0  # as of other progress
+P = ParamSpec("P")
+
+
+def _on_stdout(show: Callable[Concatenate[Console, P], None]) -> Callable[P, None]:
+    """What shows something on a console shows it on stdout."""
+
+    @wraps(show)
+    def shown(*arguments: P.args, **named: P.kwargs) -> None:
+        with console() as stdout:
+            show(stdout, *arguments, **named)
+
+    return shown
 
 
 @contextmanager
 def live_table() -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """A context whose value shows each round's record on stderr: a growing table on a terminal, a line otherwise."""
+    """A context whose value shows each round's record on stderr: a growing table on a wide terminal, or lines."""
     from rich.console import Console
     from rich.live import Live
     from rich.table import Table
 
     console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda record: print(_line(record), file=sys.stderr, flush=True)  # noqa: T201 - progress
+    if not console.is_terminal or console.width < WIDTH:
+        yield _show_lines()
         return
     table = Table()
     for name in COLUMNS:
@@ -37,6 +58,21 @@ def live_table() -> Iterator[Callable[[Mapping[str, Any]], None]]:
             live.update(table, refresh=True)
 
         yield show
+
+
+def _show_lines() -> Callable[[Mapping[str, Any]], None]:
+    """A line for every record that tells something; of others, as exchanges under epsilon are, one now and then."""
+    said = float("-inf")
+
+    def show(record: Mapping[str, Any]) -> None:
+        nonlocal said
+        news = ("selection", "loss", "refused", "failed")
+        if any(record.get(name) for name in news) or time.monotonic() - said > SECONDS_BETWEEN_LINES:
+            echo(_line(record), err=True)
+            sys.stderr.flush()
+            said = time.monotonic()
+
+    return show
 
 
 def _cells(record: Mapping[str, Any]) -> list[str]:
@@ -51,7 +87,7 @@ def _cells(record: Mapping[str, Any]) -> list[str]:
         str(len(record["refused"])),
         str(len(record["failed"])),
         f"{(record['bytes_down'] + record['bytes_up']) / 1000:.0f}",
-        f"{record['clock_seconds']:.2f}",
+        number(record["clock_seconds"] or None, ".2f"),
     ]
 
 
@@ -61,13 +97,30 @@ def _line(record: Mapping[str, Any]) -> str:
     return cells + "".join(f"; {client}: {reason}" for client, reason in reasons.items())
 
 
-def print_evaluation(result: dict[str, Any]) -> None:
-    """The four systems side by side, over all, seen and unseen documents."""
+def _table(console: Console, **more: Any) -> Table:  # noqa: ANN401 - what rich takes
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    lines = box.SIMPLE if console.encoding.startswith("utf") else None  # in ASCII it would have a frame, and be wider
+    return Table(box=lines, pad_edge=False, header_style="", **more)
+
+
+def _print_table(console: Console, table: Table) -> None:
+    """The table, or where that would be cut off a line for each row, with the names of its columns."""
+    from rich.text import Text
+
+    if console.measure(table, options=console.options.update(max_width=1000)).minimum <= console.width:
+        console.print(table)
+        return
+    names = [" ".join(str(column.header).split()) for column in table.columns]
+    for name, *cells in zip(*(column.cells for column in table.columns), strict=True):
+        values = (f"{head} {cell}" for head, cell in zip(names[1:], cells, strict=True) if cell)
+        console.print(Text(f"{' '.join(str(name).split())}: {', '.join(values)}"))
+
+
+@_on_stdout
+def print_evaluation(console: Console, result: dict[str, Any]) -> None:
+    """The four systems side by side, over all, seen and unseen documents."""
     of_retriever = result["systems"]["retriever"]
     parts = [part for part in ("seen", "unseen") if of_retriever[part]]
     counts = ", ".join(f"{of_retriever[part]['queries']} {part}" for part in parts)
@@ -76,14 +129,14 @@ def print_evaluation(result: dict[str, Any]) -> None:
     columns = [("all", measure) for measure in MEASURES]
     if len(parts) == 2:  # otherwise `all` says it
         columns += [(part, MEASURES[0]) for part in parts]
-    table = Table(box=box.SIMPLE, pad_edge=False, header_style="")
+    table = _table(console)
     table.add_column("")
     for part, measure in columns:
         table.add_column(f"{part}\n{measure}", justify="right", no_wrap=True)
     for name, system in result["systems"].items():
         cells = [f"{system[part][measure]:.3f}" for part, measure in columns]
         table.add_row(TITLES[name], *cells, style="bold" if name == "retriever" else "")
-    console.print(table)
+    _print_table(console, table)
     differences = {part: result["difference"][part] for part in ("all", "unseen") if len(parts) == 2 or part == "all"}
     console.print("success@1 over hybrid (95 %): " + ", ".join(map(_difference, differences, differences.values())))
     if result["trained_on"]:
@@ -95,17 +148,14 @@ def print_evaluation(result: dict[str, Any]) -> None:
         console.print(f"telling {unanswerable['queries']} unanswerable queries apart: {auroc}")
 
 
-def print_bench(result: dict[str, Any]) -> None:
+@_on_stdout
+def print_bench(console: Console, result: dict[str, Any]) -> None:
     """Fedcar and its peers, a line each; what was left out, with the reason, goes to stderr as it happens."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     systems: dict[str, dict[str, float]] = {"fedcar": {}}
     for row in result["rows"]:
         systems["fedcar"][row["what"]] = row["ours"]
         systems.setdefault(row["peer_name"], {})[row["what"]] = row["peer"]
-    console, machine = Console(highlight=False), result["machine"]
+    machine = result["machine"]
     on = machine["collection"]
     asked = f"{on['training_questions']} training and {on['test_questions']} test questions"
     console.print(f"{on['name']}: {asked}, {on['documents']} documents", markup=False)
@@ -114,7 +164,7 @@ def print_bench(result: dict[str, Any]) -> None:
     columns |= {f"success@1 {part}": f"success\n{part}" for part in ("seen", "unseen")}
     columns |= {"training": "train\ns", "peak memory": "memory\nMB"}
     shown = [what for what in columns if any(what in values for values in systems.values())]
-    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 0, 0, 1), header_style="")
+    table = _table(console, padding=(0, 0, 0, 1))
     table.add_column("")
     for what in shown:
         table.add_column(columns[what], justify="right", no_wrap=True)
@@ -123,7 +173,7 @@ def print_bench(result: dict[str, Any]) -> None:
         cells = [f"{values[what]:.{digits.get(what, 3)}f}" if what in values else "" for what in shown]
         table.add_row(name.replace(", ", "\n", 1), *cells, style="bold" if name == "fedcar" else "")
     if result["rows"]:
-        console.print(table)
+        _print_table(console, table)
     if result["speedup"] is not None:
         console.print(f"smallest ratio to sentence-transformers: {result['speedup']:.3f} (above 1: fedcar is better)")
     for name in machine["left_out"]:
@@ -135,16 +185,13 @@ def _difference(part: str, found: dict[str, float]) -> str:
     return f"{'' if part == 'all' else f'{part} '}{numbers[0]} [{numbers[1]}, {numbers[2]}]"
 
 
-def print_rows(result: dict[str, Any]) -> None:
+@_on_stdout
+def print_rows(console: Console, result: dict[str, Any]) -> None:
     """A benchmark's rows as they are, with what stands beside them."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    console, machine = Console(highlight=False), result["machine"]
+    machine = result["machine"]
     console.print(f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB", markup=False)
     beside = {one["what"]: one for name in ("encoded", "searched") for one in machine.get(name, [])}
-    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0), header_style="")
+    table = _table(console, padding=(0, 1, 0, 0))
     peers = list(dict.fromkeys(one["peer_name"] for one in result["rows"]))
     for name in ("", "unit", "fedcar", peers[0] if len(peers) == 1 else "peer", "ratio", "beside"):
         table.add_column(name, justify="left" if name in ("", "unit", "beside") else "right")
@@ -153,21 +200,20 @@ def print_rows(result: dict[str, Any]) -> None:
         said = ", ".join(f"{name} {value}" for name, value in more.items() if name != "what")
         said = said if len(peers) == 1 else one["peer_name"]
         table.add_row(one["what"], one["unit"], f"{one['ours']:.4g}", f"{one['peer']:.4g}", f"{one['ratio']}", said)
-    console.print(table)
+    _print_table(console, table)
 
 
-def print_answer(answer: Answer, heading: bool = False) -> None:
+@_on_stdout
+def print_answer(console: Console, answer: Answer, heading: bool = False) -> None:
     """The hits of one question, best first; with a heading under the question."""
-    from rich.console import Console
     from rich.padding import Padding
     from rich.text import Text
 
-    console = Console(highlight=False)
     if heading:
         console.print(Text(f"? {one_line(answer.query)}"))
     if not answer.hits:
         console.print("no document found")
-    elif not answer.answered:
+    elif answer.answered is False:
         console.print("no confident answer; the nearest documents:")
     for rank, hit in enumerate(answer.hits, 1):
         text = one_line(hit.text)
@@ -178,6 +224,8 @@ def print_answer(answer: Answer, heading: bool = False) -> None:
         if text:
             shown = text if len(text) <= TEXT_SHOWN else text[: TEXT_SHOWN - 1].rstrip() + "…"
             console.print(Padding(Text(shown), (0, 0, 0, 3)))
+    if answer.reason:
+        console.print(Text(answer.reason, style="dim"))
 
 
 def one_line(text: str) -> str:

@@ -19,8 +19,8 @@ from fedcar.cli.options import (
     runtime_option,
     seed_option,
 )
-from fedcar.cli.output import INTERRUPTED, leave, print_json, show_plan, this_command
-from fedcar.errors import FedcarError
+from fedcar.cli.output import INTERRUPTED, echo, leave, print_json, show_plan, this_command
+from fedcar.errors import FedcarError, typed_path
 
 
 @click.command()
@@ -79,7 +79,7 @@ def train(
 
     found = seal_of(checkpoint)
     if resume and not found:
-        click.echo(f"{checkpoint}: no such checkpoint, so the training starts from the beginning", err=True)
+        echo(f"{checkpoint}: no such checkpoint, so the training starts from the beginning", err=True)
     try:
         retriever = train_retriever(
             loaded, encoder=encoder, checkpoint=checkpoint, resume=resume, report=Console(), **options
@@ -99,8 +99,8 @@ def train(
         print_json({"retriever": str(out), **retriever.training.to_json()})
     else:
         seconds = ", ".join(f"{name} {value:.1f} s" for name, value in (retriever.training.seconds or {}).items())
-        click.echo(f"{out}: saved ({seconds or 'the guarantee is in privacy.json'})")
-        click.echo(f"next: fedcar evaluate {out} {collection}")
+        echo(f"{out}: saved ({seconds or 'the guarantee is in privacy.json'})")
+        echo(f"next: fedcar evaluate {typed_path(out)} {typed_path(collection)}")
 
 
 COMMANDS = (train,)

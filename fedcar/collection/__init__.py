@@ -41,6 +41,7 @@ What other folders take:
     words.stems: The words of a text as search knows them: lower case, two letters and more, no stop words, English
         endings off.
     words.whole_words: The words of a text as bm25s sees them: lower case, two letters and more, stop words and all.
+    words.words_and_signs: All that is written: words of one letter and more, and every sign by itself; lower case.
     words.word_count: How many words a text has; in scripts without spaces two characters count as one.
 """
 

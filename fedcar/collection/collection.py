@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shlex
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from fedcar.collection.lines import (
 from fedcar.collection.normal_forms import caseless, composed, is_blank, look_alikes
 from fedcar.collection.sources import is_there
 from fedcar.common.folders import new_folder
-from fedcar.errors import FedcarError, FedcarWarning, quoted
+from fedcar.errors import FedcarError, FedcarWarning, quoted, typed_path
 
 SPLITS = ("train", "dev", "test")
 SPLIT_FILES = {"train": ("train",), "dev": ("dev", "validation", "valid", "val"), "test": ("test",)}
@@ -295,7 +294,7 @@ def _read_queries(path: Path, leave_out_ambiguous: bool) -> _QueryLines:
         if query_id in found and not leave_out_ambiguous:
             raise FedcarError(
                 f'{where}: "_id" {quoted(query_id)} is taken by an earlier line; make it unique, or leave such queries '
-                f"out: fedcar import {shlex.quote(str(path.parent))} --out NEW"
+                f"out: fedcar import {typed_path(path.parent)} --out NEW"
             )
         text = record_text(record, "text", where)
         if is_blank(text):

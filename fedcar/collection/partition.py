@@ -33,10 +33,10 @@ def partition(judged: Judged, kind: str, clients: int | None, seed: int) -> Part
     alpha = parse(kind)
     if clients is None and kind != "client":
         raise FedcarError(f"--partition {kind}: needs the number of clients; give --clients K")
-    if clients is not None and not 1 <= clients <= max(1, len(judged)):
-        raise FedcarError(f"--clients {clients}: must be from 1 to {len(judged)}, the number of training questions")
     if not len(judged):
         raise FedcarError("no training question to share out over clients; give a collection with qrels/train.tsv")
+    if clients is not None and not 1 <= clients <= len(judged):
+        raise FedcarError(f"--clients {clients}: must be from 1 to {len(judged)}, the number of training questions")
     generator = np.random.default_rng([seed, 0x7061])
     if kind == "client":
         return _natural(judged, clients)

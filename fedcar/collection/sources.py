@@ -7,7 +7,6 @@ import gzip
 import io
 import os
 import select
-import shlex
 import stat
 import tempfile
 import zlib
@@ -16,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, cast
 
-from fedcar.errors import FedcarError
+from fedcar.errors import FedcarError, typed_path
 
 GZIP, ZIP = b"\x1f\x8b", b"PK\x03\x04"
 WIDE = {  # by the mark they begin with; the longer marks first, as one begins with another
@@ -159,7 +158,7 @@ class _Recoded(io.RawIOBase):
 def way_to_utf8(raw: bytes, path: Path) -> str:
     """What a line that is not UTF-8 looks like, and the command that converts its file; "" where nothing fits."""
     name, encoding = _looks_like(raw)
-    return f": it looks like {name} (iconv -f {encoding} -t UTF-8 {shlex.quote(str(path))} > NEW)" if name else ""
+    return f": it looks like {name} (iconv -f {encoding} -t UTF-8 {typed_path(path)} > NEW)" if name else ""
 
 
 def _looks_like(raw: bytes) -> tuple[str, str]:

@@ -28,6 +28,7 @@ _SOUTH_EAST_ASIAN = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # of these, the o
 _DIACRITICS = "\u0300-\u036f"  # on a single letter they make no word of it, as a vowel sign does
 _PLAIN_WORD = re.compile(r"\b\w\w+\b")
 _WORD = re.compile(rf"[{_UNSPACED}]+|[^\W{_UNSPACED}]{{2,}}")
+_WORD_OR_SIGN = re.compile(rf"[{_UNSPACED}]+|[^\W{_UNSPACED}]+|[^\w\s]")
 _SOUTH_EAST_ASIAN_RUN = re.compile(f"[{_SOUTH_EAST_ASIAN}]")
 _WITHOUT_SPACES = re.compile(f"[{_UNSPACED}]")
 _COUNTED = re.compile(rf"[{_UNSPACED}]{{1,2}}|[^\s{_UNSPACED}]+")
@@ -48,6 +49,8 @@ class _Patterns:
         self.joiner = re.compile(f"(?<=[{marks}])[\u200c\u200d]+|[\u200c\u200d]+(?=[{marks}])")
         self.word = re.compile(rf"(?:(?![^\w{marks}])[{_SOUTH_EAST_ASIAN}])+|" + _spelled(_SOUTH_EAST_ASIAN, marks))
         self.stem = re.compile(rf"[{_UNSPACED}]+|" + _spelled(_UNSPACED, marks))
+        letter = rf"[^\W{_UNSPACED}]"
+        self.word_or_sign = re.compile(rf"[{_UNSPACED}]+|{letter}(?:{letter}|[{marks}])*|[^\w\s]")
 
 
 def _spelled(outside: str, marks: str) -> str:
@@ -90,6 +93,18 @@ def whole_words(text: str) -> list[str]:
     if text.isascii():
         return found
     parted = (_pairs(word) if _SOUTH_EAST_ASIAN_RUN.match(word) else [word] for word in found)
+    return list(chain.from_iterable(parted))
+
+
+def words_and_signs(text: str) -> list[str]:
+    """All that is written: words of one letter and more, and every sign by itself; lower case.
+
+    Combining marks belong to their word; scripts without spaces give overlapping pairs of characters.
+    """
+    found = _found(text, _WORD_OR_SIGN, "word_or_sign")
+    if text.isascii():
+        return found
+    parted = (_pairs(word) if _WITHOUT_SPACES.match(word) else [word] for word in found)
     return list(chain.from_iterable(parted))
 
 

@@ -3,6 +3,8 @@
 What other folders take:
     files.check_file: OSError, before long work, where `whole_file` could not begin; leaves nothing behind.
     files.default_cache: The user's cache folder (XDG_CACHE_HOME, else ~/.cache) / fedcar.
+    files.has_home: Whether the system says where this user's home is; other libraries take "~" for a folder's name
+        if not.
     files.lock_of: Hold the lock of a file, waiting so long for it; False where it is still held elsewhere.
     files.remove_tree: Remove a folder as far as it can be removed.
     files.replace_file: A crash leaves the former file or the new one.

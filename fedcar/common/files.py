@@ -9,18 +9,54 @@ import os
 import re
 import secrets
 import shutil
+import stat
+import tempfile
 import time
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+from fedcar.errors import FedcarError, FedcarWarning
 
 LOCK_POLL_SECONDS = 0.02
 
 
 def default_cache() -> Path:
-    """The user's cache folder (XDG_CACHE_HOME, else ~/.cache) / fedcar."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedcar"
+    """The user's cache folder (XDG_CACHE_HOME, else ~/.cache) / fedcar.
+
+    Where the user has no home (containers), or none to write to, a folder among the temporary ones, with a warning.
+    Raises FedcarError where somebody else has that one.
+    """
+    if named := os.environ.get("XDG_CACHE_HOME"):
+        return Path(named) / "fedcar"
+    if has_home() and _can_hold(folder := Path.home() / ".cache" / "fedcar"):
+        return folder
+    way_out = "name a folder for the cache with --cache or XDG_CACHE_HOME"
+    try:
+        folder = Path(tempfile.gettempdir()) / f"fedcar-{os.getuid()}"
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        status = folder.lstat()
+    except OSError as error:
+        raise FedcarError(f"no home folder to write to, and none for temporary files; {way_out}") from error
+    if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode) or status.st_mode & 0o077:
+        raise FedcarError(f"{folder}: not a folder of this user alone; {way_out}")
+    message = f"no home folder to write to, so the cache is in {folder}; {way_out} to keep it"
+    warnings.warn(message, FedcarWarning, stacklevel=2)
+    return folder
+
+
+def has_home() -> bool:
+    """Whether the system says where this user's home is; other libraries take "~" for a folder's name if not."""
+    return os.path.expanduser("~") != "~"
+
+
+def _can_hold(folder: Path) -> bool:
+    """Whether this user can write to the folder, or make it where it is missing."""
+    there = next(place for place in (folder, *folder.parents) if os.path.exists(place))  # Path's may raise
+    return os.access(there, os.W_OK | os.X_OK)
 
 
 @contextmanager

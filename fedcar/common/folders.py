@@ -32,9 +32,12 @@ class ReplacedError(FedcarError):
     """Somebody else has replaced the folder meanwhile."""
 
 
-def write_folder(target: Path, kind: str, write: Callable[[Path], None], replaces: str | None = None) -> None:
+def write_folder(
+    target: Path, kind: str, write: Callable[[Path], None], replaces: str | None = None, *, private: bool = False
+) -> None:
     """Let `write` fill a temporary folder, seal it with hashes and put it in the place of `target` in one step.
 
+    Who may read it the umask says, whatever modes `write` gave its files; a `private` one is for its owner alone.
     An existing fedcar folder of the same kind is replaced; any other existing folder is refused. A crash, a full disk
     or an error in `write` leaves what was there before. What others are reading is removed when they have read it.
 
@@ -45,6 +48,8 @@ def write_folder(target: Path, kind: str, write: Callable[[Path], None], replace
     try:
         place = target.resolve()
         with _parent_of(place), _temporary_beside(place) as temporary:
+            if private:
+                temporary.chmod(0o700)
             write(temporary)
             _seal(temporary, kind)
             with _locked(place.parent, math.inf):  # writers come one after the other here, for this moment
@@ -61,11 +66,13 @@ def write_folder(target: Path, kind: str, write: Callable[[Path], None], replace
 def new_folder(target: Path) -> Iterator[Path]:
     """A folder to fill that takes the place of `target`, missing or empty, when it is whole; an error leaves nothing.
 
-    It is not sealed: for what other programs read and people change. Raises OSError where it cannot be written.
+    It is not sealed: for what other programs read and people change, as far as the umask lets them. Raises OSError
+    where it cannot be written.
     """
     place = target.resolve()
     with _parent_of(place), _temporary_beside(place) as temporary:
         yield temporary
+        _share(temporary)
         for path in temporary.rglob("*"):
             to_disk(path)
         to_disk(temporary)
@@ -211,9 +218,18 @@ def _seal(folder: Path, kind: str) -> None:
     hashes = {file.name: _file_hash(file) for file in sorted(folder.iterdir())}
     write_json(folder / MANIFEST, {"kind": kind, "format_version": FORMAT_VERSION, "sha256": hashes})
     (folder / MANIFEST_HASH).write_bytes(_file_hash(folder / MANIFEST).encode() + b"\n")
+    _share(folder)
     for file in folder.iterdir():
         to_disk(file)
     to_disk(folder)
+
+
+def _share(folder: Path) -> None:
+    """Make the files in it as open as the folder is: libraries write theirs for the owner alone, or as a copy was."""
+    mode = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 @contextmanager
@@ -308,7 +324,7 @@ def _file_hash(file: Path, way_out: str = RESTORE) -> str:
             while block := stream.read(1 << 22):
                 digest.update(block)
     except OSError as error:
-        raise FedcarError(f"{file}: cannot be read ({reason_of(error)}); {way_out}") from error
+        raise _unreadable(file, error, way_out) from error
     return digest.hexdigest()
 
 
@@ -316,4 +332,10 @@ def _content(file: Path, way_out: str) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise FedcarError(f"{file}: cannot be read ({reason_of(error)}); {way_out}") from error
+        raise _unreadable(file, error, way_out) from error
+
+
+def _unreadable(file: Path, error: OSError, way_out: str) -> FedcarError:
+    if isinstance(error, PermissionError):
+        way_out = "let this user read it (chmod), or run as its owner"
+    return FedcarError(f"{file}: cannot be read ({reason_of(error)}); {way_out}")

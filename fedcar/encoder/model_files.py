@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedcar.common.files import default_cache, has_home
 from fedcar.errors import FedcarError
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def find(name: str, offline: bool) -> tuple[Path, str | None]:
         folder = Path(
             snapshot_download(
                 name,
+                cache_dir=None if has_home() else default_cache() / "hub",
                 local_files_only=offline,
                 allow_patterns=["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model"],
             )

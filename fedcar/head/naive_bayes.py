@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections import Counter
 from collections.abc import Sequence
@@ -13,12 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import sparse
 
+from fedcar.collection.words import words_and_signs
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BUCKETS = 1 << 20
 SMOOTHING = 0.1
-WORD = re.compile(r"\w+|[^\w\s]")
 
 
 def gram_counts(texts: Sequence[str]) -> sparse.csr_array:
@@ -27,7 +27,7 @@ def gram_counts(texts: Sequence[str]) -> sparse.csr_array:
     values: list[int] = []
     starts = [0]
     for text in texts:
-        words = WORD.findall(text.lower())
+        words = words_and_signs(text)
         grams = Counter((*words, *map(" ".join, zip(words, words[1:], strict=False))))
         columns += [zlib.crc32(gram.encode("utf-8", "replace")) % BUCKETS for gram in grams]
         values += grams.values()

@@ -4,7 +4,8 @@
 
 Kinds: "open" (the budget), "charge" (a release, written and fsynced BEFORE training), "update" (the sha256 of a noised
 update, stored before it is sent), "recovered" (a half-written last line was dropped). Beside LEDGER stand LEDGER.head
-(the number and hash of the last acknowledged line) and LEDGER.updates/ (the noised updates).
+(the number and hash of the last acknowledged line) and LEDGER.updates/ (the noised updates). All are for the owner of
+the ledger alone.
 
 A line counts from the moment it is complete, and `charge` returns only after line and head are on disk: a line torn by
 a crash belongs to a charge that never returned, so nothing was trained on it. The head beside the ledger, and the copy
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from filelock import lock_descriptor
 
@@ -143,7 +144,7 @@ class Ledger:
             if any(entry.kind == "update" and entry.values["charge"] == receipt.number for entry in entries):
                 raise LedgerError(f"{self.path}: charge {receipt.number} has an update already; one charge, one update")
             place = self._update_path(receipt.number)
-            place.parent.mkdir(exist_ok=True)
+            place.parent.mkdir(exist_ok=True, mode=0o700)
             _write_whole(place, update)
             values = {"run": receipt.run, "round": receipt.round, "charge": receipt.number}
             self._append(entries, "update", values | {"sha256": hashlib.sha256(update).hexdigest()})
@@ -182,7 +183,7 @@ class Ledger:
         try:
             if new:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.with_name(self.path.name + ".lock").open("a") as lock:
+            with _opened_for_owner(self.path.with_name(self.path.name + ".lock"), "a") as lock:
                 if not lock_descriptor(lock.fileno(), blocking=False):
                     raise LedgerError(f"{self.path}: in use by another process; wait until it is done")
                 yield
@@ -251,7 +252,7 @@ class Ledger:
         record = {"format": FORMAT, "number": len(entries), "time": now, "kind": kind, **values, "previous": previous}
         digest = _hash(record)
         new = not self.path.exists()
-        with self.path.open("ab") as file:
+        with _opened_for_owner(self.path, "ab") as file:
             file.write(json.dumps({**record, "hash": digest}, allow_nan=False).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
@@ -312,12 +313,17 @@ def _write_whole(path: Path, content: bytes) -> None:
     trusted by itself. The lock is held, so that the temporary file needs no name of its own.
     """
     temporary = path.with_name(path.name + ".new")
-    with temporary.open("wb") as file:
+    with _opened_for_owner(temporary, "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
     _sync_folder(path.parent)
+
+
+def _opened_for_owner(path: Path, how: str) -> IO[Any]:
+    """Open a file that nobody else can read, whatever the umask says; a ledger from before stays as it is."""
+    return open(path, how, opener=lambda name, flags: os.open(name, flags, 0o600))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -20,8 +20,8 @@ class Calibration:
     """Turns scores (n, c) into confidences, and says when a question is answered.
 
     The confidence of a hit is softmax(temperature * score). `known` holds the weights of a logistic model of "the first
-    hit is right" over `signals`; a question is answered where its probability is at least `threshold`, and always where
-    there is no threshold.
+    hit is right" over `signals`; a question is answered where its probability is at least `threshold`. Without a
+    threshold it is not known whether it is, and `no_threshold` says why.
     """
 
     temperature: float = 1.0
@@ -72,8 +72,17 @@ class Calibration:
             return confidence
         return probability(signals(scores, self.temperature), self.known)
 
+    @property
+    def no_threshold(self) -> str | None:
+        """Why there is no threshold; None where there is one."""
+        if self.threshold is not None:
+            return None
+        if self.known is None:
+            return f"no threshold: fewer than {LEAST_QUESTIONS} dev questions"
+        return f"no threshold: among the surest dev questions fewer than {TARGET:.0%} have a right first hit"
+
     def answers(self, scores: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """Which of the questions are answered (n,)."""
+        """Which of the questions are answered (n,); all of them where there is no threshold."""
         answered: NDArray[np.bool_] = self.trust(scores) >= (self.threshold or 0.0)
         return answered
 

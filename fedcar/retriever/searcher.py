@@ -83,11 +83,15 @@ class Hit:
 
 @dataclass(frozen=True)
 class Answer:
-    """The hits of one question, best first; not `answered` where the retriever does not know."""
+    """The hits of one question, best first; not `answered` where the retriever does not know.
+
+    None where it cannot tell, for the `reason` that no threshold could be learned.
+    """
 
     query: str
-    answered: bool
+    answered: bool | None
     hits: tuple[Hit, ...]
+    reason: str | None = None
 
     def __iter__(self) -> Iterator[Hit]:
         return iter(self.hits)
@@ -151,7 +155,10 @@ class Searcher:
             confidences, answered = self.calibration.confidences(first), self.calibration.answers(first)
             for row, question in enumerate(questions[part]):
                 hits = tuple(self._hits(candidates[row], scores[row], confidences[row], k))
-                yield Answer(question, bool(hits) and bool(answered[row]), hits)
+                if hits and (reason := self.calibration.no_threshold):
+                    yield Answer(question, None, hits, reason)
+                else:
+                    yield Answer(question, bool(hits) and bool(answered[row]), hits)
 
     def _hits(
         self, candidates: NDArray[np.int64], scores: NDArray[np.float32], confidences: NDArray[np.float64], k: int

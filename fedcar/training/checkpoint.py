@@ -55,7 +55,7 @@ class Checkpoint:
             }
             write_json(folder / "checkpoint.json", record)
 
-        write_folder(self.folder, KIND, fill)
+        write_folder(self.folder, KIND, fill, private=True)
 
     def read(self) -> Stored | None:
         """What the last epoch left; None where there is no checkpoint yet.

@@ -43,8 +43,11 @@ def test_plan_says_which_method_which_noise_and_what_to_expect() -> None:
     assert many["train"] and 0.4 < many["expected_share_of_gain"] < 0.8 and 0.999 < many["epsilon"] <= 1
     few = planned("--questions", 300, "--epsilon", 1).json
     assert not few["train"] and "search costs no privacy" in few["advice"]
-    shared = planned("--questions", 900, "--clients", 10, "--epsilon", 1).json
+    shared = planned("--questions", 9000, "--clients", 10, "--epsilon", 1).json
     assert shared["strength"] == pytest.approx(many["strength"] / 10**0.5, rel=1e-3)
+    assert shared["units"] == "9000 questions" and shared["clients"] == 10
+    uneven = planned("--questions", 11, "--clients", 3, "--epsilon", 1, "--unit", "client", "--delta", 0.01).json
+    assert uneven["units"] == "3 clients with 11 questions"
     unequal = planned("--questions", "4000,4000,5", "--epsilon", 3).json
     assert "client 3 has too few questions" in unequal["advice"]
     text = fedcar("privacy", "plan", "--documents", 77, "--questions", 9000, "--method", "adapter").out

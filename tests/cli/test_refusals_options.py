@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support.command import fedcar, tree
 
-from fedcar.cli.main import _too_large
+from fedcar.cli.ending import _too_large
 
 PLAN = ("privacy", "plan", "--questions", 900, "--documents", 6)
 IMPORT = ("import", "labels.csv", "--out", "new")
@@ -32,7 +32,8 @@ CARELESS: list[tuple[tuple[object, ...], int, str]] = [
     (("run", "--epsilon", "inf", "--data-dir", "toy"), 1, "toy: no server's folder"),
     # numbers that are none, or name another option
     ((*PLAN, "--steps", 0), 1, "--steps 0: must be 1 or more"),
-    ((*PLAN, "--clients", 10**18), 1, "out of memory; give smaller numbers, a smaller encoder or fewer documents"),
+    ((*PLAN, "--clients", 10**18), 1, f"--clients {10**18}: must be from 1 to 900, the number of questions"),
+    ((*PLAN, "--clients", 0), 1, "--clients 0: must be from 1 to 900"),
     (("privacy", "attack", "toy", "--questions", 0), 1, "--questions 0: must be 1 or more"),
     (("privacy", "attack", "toy", "--seed", -1), 1, "--seed -1: must be 0 or more"),
     (("privacy", "audit", "toy", "--questions", -1), 1, "--questions -1: must be 1 or more"),
@@ -63,6 +64,7 @@ CARELESS: list[tuple[tuple[object, ...], int, str]] = [
     (("privacy", "statement", "labels.csv"), 1, "labels.csv: not a privacy statement; give a retriever, a run, or the"),
     (("privacy", "statement", "latin-1.csv"), 1, "latin-1.csv: not a privacy statement"),
     (("privacy", "statement", "list.json"), 1, "list.json: not a privacy statement"),
+    (("privacy", "statement", "nowhere"), 1, "nowhere: no such file or folder; give a retriever, a run, or the"),
     (("privacy", "statement", "toy"), 1, "toy/privacy.json: no statement"),
     (("join", "--file", "list.json", "--collection", "toy"), 1, "list.json: not a file of fedcar enroll"),
     (("enroll", "labels.csv", "--data-dir", "toy"), 1, "toy: no server's folder"),

@@ -11,7 +11,7 @@ import click
 import pytest
 from support.command import REPOSITORY
 
-from fedcar.cli.main import commands
+from fedcar.cli.commands import commands
 
 DEPLOY = REPOSITORY / "deploy"
 

@@ -94,4 +94,4 @@ def test_refused(kind: str, clients: int | None, message: str) -> None:
 
 def test_no_question_at_all() -> None:
     with pytest.raises(FedcarError, match="no training question"):
-        partition(judged([]), "iid", 1, 0)
+        partition(judged([]), "iid", 3, 0)

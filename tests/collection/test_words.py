@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.toy import TOY_DOCUMENTS
 
-from fedcar.collection.words import STOP_WORDS, bigrams, sentences, stems, whole_words, word_count
+from fedcar.collection.words import STOP_WORDS, bigrams, sentences, stems, whole_words, word_count, words_and_signs
 
 TEXT = "Prime the pump with water. Then start it slowly (at half speed)! Does it leak? Tighten the clamp of the hose."
 
@@ -174,3 +174,10 @@ def test_the_words_of_the_toy_collection_are_those_of_bm25s() -> None:
 
 def test_a_danda_ends_a_sentence() -> None:
     assert len(cut("पानी का पंप आज खराब है। कृपया इसे अभी ठीक करें।")) == 2
+
+
+def test_words_and_signs_are_all_that_is_written() -> None:
+    assert words_and_signs("Don't a_b, 5 x!") == ["don", "'", "t", "a_b", ",", "5", "x", "!"]
+    assert words_and_signs("पंप खराब है?") == ["पंप", "खराब", "है", "?"]
+    assert words_and_signs("Größe 水泵坏 😀") == ["größe", "水泵", "泵坏", "😀"]
+    assert words_and_signs("") == []

@@ -84,6 +84,32 @@ def test_the_folder_is_as_open_as_the_umask_says(tmp_path: Path) -> None:
     assert (tmp_path / "retriever").stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o002, 0o664), (0o077, 0o600)])
+def test_what_a_library_wrote_is_as_open_as_the_umask_says(tmp_path: Path, umask: int, mode: int) -> None:
+    """safetensors writes for the owner alone, and a copied file has the mode it had."""
+
+    def write(folder: Path) -> None:
+        save_file({"a": np.zeros(2)}, folder / "a.safetensors")
+        (folder / "part").mkdir()
+        (folder / "part" / "copied.json").write_text("{}")
+        (folder / "part" / "copied.json").chmod(0o400)
+
+    before = os.umask(umask)
+    try:
+        write_folder(tmp_path / "open", KIND, lambda folder: save_file({"a": np.zeros(2)}, folder / "a.safetensors"))
+        write_folder(tmp_path / "private", KIND, writer("private"), private=True)
+        with new_folder(tmp_path / "new") as folder:
+            write(folder)
+    finally:
+        os.umask(before)
+    modes = {
+        name: {file.stat().st_mode & 0o777 for file in (tmp_path / name).rglob("*") if file.is_file()}
+        for name in ("open", "private", "new")
+    }
+    assert modes == {"open": {mode}, "private": {0o600}, "new": {mode}}
+    assert (tmp_path / "private").stat().st_mode & 0o777 == 0o700
+
+
 @pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
 @pytest.mark.parametrize(
     "error",

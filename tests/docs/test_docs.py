@@ -12,7 +12,7 @@ import click
 import pytest
 from support.command import REPOSITORY
 
-from fedcar.cli.main import commands
+from fedcar.cli.commands import commands
 from fedcar.collection.collection import Collection
 
 WRITTEN = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")])

@@ -123,3 +123,12 @@ def test_documents_without_questions_score_zero(words: NaiveBayes) -> None:
     np.testing.assert_allclose(found[:, :3].mean(axis=1), 0, atol=1e-4)
     nothing = NaiveBayes.of(gram_counts(()), targets([]).reshape(0, DOCUMENTS))
     assert nothing.scores(grams).shape == (4, 4) and not nothing.scores(grams).any()
+
+
+def test_words_of_all_scripts_stay_whole() -> None:
+    """Hindi fell apart at every vowel sign, and Chinese was one word to the next space."""
+    same, other = gram_counts(["पंप खराब"]), gram_counts(["पंप, खराब!"])
+    shared = set(same.indices) & set(other.indices)
+    assert len(same.indices) == 3 and len(shared) == 2, "two words and their pair; two words"
+    assert set(gram_counts(["水泵坏了"]).indices) & set(gram_counts(["我的水泵"]).indices)
+    assert set(gram_counts(["caf\u00e9"]).indices) == set(gram_counts(["cafe\u0301"]).indices)

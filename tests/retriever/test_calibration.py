@@ -43,12 +43,15 @@ def test_few_questions_support_no_threshold() -> None:
         calibration = Calibration.fit(*asked(questions, 5.0))
         assert calibration.threshold is None and calibration.known is None
         assert calibration.answers(asked(7, 5.0)[0]).all(), "without a threshold everything is answered"
+        assert calibration.no_threshold == f"no threshold: fewer than {LEAST_QUESTIONS} dev questions"
     assert Calibration.fit(*asked(LEAST_QUESTIONS, 5.0)).known is not None
+    assert Calibration(threshold=0.0).no_threshold is None
 
 
 def test_where_hardly_anything_is_right_there_is_no_threshold() -> None:
     scores, _ = asked(200, 1.0)
-    assert Calibration.fit(scores, np.zeros(scores.shape, dtype=bool)).threshold is None
+    calibration = Calibration.fit(scores, np.zeros(scores.shape, dtype=bool))
+    assert calibration.threshold is None and "fewer than 95% have a right first hit" in (calibration.no_threshold or "")
 
 
 def test_the_threshold_is_the_lowest_that_serves() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -43,7 +44,8 @@ def fedcar(*arguments: object, cwd: Path | None = None) -> Result:
 
     out, err = io.StringIO(), io.StringIO()
     words = ["fedcar", *map(str, arguments)]
-    before = os.getcwd()
+    before, signals = os.getcwd(), {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    hook = sys.unraisablehook
     os.chdir(cwd or before)
     with warnings.catch_warnings(), patch.object(sys, "argv", words), redirect_stdout(out), redirect_stderr(err):
         try:
@@ -51,8 +53,11 @@ def fedcar(*arguments: object, cwd: Path | None = None) -> Result:
             code: Any = 0
         except SystemExit as end:
             code = end.code or 0
-        finally:
+        finally:  # main leaves the signals of an ending process behind it
             os.chdir(before)
+            sys.unraisablehook = hook
+            for number, handler in signals.items():
+                signal.signal(number, handler)
     return Result(code, out.getvalue(), err.getvalue())
 
 

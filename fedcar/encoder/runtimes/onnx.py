@@ -24,10 +24,7 @@ class OnnxRuntime:
     name = "onnx"
 
     def __init__(self, file: Path) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise FedcarError("onnxruntime is not installed; pip install 'fedcar[bundle]'") from error
+        onnxruntime = library()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or 0)
         options.enable_cpu_mem_arena = False  # it keeps the largest batch's memory for good
@@ -40,3 +37,13 @@ class OnnxRuntime:
     def run(self, token_ids: NDArray[np.int64], mask: NDArray[np.int64]) -> States:
         """See `reading.Runtime`. A file with an adapter gives n untrained rows, then n adapted ones."""
         return States(*self._session.run(list(OUTPUTS), dict(zip(INPUTS, (token_ids, mask), strict=True))))
+
+
+def library() -> Any:  # noqa: ANN401 - it has no types
+    """ONNX Runtime, told to send no telemetry before it is imported: it would, and keep a device id in the home."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise FedcarError("onnxruntime is not installed; pip install 'fedcar[bundle]'") from error
+    return onnxruntime

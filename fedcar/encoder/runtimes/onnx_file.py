@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fedcar.encoder.model import FrozenModel, states_of
 from fedcar.encoder.model_files import first_line
-from fedcar.encoder.runtimes.onnx import INPUTS, OUTPUTS
+from fedcar.encoder.runtimes.onnx import INPUTS, OUTPUTS, library
 from fedcar.errors import FedcarError
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ def _write(graph: nn.Module, file: Path, precision: str) -> None:
 
 def _quantise(full: Path, file: Path) -> None:
     """Weights and tables in eight bits, a scale for each output; activations are made eight bits as they come."""
+    library()
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     options: dict[str, Any] = {"per_channel": True, "weight_type": QuantType.QInt8}

@@ -15,8 +15,6 @@ What other folders take:
         ends.
     processes.fedcar_command: This fedcar as a command of its own.
     processes.free_port: A port on loopback that nothing listens on now.
-    processes.terminated: Within, a request to terminate (SIGTERM) is an interruption like Ctrl-C; `stop` runs at
-        the end.
     run.check_serving: Refuse a run without a server.
     run.is_full: Whether this error is a full disk's: safetensors says so in words, and a SuperLink there only stops
         answering.

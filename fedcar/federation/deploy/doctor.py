@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fedcar.collection.collection import Collection
 from fedcar.encoder.encoder import Encoder
-from fedcar.errors import FedcarError
+from fedcar.errors import FedcarError, typed_path
 from fedcar.federation.deploy import keys
 from fedcar.federation.deploy.join import JoinFile, check_join, check_server
 from fedcar.federation.deploy.processes import check_port
@@ -97,7 +97,7 @@ def _certificates(place: ServerFolder) -> str:
 
 def _secret(place: ServerFolder) -> str:
     if place.secret.stat().st_mode & 0o077:
-        raise FedcarError(f"{place.secret}: others can read it; chmod 600 {place.secret}")
+        raise FedcarError(f"{place.secret}: others can read it; chmod 600 {typed_path(place.secret)}")
     return "readable by its owner alone"
 
 

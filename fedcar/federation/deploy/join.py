@@ -124,11 +124,16 @@ class DeviceOptions:
 
 
 def join(
-    file: JoinFile, device: DeviceOptions, *, report: Silent | None = None, until: Callable[[], bool] = lambda: False
+    file: JoinFile,
+    device: DeviceOptions,
+    *,
+    report: Silent | None = None,
+    until: Callable[[], bool] = lambda: False,
+    started: Callable[[int], None] = lambda questions: None,
 ) -> None:
     """Check, prepare, then run the SuperNode and the worker that answers for it; the SuperNode is restarted at death.
 
-    Returns when `until` says so.
+    Returns when `until` says so. `started` is called with the number of training questions once all is ready.
 
     Formal guarantees:
         a_device_is_joined_once: a second process over the same `folder` is refused before it reaches the server.
@@ -142,10 +147,16 @@ def join(
     with locked(folder / "join.lock") as free:
         if not free:
             raise FedcarError(f"{folder}: {file.node} is joined already by another process; stop that first")
-        _take_part(file, device, report, until)
+        _take_part(file, device, report, until, started)
 
 
-def _take_part(file: JoinFile, options: DeviceOptions, report: Silent, until: Callable[[], bool]) -> None:
+def _take_part(
+    file: JoinFile,
+    options: DeviceOptions,
+    report: Silent,
+    until: Callable[[], bool],
+    started: Callable[[int], None],
+) -> None:
 
     folder = options.folder
 
@@ -193,6 +204,7 @@ def _take_part(file: JoinFile, options: DeviceOptions, report: Silent, until: Ca
             knock()
         child.start()
         worker.start()
+        started(len(device.training))
         while not until():
             if child.keep_alive(knock):
                 report.say(f"the SuperNode ended ({child.last_line()}) and was started again")

@@ -93,21 +93,6 @@ class Child:
 
 
 @contextmanager
-def terminated(stop: Callable[[], None]) -> Iterator[None]:
-    """Within, a request to terminate (SIGTERM) is an interruption like Ctrl-C; `stop` runs at the end."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        stop()
-
-
-@contextmanager
 def locked(file: Path, what: str = "") -> Iterator[bool]:
     """Hold a lock that ends with the process; False where another process has it. Its file says `what` it is for."""
     with lock_of(file, LOOKED_AT_SECONDS) as free:  # somebody may just be looking whether it is held

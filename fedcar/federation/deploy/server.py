@@ -15,7 +15,7 @@ from typing import Any
 from fedcar.collection.collection import Collection
 from fedcar.common.files import replace_file, replace_json
 from fedcar.encoder.encoder import Encoder
-from fedcar.errors import FedcarError
+from fedcar.errors import FedcarError, typed_path
 from fedcar.federation.deploy import front as deploy_front
 from fedcar.federation.deploy import keys
 from fedcar.federation.deploy.processes import Child, check_port, free_port, held, locked
@@ -59,8 +59,8 @@ class ServerFolder:
         """FedcarError where there is no server yet, or one of a later fedcar."""
         if not self.file.exists():
             raise FedcarError(
-                f"{self.folder}: no server's folder; make one with fedcar serve --data-dir {self.folder} (one that was "
-                'just started is there once it says "serving on")'
+                f"{self.folder}: no server's folder; make one with fedcar serve --data-dir {typed_path(self.folder)} "
+                '(one that was just started is there once it says "serving on")'
             )
         content = json.loads(self.file.read_text(encoding="utf-8"))
         if content["format"] > FORMAT:
@@ -193,8 +193,12 @@ def serve(
     front: tuple[Path, Path],
     say: Callable[[str], None],
     until: Callable[[], bool] = lambda: False,
+    started: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run SuperLink and TLS front, and restart the SuperLink when it dies; returns when `until` says so."""
+    """Run SuperLink and TLS front, and restart the SuperLink when it dies; returns when `until` says so.
+
+    `started` is called once devices can reach it.
+    """
     with place.locked("serve.lock") as free:
         if not free:
             raise FedcarError(f"{place.folder}: {SERVED}")
@@ -206,6 +210,7 @@ def serve(
             address = f"127.0.0.1:{settings.link_port}"
             server = deploy_front.start(address, place.ca.read_bytes(), settings.bind, settings.port, *front)
             say(f"serving on {settings.host} port {settings.port}; devices: {len(place.nodes())} enrolled")
+            started()
             while not until():
                 if child.keep_alive():
                     say(f"the SuperLink died and was started again ({child.log})")

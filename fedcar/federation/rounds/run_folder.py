@@ -81,7 +81,7 @@ class RunFolder:
             }
             write_json(folder / "checkpoint.json", content)
 
-        write_folder(self.folder / CHECKPOINT, KIND, fill)
+        write_folder(self.folder / CHECKPOINT, KIND, fill, private=True)
         self.append(record.to_json())
 
     def restore(self) -> tuple[ServerState, Kept, Best, list[RoundRecord]] | None:

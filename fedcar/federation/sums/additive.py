@@ -143,7 +143,7 @@ def write_statistics(
         record = {client: {"file": file, "questions": questions[client]} for client, file in files.items()}
         write_json(place / "clients.json", {"belongs_to": dict(belongs_to), "clients": record})
 
-    write_folder(folder, KIND, fill)
+    write_folder(folder, KIND, fill, private=True)
 
 
 def read_statistics(folder: Path, belongs_to: Mapping[str, object]) -> tuple[dict[str, Statistics], dict[str, int]]:

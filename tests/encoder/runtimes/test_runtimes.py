@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.command import fedcar
+from support.command import environment, fedcar
 from support.retrievers import passes_of
 
 from fedcar.encoder.adapter import Adapter
@@ -211,3 +213,13 @@ def test_a_retriever_is_trained_and_evaluated_by_another_runtime(
     assert {folder.name.rsplit("-", 1)[-1] for folder in (tmp_path / "states").iterdir()} == {"bf16"}
     result = fedcar("evaluate", tmp_path / "out", toy_collection, "--json", *words)
     assert result.json["systems"]["retriever"]["all"]["queries"] > 0
+
+
+def test_onnx_runtime_sends_nothing_to_its_maker(tmp_path: Path) -> None:
+    """By itself it keeps a device id in the home, and tells of its use, as soon as it is imported."""
+    pytest.importorskip("onnxruntime")
+    code = "from fedcar.encoder.runtimes.onnx import library; library()"
+    surroundings = environment(HOME=str(tmp_path), XDG_CACHE_HOME="")
+    surroundings.pop("ORT_DISABLE_TELEMETRY", None)
+    subprocess.run([sys.executable, "-c", code], env=surroundings, check=True)
+    assert list(tmp_path.iterdir()) == []

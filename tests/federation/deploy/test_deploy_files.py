@@ -34,7 +34,7 @@ def commands() -> list[list[str]]:
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
 def test_what_is_started_is_understood(words: list[str]) -> None:
-    from fedcar.cli.main import commands as fedcar_commands
+    from fedcar.cli.commands import commands as fedcar_commands
 
     command = fedcar_commands.commands[words[0]]
     context = command.make_context(words[0], list(words[1:]))  # click refuses what it does not know
