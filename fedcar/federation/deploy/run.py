@@ -129,7 +129,7 @@ def kept_mixture(run: Path, network: RemoteNetwork) -> tuple[Any, int]:
     if file.exists():
         content = json.loads(file.read_text(encoding="utf-8"))
         return np.array(content["weights"], dtype=np.float32), content["exchanges"]
-    weights, exchanges = federated_mixture(RemoteMixture(network), network.retriever.weights)
+    weights, exchanges = federated_mixture(RemoteMixture(network), network.retriever.weights, say=network.say)
     replace_json(file, {"weights": [float(one) for one in weights], "exchanges": exchanges})
     return weights, exchanges
 

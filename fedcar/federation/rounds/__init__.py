@@ -6,6 +6,7 @@ What other folders take:
     client.Client: One client: its questions, its trainer, and the state it keeps from round to round.
     client.Train: Local training from the server's state; `attempt` counts how often this round was begun.
     client.first_moments: The state of an Adam that has made no step yet, by name.
+    clients.RoundClients: Clients who `Train`.
     clock.VirtualClock: What a device and its connection are like; the default is this machine without a network.
     clock.parse_clock: `bandwidth=20mbps,latency=50ms,...` as a clock; refuses unknown keys, units and values.
     compress.decode: What `encode` was given, up to what its kind loses; ValueError, with the reason, for what is

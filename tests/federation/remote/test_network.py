@@ -230,10 +230,10 @@ def test_a_connection_that_breaks_is_opened_again(
     train(collection, encoder, cache, tmp_path / "whole", **options)
     with over_wire(tmp_path / "d", encoder, cache) as over:
 
-        def mixed(*arguments: Any) -> Any:
-            found = federated_mixture(*arguments)
+        def mixed(*arguments: Any, **options: Any) -> Any:
+            mixture = federated_mixture(*arguments, **options)
             over.wire.breaks_at = {over.wire.sent + 5}  # the second device in the second round
-            return found
+            return mixture
 
         with patch.object(job, "federated_mixture", mixed):
             result = train(collection, encoder, cache, tmp_path / "run", over, quorum=1.0, **options)
@@ -260,10 +260,10 @@ def test_resumed_equals_uninterrupted_with_devices_that_were_killed(
     train(collection, encoder, cache, tmp_path / "whole", **options)
     with over_wire(tmp_path / "devices", encoder, cache) as over:
 
-        def mixed(*arguments: Any) -> Any:
-            found, over.network.deadline = federated_mixture(*arguments), 1.0
+        def mixed(*arguments: Any, **options: Any) -> Any:
+            mixture, over.network.deadline = federated_mixture(*arguments, **options), 1.0
             over.wire.breaks_at = set(range(over.wire.sent + 6, over.wire.sent + 60))  # round 2, one device short
-            return found
+            return mixture
 
         with (
             patch.object(job, "federated_mixture", mixed),

@@ -55,7 +55,8 @@ def test_over_a_network_equals_in_process(
     def forgetful(self: RidgeSide, *arguments: Any) -> Any:
         if not forgot:
             forgot.append(1)
-            self.taught = None
+            assert self.member is not None
+            self.member.taught = None
         return evidence(self, *arguments)
 
     monkeypatch.setattr(RidgeSide, "evidence", forgetful)
@@ -89,13 +90,34 @@ def test_a_device_that_sends_rubbish_is_left_out(
             train(collection, encoder, cache, tmp_path / "other", o)
 
 
+def test_a_device_that_sends_rubbish_later_is_left_out_of_that_alone(
+    collection: Collection, encoder: Path, cache: Path, tmp_path: Path
+) -> None:
+    def lies(request: Payload, reply: Payload) -> Payload:
+        if request.kind == "taught":
+            return replace(reply, tensors={"right": torch.ones(1, dtype=torch.float64)})
+        if request.kind == "sums" and request.values["strength"]:
+            return replace(reply, tensors={name: tensor * float("inf") for name, tensor in reply.tensors.items()})
+        return reply
+
+    lines: list[str] = []
+    with over_wire(tmp_path / "d", encoder, cache, spoil={"client-2": lies}, say=lines.append) as over:
+        result = train(collection, encoder, cache, tmp_path / "run", over)
+        unseen = [node for node, request, _ in over.wire.seen if request.kind == "unseen"]
+    assert result.rounds[0]["clients"] == ["client-1", "client-2", "client-3"]
+    assert set(lines) == {"the mixture goes on without client-2"} and len(set(unseen)) == 3
+    with over_wire(tmp_path / "e", encoder, cache, spoil=dict.fromkeys(result.rounds[0]["clients"], lies)) as over:
+        with pytest.raises(FedcarError, match="no device answers any more"):
+            train(collection, encoder, cache, tmp_path / "other", over)
+
+
 @pytest.fixture(scope="module")
 def sums(collection: Collection, encoder: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> RidgeSums:
     from fedcar.encoder.encoder import Encoder
     from fedcar.federation.wire.setup import Setup
 
     device = Device(collection, tmp_path_factory.mktemp("device"), Encoder.load(encoder), FeatureCache(cache))
-    return device.ridge._member(Setup("run", "", "", "", {"seed": 0}, {})).questions.sums()
+    return device.ridge.of(Setup("run", "", "", "", {"seed": 0}, {})).questions.sums()
 
 
 def test_more_documents_than_columns_are_refused_before_any_client_sums(
