@@ -16,9 +16,10 @@ from fedcar.collection.collection import Collection
 from fedcar.encoder.encoder import Encoder
 from fedcar.errors import FedcarError
 from fedcar.federation.deploy import keys
+from fedcar.federation.deploy.folder import ServerFolder
 from fedcar.federation.deploy.join import JoinFile, check_join, check_server
+from fedcar.federation.deploy.link import link_of
 from fedcar.federation.deploy.processes import check_port
-from fedcar.federation.deploy.server import ServerFolder
 from fedcar.federation.device.device import documents_fingerprint
 from fedcar.federation.wire.flower import knows
 from fedcar.version import __version__
@@ -113,7 +114,7 @@ def _devices(place: ServerFolder) -> str:
     if not place.serving():
         raise FedcarError(f"{place.folder}: fedcar serve does not run; start it")
     try:
-        nodes = place.link().nodes()
+        nodes = link_of(place).nodes()
     except Exception as error:
         raise FedcarError(f"the SuperLink does not answer; {place.folder / 'superlink.log'} says why") from error
     return f"{sum(node.online for node in nodes.values())} of {len(place.nodes())} devices online"
