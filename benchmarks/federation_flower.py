@@ -108,13 +108,13 @@ def family(process: int) -> list[int]:
 def rounds_of(result: Federation) -> dict[str, Any]:
     """Medians over the rounds after the first."""
     records = result.rounds[1:] or result.rounds
-    training = [max(record["client_seconds"].values()) for record in records]
-    whole = [record["clock_seconds"] for record in records]
+    training = [max(record.client_seconds.values()) for record in records]
+    whole = [record.clock_seconds for record in records]
     return {
         "seconds a round": round(median(whole), 2),
         "training": round(median(training), 2),
         "overhead": round(median(all_ - own for all_, own in zip(whole, training, strict=True)), 2),
-        "first round": round(result.rounds[0]["clock_seconds"], 2),
+        "first round": round(result.rounds[0].clock_seconds, 2),
         "kB a round": round(result.bytes_per_round / 1000),
     }
 

@@ -221,9 +221,11 @@ def _show_plan(what: Mapping[str, Any], as_json: bool) -> None:
 def _print_json(result: Any) -> None:  # noqa: ANN401 - a Federation; importing it here would import torch
     import json
 
+    from fedcar.federation.rounds.record import shown
+
     content = {
         "run": str(result.run),
-        "rounds": result.rounds,
+        "rounds": [shown(record) for record in result.rounds],
         "central": result.central,
         "federated": result.federated,
         "bytes_per_round": result.bytes_per_round,
@@ -240,7 +242,7 @@ def _print_summary(result: Any, out: Path, collection: Path) -> None:  # noqa: A
             click.echo(
                 f"{name:<10} " + ", ".join(f"{key} {value:.3f}" for key, value in metrics.items() if key != "queries")
             )
-    clock = sum(record["clock_seconds"] for record in result.rounds)
+    clock = sum(record.clock_seconds for record in result.rounds)
     traffic = f"{result.bytes_per_round / 1000:.0f} kB a round"
     how = "un-noised"
     if result.privacy is not None:

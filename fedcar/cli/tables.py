@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fedcar.federation.rounds.record import Record, Watch
     from fedcar.retriever.searcher import Answer
 
 COLUMNS = ("round", "selection", "MIPS", "hybrid", "central", "loss", "clients", "refused", "failed", "kB", "s")
@@ -17,7 +18,7 @@ TEXT_SHOWN = 160
 
 
 @contextmanager
-def live_table() -> Iterator[Callable[[Mapping[str, Any]], None]]:
+def live_table() -> Iterator[Watch]:
     """A context whose value shows each round's record on stderr: a growing table on a terminal, a line otherwise."""
     from rich.console import Console
     from rich.live import Live
@@ -25,40 +26,44 @@ def live_table() -> Iterator[Callable[[Mapping[str, Any]], None]]:
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda record: print(_line(record), file=sys.stderr, flush=True)  # noqa: T201 - progress
+
+        def tell(record: Record, beside: Mapping[str, float | None]) -> None:
+            print(_line(_cells(record, beside), record), file=sys.stderr, flush=True)  # noqa: T201 - progress
+
+        yield tell
         return
     table = Table()
     for name in COLUMNS:
         table.add_column(name, justify="right")
     with Live(table, console=console, auto_refresh=False) as live:
 
-        def show(record: Mapping[str, Any]) -> None:
-            table.add_row(*_cells(record))
+        def show(record: Record, beside: Mapping[str, float | None]) -> None:
+            table.add_row(*_cells(record, beside))
             live.update(table, refresh=True)
 
         yield show
 
 
-def _cells(record: Mapping[str, Any]) -> list[str]:
+def _cells(record: Record, beside: Mapping[str, float | None]) -> list[str]:
     def number(value: float | None, form: str) -> str:
         return "" if value is None else format(value, form)
 
     return [
-        str(record["round"]),
-        *(number(record.get(name), ".3f") for name in ("selection", "mips", "hybrid", "central")),
-        number(record["loss"], ".4f"),
-        str(len(record["clients"])),
-        str(len(record["refused"])),
-        str(len(record["failed"])),
-        f"{(record['bytes_down'] + record['bytes_up']) / 1000:.0f}",
-        f"{record['clock_seconds']:.2f}",
+        str(record.round),
+        *(number(value, ".3f") for value in (record.selection, *map(beside.get, ("mips", "hybrid", "central")))),
+        number(getattr(record, "loss", None), ".4f"),
+        str(len(record.clients)),
+        str(len(record.refused)),
+        str(len(record.failed)),
+        f"{(record.bytes_down + record.bytes_up) / 1000:.0f}",
+        f"{record.clock_seconds:.2f}",
     ]
 
 
-def _line(record: Mapping[str, Any]) -> str:
-    cells = ", ".join(f"{name} {cell}" for name, cell in zip(COLUMNS, _cells(record), strict=True) if cell)
-    reasons = {**record["refused"], **record["failed"]}
-    return cells + "".join(f"; {client}: {reason}" for client, reason in reasons.items())
+def _line(cells: Sequence[str], record: Record) -> str:
+    told = ", ".join(f"{name} {cell}" for name, cell in zip(COLUMNS, cells, strict=True) if cell)
+    reasons = {**record.refused, **record.failed}
+    return told + "".join(f"; {client}: {reason}" for client, reason in reasons.items())
 
 
 def print_evaluation(result: dict[str, Any]) -> None:

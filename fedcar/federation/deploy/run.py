@@ -6,7 +6,7 @@ import errno
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from fedcar.federation.job.job import (
 from fedcar.federation.remote import held_out
 from fedcar.federation.remote.mixture import RemoteMixture
 from fedcar.federation.remote.network import RemoteNetwork
+from fedcar.federation.rounds.record import Watch
 from fedcar.federation.rounds.run_folder import RunFolder
 from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.federation.rounds.update import Enrolled
@@ -80,7 +81,7 @@ def train_over(network: RemoteNetwork, untrained: Retriever, run: ServedRun) -> 
     )
     learned = learn(federated, mixed, shown)
     if options.method == "ridge":
-        run.watch({**shown, **learned.history[-1]})
+        run.watch(learned.records[-1], shown)
     kept = selected(job, mixed, learned, shares)
     told = {**asdict(rounds), "clients": len(members), "mixture_rounds": exchanges, "run": run.folder.name}
     retriever = conclude(job, kept, TrainingRecord(asdict(settings), learned.history, questions, federation=told))
@@ -120,9 +121,7 @@ def kept_mixture(run: Path, network: RemoteNetwork) -> tuple[Any, int]:
     return weights, exchanges
 
 
-def start(
-    place: ServerFolder, run: Path, *, resume: bool, report: Silent, watch: Callable[[Mapping[str, Any]], None]
-) -> dict[str, Any]:
+def start(place: ServerFolder, run: Path, *, resume: bool, report: Silent, watch: Watch) -> dict[str, Any]:
     """Train over the devices of a served folder; goes on with a run where it stands."""
     options, served = RunOptions.read(run), place.settings()
     if options.version != __version__:

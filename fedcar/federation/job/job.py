@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from fedcar.federation.rounds.client import Client, first_moments
 from fedcar.federation.rounds.clients import RoundClients
 from fedcar.federation.rounds.clock import VirtualClock
 from fedcar.federation.rounds.in_process import LocalNetwork
-from fedcar.federation.rounds.record import RoundRecord
+from fedcar.federation.rounds.record import Record, RoundRecord, Watch
 from fedcar.federation.rounds.round import federated_round
 from fedcar.federation.rounds.run_folder import RunFolder
 from fedcar.federation.rounds.server_selection import ServerSelection
@@ -38,11 +38,8 @@ from fedcar.retriever.weights import LEARNED, weights_of
 from fedcar.training.clients import Clients, InProcess
 from fedcar.training.gradient import Trainer, prepared, with_learned
 from fedcar.training.job import Job
-from fedcar.training.noised.record import ExchangeRecord
 from fedcar.training.selection import Candidate, Score, Standard, baseline_weights, best_weights, candidate, select
 from fedcar.training.settings import Settings, TrainingSettings, choose_settings, suited_to
-
-Watch = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ class FederatedJob:
     network: RemoteNetwork | None = None
     clock: VirtualClock = field(default_factory=VirtualClock)
     resume: bool = False
-    watch: Watch = lambda record: None
+    watch: Watch = lambda record, beside: None
 
 
 class Learned(NamedTuple):
@@ -207,7 +204,7 @@ def run_rounds(
         kept = {name: client.kept() for name, client in clients.clients.items()}
         folder.write(state, kept, selection.best, record)
         records.append(record)
-        watch({**shown, **record.to_json()})
+        watch(record, shown)
     if not len(selection.selection):
         selection.heard(state.round, state.tensors, clients.held_out(state))
     return records
@@ -270,6 +267,6 @@ def ridge_candidates(federated: FederatedJob, mixed: Retriever) -> Learned:
     return Learned(candidates, standard, records[-1:])
 
 
-def bytes_per_round(records: Sequence[RoundRecord] | Sequence[ExchangeRecord]) -> int:
+def bytes_per_round(records: Sequence[Record]) -> int:
     """What a round takes over the network, down and up, as a mean."""
     return sum(record.bytes_down + record.bytes_up for record in records) // max(1, len(records))

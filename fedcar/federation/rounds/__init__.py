@@ -17,7 +17,10 @@ What other folders take:
     compress.wire_bytes: The bytes that travel: a safetensors payload with its header.
     in_process.LocalNetwork: Clients in this process, who `Train` beside a virtual clock: some drop out, some come
         after the deadline.
+    record.Record: of a round, or of an exchange under epsilon.
     record.RoundRecord: What a round came to, in plain values.
+    record.Watch: what hears of each round as it ends, and what stands beside it.
+    record.shown: A record with all columns of tables and `--json`; what would need an un-noised look is empty.
     round.choose_cohort: The clients asked, seeded by seed, round and attempt; failed ones wait their turn unless
         too few are left.
     round.federated_round: One round of federated averaging (McMahan et al. 2017): the state after it, and its

@@ -22,7 +22,6 @@ from fedcar.errors import FedcarError
 from fedcar.evaluation.evaluate import evaluate
 from fedcar.federation.job.job import (
     FederatedJob,
-    Watch,
     baselines,
     bytes_per_round,
     check_method,
@@ -33,6 +32,7 @@ from fedcar.federation.job.job import (
     selected,
     with_federated_mixture,
 )
+from fedcar.federation.rounds.record import Watch
 from fedcar.federation.rounds.run_folder import RunFolder
 from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.federation.simulate.settings import Federation, PlainFederation
@@ -62,7 +62,7 @@ def federate(
     cache: str | Path | None = None,
     resume: bool = False,
     report: Silent | None = None,
-    watch: Watch = lambda record: None,
+    watch: Watch = lambda record, beside: None,
     **changes: Unpack[PlainOptions],
 ) -> Federation:
     """Train one retriever over clients simulated in this process, without noise; central training for comparison.
@@ -70,7 +70,7 @@ def federate(
     With noise: `federate_under_epsilon`. What it is asked for are `settings`, or its fields by name: federate(
     collection, run="run", clients=3, method="ridge"); see `PlainFederation`. First the mixture of the evidence (see
     `mixture`), then rounds of `method`. `run` is the folder of history and checkpoint, `watch` gets each round's
-    record.
+    record, and what stands beside it.
 
     Formal guarantees:
         over_a_network_equals_in_process: the same state after every round, with hidden states from the same cache.
@@ -116,7 +116,7 @@ def federate(
     measures = measure(retriever)
     seconds.lap("evaluate")
     return Federation(
-        retriever, Path(run), learned.history, central.get("central"), measures, bytes_per_round(learned.records),
+        retriever, Path(run), learned.records, central.get("central"), measures, bytes_per_round(learned.records),
         seconds.seconds, retriever.training.privacy,
     )  # fmt: skip
 

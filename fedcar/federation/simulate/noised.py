@@ -17,7 +17,7 @@ from fedcar.common.progress import Silent
 from fedcar.encoder.cache import FeatureCache
 from fedcar.errors import FedcarError
 from fedcar.evaluation.evaluate import evaluate
-from fedcar.federation.job.job import Watch, bytes_per_round
+from fedcar.federation.job.job import bytes_per_round
 from fedcar.federation.job.noised import (
     PrivateRun,
     belongs_to,
@@ -26,9 +26,9 @@ from fedcar.federation.job.noised import (
     noting,
     over_a_network,
     settings_of,
-    shown,
     stated,
 )
+from fedcar.federation.rounds.record import Watch
 from fedcar.federation.simulate.federate import share_of
 from fedcar.federation.simulate.settings import Federation, NoisedFederation
 from fedcar.retriever.retriever import Retriever
@@ -58,7 +58,7 @@ def federate_under_epsilon(
     cache: str | Path | None = None,
     resume: bool = False,
     report: Silent | None = None,
-    watch: Watch = lambda record: None,
+    watch: Watch = lambda record, beside: None,
     **options: Unpack[NoisedOptions],
 ) -> Federation:
     """Train one retriever over clients that each noise their own sums (unit "example"), or over noised sums of clients.
@@ -115,10 +115,9 @@ def federate_under_epsilon(
     statement = stated(place.folder, retriever)
     measures = measured(retriever, job, cache)
     seconds.lap("evaluate")
-    records = [shown(record) for record in outcome.records]
     return Federation(
-        retriever, place.folder, records, None, measures, bytes_per_round(outcome.records), seconds.seconds, statement,
-        outcome.refusal,
+        retriever, place.folder, outcome.records, None, measures, bytes_per_round(outcome.records), seconds.seconds,
+        statement, outcome.refusal,
     )  # fmt: skip
 
 
