@@ -182,8 +182,8 @@ def _federate_under_epsilon(
         target.check(len(parts) if target.unit == "client" else len(loaded.judged("train")))
         rate = options["rounds"].participation if target.unit == "client" else None
         steps = options["rounds"].rounds or None
-        found = make_plan(target, options["method"], len(loaded.documents), steps=steps, sampling_rate=rate)
-        _show_plan({"documents": len(loaded.documents), "clients": sorted(parts), **found.in_words()}, as_json)
+        noised_plan = make_plan(target, options["method"], len(loaded.documents), steps=steps, sampling_rate=rate)
+        _show_plan({"documents": len(loaded.documents), "clients": sorted(parts), **noised_plan.in_words()}, as_json)
         return
     deadline = options["rounds"].deadline
     with live_table() as watch, _over(engine, options["cache"], deadline, options["report"]) as over:

@@ -69,13 +69,13 @@ def device(file: Path, key: Path | None, collection: Path | None, encoder: str |
         join = JoinFile.read(file)
     except FedcarError as error:
         return [Finding("join file", False, str(error))]
-    own = key or file.with_name(f"{join.node}.key")
+    key_file = key or file.with_name(f"{join.node}.key")
     return [
         found("versions", _versions),
-        found("join file", lambda: _join_file(join, own)),
+        found("join file", lambda: _join_file(join, key_file)),
         found("certificate", lambda: _servers_certificate(join)),
         found("clock", lambda: _clock(join)),
-        found("enrolment", lambda: _enrolment(join, own)),
+        found("enrolment", lambda: _enrolment(join, key_file)),
         found("collection", lambda: _devices_collection(join, collection)),
         found("encoder", lambda: _encoder(join, encoder)),
         found("disk", lambda: _disk(file.resolve().parent)),
@@ -202,7 +202,7 @@ def _clock(join: JoinFile) -> str:
 
 
 def _disk(folder: Path) -> str:
-    folder = next(one for one in (folder.resolve(), *folder.resolve().parents) if one.exists())
+    folder = next(parent for parent in (folder.resolve(), *folder.resolve().parents) if parent.exists())
     free = shutil.disk_usage(folder).free
     if free < LEAST_DISK:
         raise FedcarError(f"{folder}: {free / 1e9:.1f} GB free; make room for a checkpoint and the hidden states")

@@ -71,8 +71,8 @@ def check_join(join: JoinFile, key: Path) -> None:
             f"{join.file}: the server runs fedcar {join.fedcar}, this device {__version__}; install the same on both "
             "(where the server was updated since, fedcar enroll there writes a new file)"
         )
-    own = keys.key_fingerprint(keys.public_bytes(keys.read_private(key).public_key()))
-    if own != join.key:
+    fingerprint = keys.key_fingerprint(keys.public_bytes(keys.read_private(key).public_key()))
+    if fingerprint != join.key:
         raise FedcarError(
             f"{join.file}: is for {join.node}, whose key is not {key}; give that device's own join file and key"
         )

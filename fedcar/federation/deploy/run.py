@@ -82,13 +82,13 @@ def train_over(network: RemoteNetwork, untrained: Retriever, run: ServedRun) -> 
     learned = learn(federated, mixed, shown)
     if options.method == "ridge":
         run.watch(learned.records[-1], shown)
-    kept = selected(job, mixed, learned, shares)
+    chosen = selected(job, mixed, learned, shares)
     told = {**asdict(rounds), "clients": len(members), "mixture_rounds": exchanges, "run": run.folder.name}
-    retriever = conclude(job, kept, TrainingRecord(asdict(settings), learned.history, questions, federation=told))
+    retriever = conclude(job, chosen, TrainingRecord(asdict(settings), learned.history, questions, federation=told))
     retriever.save(run.folder / RETRIEVER)
     return {
         "run": str(run.folder), "retriever": str(run.folder / RETRIEVER), "rounds": learned.history,
-        "selection": kept.score.success, "bytes_per_round": bytes_per_round(learned.records),
+        "selection": chosen.score.success, "bytes_per_round": bytes_per_round(learned.records),
         "seconds": {"all": round(time.monotonic() - start, 1)}, "privacy": None,
     }  # fmt: skip
 
@@ -106,7 +106,7 @@ def kept_enrolment(run: Path, network: RemoteNetwork, quorum: float, report: Sil
             report.say(f"{name} takes no part: {reason}")
         enrolled = [client.enrol() for client in network.clients.values()]
         with written_whole(file) as new:
-            save_file({f"{one.questions}@{one.client}": one.row_questions for one in enrolled}, new)
+            save_file({f"{member.questions}@{member.client}": member.row_questions for member in enrolled}, new)
     return {name: client.enrol().questions for name, client in network.clients.items()}
 
 
@@ -117,7 +117,7 @@ def kept_mixture(run: Path, network: RemoteNetwork) -> tuple[Any, int]:
         content = json.loads(file.read_text(encoding="utf-8"))
         return np.array(content["weights"], dtype=np.float32), content["exchanges"]
     weights, exchanges = federated_mixture(RemoteMixture(network), network.retriever.weights, say=network.say)
-    replace_json(file, {"weights": [float(one) for one in weights], "exchanges": exchanges})
+    replace_json(file, {"weights": [float(weight) for weight in weights], "exchanges": exchanges})
     return weights, exchanges
 
 

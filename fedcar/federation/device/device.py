@@ -225,9 +225,9 @@ class Device:
         )
         client = Client("", retriever, self.training, settings)
         if (file := self._file(setup.run)).exists():
-            kept = load_file(file)
-            client.load_kept(named(kept, NOW), int(kept["round"]))
-            client.before_round = named(kept, BEFORE)
+            stored = load_file(file)
+            client.load_kept(named(stored, NOW), int(stored["round"]))
+            client.before_round = named(stored, BEFORE)
         return client
 
     def _keep(self, run: str, client: Client) -> None:

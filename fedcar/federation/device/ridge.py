@@ -38,7 +38,7 @@ def right_by(retriever: Retriever, questions: Questions, among: NDArray[np.float
         return [0] * len(among)
     features, empty = retriever.features(questions), retriever.empty[questions.candidates]
     scores = (np.where(empty, -np.inf, features @ weights) for weights in among)
-    return [round(success_and_mrr(questions.relevance, one)[0] * len(questions)) for one in scores]
+    return [round(success_and_mrr(questions.relevance, scored)[0] * len(questions)) for scored in scores]
 
 
 class RidgeSide:

@@ -193,16 +193,16 @@ def run_rounds(
     records: list[RoundRecord] = []
     before = folder.restore() if resume else None
     if before is not None:
-        state, kept, selection.best, records = before
+        state, client_states, selection.best, records = before
         for name, client in clients.clients.items():
-            client.load_kept(kept.get(name, {}), state.round)
+            client.load_kept(client_states.get(name, {}), state.round)
     selection.active = state.tensors.get(FIXED[0], selection.active)
     for _ in range(state.round, settings.rounds):
         received = state
         state, record = federated_round(state, enrolled, settings, clients, selection)
         selection.heard(received.round, received.tensors, record.held_out)
-        kept = {name: client.kept() for name, client in clients.clients.items()}
-        folder.write(state, kept, selection.best, record)
+        client_states = {name: client.kept() for name, client in clients.clients.items()}
+        folder.write(state, client_states, selection.best, record)
         records.append(record)
         watch(record, shown)
     if not len(selection.selection):
@@ -219,7 +219,7 @@ def first_tensors(trainer: Trainer, enrolled: Mapping[str, Enrolled], settings: 
         trained.update(first_moments(trained))
     if settings.share == "adapter":
         return trained
-    active = torch.stack([one.row_questions > 0 for one in enrolled.values()]).any(0)
+    active = torch.stack([client.row_questions > 0 for client in enrolled.values()]).any(0)
     return {**trained, FIXED[0]: active & (not trainer.settings.query_map)}
 
 

@@ -45,7 +45,7 @@ class RemoteRidge:
         names = self.names if names is None else names
         if isinstance(request, OfLeftOut):
             about = {"strength": request.solution.strength, "share": request.share}
-            return RemoteMixture(self.network, about, self._tell).ask(request.asked, names)
+            return RemoteMixture(self.network, about, self._tell).ask(request.request, names)
         payload, read = self._written(request)
         if isinstance(request, RightByStrength):
             self.told = payload

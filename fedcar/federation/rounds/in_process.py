@@ -72,8 +72,8 @@ class LocalNetwork:
         """What a client receives, and its bytes: with private documents only the rows of its own."""
         known = {**first_moments(client.initial), **client.initial}
         if self.settings.private_documents:
-            own = client.own_rows[:, None]
-            rows = {name: torch.where(own, tensors[name], known[name]) for name in ROW_TENSORS if name in tensors}
+            its_rows = client.own_rows[:, None]
+            rows = {name: torch.where(its_rows, tensors[name], known[name]) for name in ROW_TENSORS if name in tensors}
             tensors = {**tensors, **rows}
         trained = {name: tensor for name, tensor in tensors.items() if name not in FIXED}
         fixed = {name: tensors[name] for name in FIXED if name in tensors}

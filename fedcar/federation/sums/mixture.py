@@ -42,9 +42,9 @@ class MixtureTerms:
         relevance: NDArray[np.float32],
         importance: NDArray[np.float32] | None = None,
     ) -> MixtureTerms:
-        kept = (relevance > 0).any(1) & ~(relevance > 0).all(1)
+        speaking = (relevance > 0).any(1) & ~(relevance > 0).all(1)
         counts = np.ones(len(features), dtype=np.float32) if importance is None else importance
-        return cls(*(torch.from_numpy(values[kept]).double() for values in (features, relevance, counts)))
+        return cls(*(torch.from_numpy(values[speaking]).double() for values in (features, relevance, counts)))
 
 
 @dataclass(frozen=True)

@@ -128,10 +128,10 @@ class OfLeftOut(Request[RidgeMember, Given]):
 
     solution: Solution
     share: float
-    asked: Request[MixtureTerms, Given]
+    request: Request[MixtureTerms, Given]
 
     def answered_by(self, member: RidgeMember) -> Given:
-        return self.asked.answered_by(member.evidence(self.solution, self.share))
+        return self.request.answered_by(member.evidence(self.solution, self.share))
 
 
 class RightCounts(NamedTuple):
