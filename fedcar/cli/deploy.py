@@ -20,6 +20,9 @@ from fedcar.cli.options import (
     extra,
     given,
     pooling_option,
+    privacy_target,
+    refuse_both,
+    round_settings,
     with_privacy,
     with_settings,
 )
@@ -145,10 +148,11 @@ def join(
     with extra():
         from fedcar.common.progress import Console
         from fedcar.federation.deploy import join as deploy_join
+        from fedcar.federation.deploy.enroll import JoinFile
         from fedcar.federation.deploy.processes import terminated
         from fedcar.privacy.ledger import Budget
 
-        told = deploy_join.JoinFile.read(file)
+        told = JoinFile.read(file)
         budget = None if epsilon is None else Budget(epsilon, delta)
         key = key or file.with_name(f"{told.node}.key")
         folder = data_dir or file.with_name(f"{told.node}.node")
@@ -192,8 +196,7 @@ def run(
     **options: Any,  # noqa: ANN401 - the settings of the rounds
 ) -> None:
     """Train one retriever over the devices that are online."""
-    if epsilon is not None and no_privacy:
-        raise FedcarError("--epsilon and --no-privacy: one or the other")
+    refuse_both(epsilon, no_privacy)
     if epsilon is None and not no_privacy:
         raise FedcarError(
             "run: give --epsilon, the privacy budget, or --no-privacy to send updates un-noised on purpose"
@@ -201,31 +204,27 @@ def run(
     with extra():
         from dataclasses import asdict
 
-        from fedcar.cli.options import round_settings
         from fedcar.federation.deploy.folder import ServerFolder
         from fedcar.federation.deploy.options import RunOptions
         from fedcar.federation.deploy.runs import check_serving, new_run, one_run
         from fedcar.federation.job.job import check_method
-        from fedcar.training.settings import refuse_with_epsilon_only
-        from fedcar.training.target import Target
 
         if not 1.0 <= over_selection <= 10.0:
             raise FedcarError(f"--over-selection {over_selection:g}: must be from 1 to 10")
         settings = round_settings(rounds, options)
         check_method(method, adapter, settings)
-        refuse_with_epsilon_only(
-            epsilon, public_dev=public_dev, against_advice=against_advice, adaptive_clip=adaptive_clip,
-            held_out=held_out,
+        target = privacy_target(
+            epsilon, delta=delta, unit=unit, public_dev=public_dev, against_advice=against_advice,
+            adaptive_clip=adaptive_clip, held_out=held_out,
         )  # fmt: skip
         place = ServerFolder(data_dir)
         place.settings()
         run_options = RunOptions(
             method, adapter, asdict(settings), over_selection, str(cache.resolve()) if cache else None
         )
-        if epsilon is not None:
+        if target is not None:
             from fedcar.federation.deploy.run_noised import under_epsilon
 
-            target = Target(epsilon, delta, unit, public_dev, None, against_advice, adaptive_clip, held_out)
             run_options = under_epsilon(run_options, target, settings, str(ledgers.resolve()) if ledgers else None)
         with one_run(place):
             check_serving(place)

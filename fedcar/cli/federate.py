@@ -17,6 +17,8 @@ from fedcar.cli.options import (
     dry_run_option,
     encoder_option,
     pooling_option,
+    privacy_target,
+    refuse_both,
     round_settings,
     with_privacy,
     with_settings,
@@ -107,17 +109,14 @@ def federate(
     from fedcar.encoder.model_files import DEFAULT_ENCODER
     from fedcar.federation.simulate.federate import federate as run_federation
     from fedcar.federation.simulate.federate import plan
-    from fedcar.training.settings import refuse_with_epsilon_only
 
     encoder = encoder or DEFAULT_ENCODER
     report = Console()
-    refuse_with_epsilon_only(
-        epsilon, public_dev=public_dev, against_advice=against_advice, adaptive_clip=adaptive_clip, held_out=held_out
-    )
-    if epsilon is not None:
-        from fedcar.training.target import Target
-
-        target = Target(epsilon, delta, unit, public_dev, None, against_advice, adaptive_clip, held_out)
+    target = privacy_target(
+        epsilon, delta=delta, unit=unit, public_dev=public_dev, against_advice=against_advice,
+        adaptive_clip=adaptive_clip, held_out=held_out,
+    )  # fmt: skip
+    if target is not None:
         target.check()
         _federate_under_epsilon(
             loaded, target, out, run, as_json, dry_run, collection, clients=clients, kind=kind, encoder=encoder,
@@ -153,8 +152,7 @@ def federate(
 
 
 def _refuse_together(epsilon: float | None, no_privacy: bool, recipe: str) -> None:
-    if epsilon is not None and no_privacy:
-        raise FedcarError("--epsilon and --no-privacy: one or the other")
+    refuse_both(epsilon, no_privacy)
     if recipe not in ("private", "paper"):
         raise FedcarError(f'--recipe "{recipe}": not known; give private or paper')
     if recipe == "paper" and epsilon is not None:

@@ -3,13 +3,13 @@
 What other folders take:
     doctor.device: The checks of a device that has a join file.
     doctor.server: The checks of a server's folder.
+    enroll.JoinFile: What fedcar enroll wrote for a device.
     enroll.enroll: Let a device in by its public key and write what it joins with: address, authority, fingerprints;
         no secret.
     folder.ServerFolder: SERVER/server.json, ca.pem, nodes.json, runs/; secret, keys and the SuperLink's own files
         beside them.
     join.DeviceOptions: What a device takes part with: its key, its questions, and the folder of what it remembers
         from round to round.
-    join.JoinFile: What fedcar enroll wrote for a device.
     join.join: Check, prepare, then run the SuperNode and the worker that answers for it; the SuperNode is restarted
         at death.
     keys.keygen: FOLDER/NAME.key, readable by its owner alone, and FOLDER/NAME.pub; never writes over a key.

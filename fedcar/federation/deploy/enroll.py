@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,44 @@ from fedcar.federation.deploy.folder import FORMAT, NOT_SERVED, ServerFolder
 from fedcar.version import __version__
 
 Register = Callable[[ServerFolder, bytes, str], int]
+
+
+@dataclass(frozen=True)
+class JoinFile:
+    """What fedcar enroll wrote for a device."""
+
+    file: Path
+    fedcar: str
+    node: str
+    id: int
+    key: str
+    address: str
+    ca: str
+    documents: str
+    encoder: str
+    pooling: str | None
+    encoder_fingerprint: str
+
+    @classmethod
+    def read(cls, file: Path) -> JoinFile:
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            return cls(file, **{name: content[name] for name in FIELDS})
+        except OSError as error:
+            raise FedcarError(f"{file}: cannot be read ({error.strerror}); ask the server's side for it") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise FedcarError(f"{file}: not a file of fedcar enroll; ask the server's side for it again") from error
+
+    def write(self) -> None:
+        replace_json(self.file, {"format": FORMAT, **{name: getattr(self, name) for name in FIELDS}})
+
+    @property
+    def server(self) -> tuple[str, int]:
+        host, _, port = self.address.rpartition(":")
+        return host.strip("[]"), int(port)
+
+
+FIELDS = tuple(field.name for field in fields(JoinFile))[1:]
 
 
 def enroll(place: ServerFolder, public: Path, address: str | None, out: Path | None, register: Register) -> Path:
@@ -26,19 +66,14 @@ def enroll(place: ServerFolder, public: Path, address: str | None, out: Path | N
         if not free:
             raise FedcarError(f"{place.folder}: another fedcar enroll is on; wait for it, then enroll {name} again")
         node = _registered(place, public, name, key, register)
-    file = out or public.with_suffix(".join")
     given = place.folder / "front-ca.pem"
-    replace_json(
-        file,
-        {
-            "format": FORMAT, "fedcar": __version__, "node": name, "id": node["node"], "key": node["key"],
-            "address": address or f"{settings.host}:{settings.port}",
-            "ca": (given if given.exists() else place.ca).read_text(),
-            "documents": settings.documents, "encoder": settings.encoder, "pooling": settings.pooling,
-            "encoder_fingerprint": settings.encoder_fingerprint,
-        },
+    join = JoinFile(
+        out or public.with_suffix(".join"), __version__, name, node["node"], node["key"],
+        address or f"{settings.host}:{settings.port}", (given if given.exists() else place.ca).read_text(),
+        settings.documents, settings.encoder, settings.pooling, settings.encoder_fingerprint,
     )  # fmt: skip
-    return file
+    join.write()
+    return join.file
 
 
 def _registered(place: ServerFolder, public: Path, name: str, key: bytes, register: Register) -> dict[str, Any]:

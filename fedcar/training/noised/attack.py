@@ -150,7 +150,9 @@ def class_sums(
     """Class sums over few questions against candidates, half of which are in them; and what one row is closest to."""
     size = min(QUESTIONS_OF_CLASS_SUMS, len(chosen), len(others))
     few, rest = (subset(judged, [row < size for row in range(len(judged))]) for judged in (chosen, others))
-    members, strangers = (ClippedSums(untrained, found(untrained, judged, features, report)) for judged in (few, rest))
+    members, strangers = (
+        ClippedSums(untrained, questions(untrained, judged, features, report)) for judged in (few, rest)
+    )
     release = make_plan(target, "ridge", len(collection.documents)).sums
     candidates = torch.cat([members.x, strangers.x]).numpy()
     truth = set(range(len(members)))
@@ -172,7 +174,7 @@ def class_sums(
     }
 
 
-def found(untrained: Retriever, judged: Judged, features: FeatureCache, report: Silent) -> Questions:
+def questions(untrained: Retriever, judged: Judged, features: FeatureCache, report: Silent) -> Questions:
     return prepare(untrained, judged, features, report, "questions")
 
 
