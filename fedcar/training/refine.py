@@ -46,9 +46,9 @@ def refined(retriever: Retriever, new: int, report: Silent | None = None) -> Ret
     with (report or Silent()).track("solving rows", new) as advance:
         for start in range(documents - new, documents, REFINED_AT_ONCE):
             chosen = np.arange(start, min(start + REFINED_AT_ONCE, documents))
-            found = _rows_of(retriever, chosen)
-            places.append(found[0])
-            rows.append(found[1])
+            solved_places, solved_rows = _rows_of(retriever, chosen)
+            places.append(solved_places)
+            rows.append(solved_rows)
             advance(len(chosen))
     solved, weights = np.concatenate(places), np.concatenate(rows)
     if ridge is None:

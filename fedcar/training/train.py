@@ -71,7 +71,10 @@ def train(
         private = PrivateSettings(options.target, options.method, options.epochs, None, options.adapter, options.seed)
         return train_under_epsilon(collection, private, encoder, features, report)
     encoder.runtime_name(
-        [*(one.full_text for one in collection.documents), *(one.text for one in collection.queries.values())]
+        [
+            *(document.full_text for document in collection.documents),
+            *(query.text for query in collection.queries.values()),
+        ]
     )
     head, layer, seed = options.head, options.pre_classifier, options.seed
     untrained = Retriever.untrained(
