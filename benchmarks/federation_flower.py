@@ -34,6 +34,9 @@ from fedcar.collection.collection import Collection
 from fedcar.common.progress import Console
 from fedcar.federation.deploy import keys
 from fedcar.federation.deploy import server as deploy
+from fedcar.federation.deploy.enroll import enroll
+from fedcar.federation.deploy.folder import ServerFolder, ServerSettings
+from fedcar.federation.deploy.link import link_of, register
 from fedcar.federation.deploy.processes import Child, free_port
 from fedcar.federation.remote.network import RemoteNetwork
 from fedcar.federation.rounds.settings import RoundSettings
@@ -72,7 +75,7 @@ app.train()(answer)
 class StockNode(Child):
     """A SuperNode as Flower's own command line starts it."""
 
-    def __init__(self, place: deploy.ServerFolder, name: str, folder: Path, told: dict[str, str]) -> None:
+    def __init__(self, place: ServerFolder, name: str, folder: Path, told: dict[str, str]) -> None:
         settings = place.settings()
         words = " ".join(f'{key}="{value}"' for key, value in told.items())
         command = [
@@ -105,13 +108,13 @@ def family(process: int) -> list[int]:
 def rounds_of(result: Federation) -> dict[str, Any]:
     """Medians over the rounds after the first."""
     records = result.rounds[1:] or result.rounds
-    training = [max(record["client_seconds"].values()) for record in records]
-    whole = [record["clock_seconds"] for record in records]
+    training = [max(record.client_seconds.values()) for record in records]
+    whole = [record.clock_seconds for record in records]
     return {
         "seconds a round": round(median(whole), 2),
         "training": round(median(training), 2),
         "overhead": round(median(all_ - own for all_, own in zip(whole, training, strict=True)), 2),
-        "first round": round(result.rounds[0]["clock_seconds"], 2),
+        "first round": round(result.rounds[0].clock_seconds, 2),
         "kB a round": round(result.bytes_per_round / 1000),
     }
 
@@ -132,7 +135,7 @@ def stock(cache: Path, deadline: float | None, report: Console, notes: dict[str,
             for name in sorted(shares):
                 own = running.folder / "devices" / name
                 _, public = keys.keygen(own, name)
-                deploy.enroll(place, public, None, None)
+                enroll(place, public, None, None, register)
                 enrolled[name] = int(place.nodes()[name]["node"])
                 told = {
                     "collection": str(running.folder / "collections" / name), "folder": str(own / "state"),
@@ -140,9 +143,9 @@ def stock(cache: Path, deadline: float | None, report: Console, notes: dict[str,
                 }  # fmt: skip
                 nodes.append(StockNode(place, name, own, told))
                 nodes[-1].start()
-            while not all(place.link().nodes()[node].online for node in enrolled.values()):
+            while not all(link_of(place).nodes()[node].online for node in enrolled.values()):
                 time.sleep(0.2)
-            link = place.link()
+            link = link_of(place)
             network = RemoteNetwork(
                 lambda: link.session({"stock.py": STOCK_APP.encode()}, "stock:app"), enrolled, untrained,
                 place.settings().documents, "stock", deadline=deadline, say=report.say,
@@ -229,13 +232,13 @@ def large(documents: int) -> None:
     """Send a head of so many rows to a device and back, and print what each process needed beyond its rest."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        place = deploy.ServerFolder(folder / "server")
+        place = ServerFolder(folder / "server")
         place.folder.mkdir()
         keys.make_authority(place.folder)
         keys.make_certificate(place.folder, "link", deploy.LOOPBACK)
         keys.write_private(place.secret, secrets.token_hex(32).encode())
         port, own = free_port(), free_port()
-        settings = deploy.ServerSettings("127.0.0.1", "127.0.0.1", 1, port, "", "", "", None, "")
+        settings = ServerSettings("127.0.0.1", "127.0.0.1", 1, port, "", "", "", None, "")
         link_process = deploy.superlink(place, settings)
         link_process.start()
         link = flower.Link(f"127.0.0.1:{port}", place.ca.read_bytes(), place.secret.read_bytes())

@@ -26,7 +26,7 @@ def main(encoder: str = "all-MiniLM-L6-v2") -> None:
             rounds=RoundSettings(rounds=3),
         )
     for record in result.rounds:
-        print(f"round {record['round']}: {len(record['clients'])} clients, on dev {record['selection']:.3f}")
+        print(f"round {record.round}: {len(record.clients)} clients, on dev {record.selection:.3f}")
     if result.central and result.federated:
         print(
             f"success@1 in one place {result.central['success@1']:.3f}, over sites {result.federated['success@1']:.3f}"

@@ -61,8 +61,8 @@ def folders() -> list[Folder]:
     from fedcar.common.folders import FORMAT_VERSION
     from fedcar.export.bundle import KIND as BUNDLE
     from fedcar.federation.deploy import options as run_files
-    from fedcar.federation.deploy.join import FIELDS
-    from fedcar.federation.deploy.server import FORMAT as SERVER_FORMAT
+    from fedcar.federation.deploy.enroll import FIELDS
+    from fedcar.federation.deploy.folder import FORMAT as SERVER_FORMAT
     from fedcar.federation.job.noised import COINS, PRIVATE
     from fedcar.federation.ledgers import LEDGER
     from fedcar.federation.rounds.run_folder import CENTRAL, CHECKPOINT, HISTORY

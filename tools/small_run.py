@@ -111,8 +111,9 @@ def _checkpoint(run: SmallRun, collection: Path, model: Path) -> None:
 
 def _server(run: SmallRun, collection: Path, model: Path) -> None:
     """The folder of a server before its first device, and a device's keys; no process is started."""
+    from fedcar.federation.deploy.folder import ServerFolder
     from fedcar.federation.deploy.processes import free_port
-    from fedcar.federation.deploy.server import ServerFolder, front_certificate, prepare_server
+    from fedcar.federation.deploy.server import front_certificate, prepare_server
 
     place = ServerFolder(run.folder / "server")
     prepare_server(place, "127.0.0.1", None, free_port(), collection, str(model), None)

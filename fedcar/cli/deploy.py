@@ -19,6 +19,9 @@ from fedcar.cli.options import (
     extra,
     given,
     pooling_option,
+    privacy_target,
+    refuse_both,
+    round_settings,
     with_privacy,
     with_settings,
 )
@@ -27,7 +30,7 @@ from fedcar.cli.tables import live_table
 from fedcar.errors import FedcarError, typed_path
 
 if TYPE_CHECKING:
-    from fedcar.federation.deploy.server import ServerFolder
+    from fedcar.federation.deploy.folder import ServerFolder
 
 data_dir = click.option(
     "--data-dir", type=FOLDER, default=Path("server"), show_default=True, help="The server's folder."
@@ -66,15 +69,16 @@ def serve(
         from fedcar.common.progress import Console
         from fedcar.encoder.model_files import DEFAULT_ENCODER
         from fedcar.federation.deploy import server as deploy
+        from fedcar.federation.deploy.folder import ServerFolder
 
-        place = deploy.ServerFolder(data_dir)
+        place = ServerFolder(data_dir)
         before = place.settings() if place.file.exists() else None
         if collection is None and before is None:
             raise FedcarError("--collection: needed when a server starts for the first time; give the folder")
-        found = collection or Path(before.collection)  # type: ignore[union-attr] # one of the two is there
+        documents = collection or Path(before.collection)  # type: ignore[union-attr] # one of the two is there
         chosen = encoder or (before.encoder if before else DEFAULT_ENCODER)
         settings = deploy.prepare_server(
-            place, host, bind, port, found, chosen, pooling or (before.pooling if before else None)
+            place, host, bind, port, documents, chosen, pooling or (before.pooling if before else None)
         )
         given = (certificate, certificate_key, certificate_authority)
         if any(given) and not all(given):
@@ -116,15 +120,21 @@ def keygen(node: str, out: Path, as_json: bool) -> None:
 def enroll(public: Path, data_dir: Path, address: str | None, out: Path | None, as_json: bool) -> None:
     """Let the device with the key PUBLIC in, and write the file with which it joins; no secret is in it."""
     with extra():
-        from fedcar.federation.deploy.server import ServerFolder
-        from fedcar.federation.deploy.server import enroll as let_in
+        from fedcar.federation.deploy.enroll import enroll as let_in
+        from fedcar.federation.deploy.folder import ServerFolder
 
-        file = let_in(ServerFolder(data_dir), public, address, out)
+        file = let_in(ServerFolder(data_dir), public, address, out, _register)
     if as_json:
         print_json({"file": str(file)})
         return
     there = f"fedcar join --file {typed_path(file.name)} --collection DIR"
     echo(f"{file}: take it to the device, and there: {there}")
+
+
+def _register(place: ServerFolder, key: bytes, name: str) -> int:
+    from fedcar.federation.deploy.link import register  # heavy, and not needed where the device is known
+
+    return register(place, key, name)
 
 
 @click.command()
@@ -154,9 +164,10 @@ def join(
     with extra():
         from fedcar.common.progress import Console
         from fedcar.federation.deploy import join as deploy_join
+        from fedcar.federation.deploy.enroll import JoinFile
         from fedcar.privacy.ledger import Budget
 
-        told = deploy_join.JoinFile.read(file)
+        told = JoinFile.read(file)
         budget = None if epsilon is None else Budget(epsilon, delta)
         key = key or file.with_name(f"{told.node}.key")
         folder = data_dir or file.with_name(f"{told.node}.node")
@@ -204,8 +215,7 @@ def run(
     **options: Any,  # noqa: ANN401 - the settings of the rounds
 ) -> None:
     """Train one retriever over the devices that are online."""
-    if epsilon is not None and no_privacy:
-        raise FedcarError("--epsilon and --no-privacy: one or the other")
+    refuse_both(epsilon, no_privacy)
     if epsilon is None and not no_privacy:
         raise FedcarError(
             "run: give --epsilon, the privacy budget, or --no-privacy to send updates un-noised on purpose"
@@ -213,33 +223,31 @@ def run(
     with extra():
         from dataclasses import asdict
 
-        from fedcar.cli.options import round_settings
-        from fedcar.federation.deploy import run as deploy_run
+        from fedcar.federation.deploy.folder import ServerFolder
         from fedcar.federation.deploy.options import RunOptions
-        from fedcar.federation.deploy.server import ServerFolder
+        from fedcar.federation.deploy.runs import check_serving, new_run, one_run
         from fedcar.federation.job.job import check_method
-        from fedcar.training.settings import refuse_with_epsilon_only
-        from fedcar.training.target import Target
 
         if not 1.0 <= over_selection <= 10.0:
             raise FedcarError(f"--over-selection {over_selection:g}: must be from 1 to 10")
         settings = round_settings(rounds, options)
         check_method(method, adapter, settings)
-        refuse_with_epsilon_only(
-            epsilon, public_dev=public_dev, against_advice=against_advice, adaptive_clip=adaptive_clip,
-            held_out=held_out,
+        target = privacy_target(
+            epsilon, delta=delta, unit=unit, public_dev=public_dev, against_advice=against_advice,
+            adaptive_clip=adaptive_clip, held_out=held_out,
         )  # fmt: skip
         place = ServerFolder(data_dir)
         place.settings()
-        kept = RunOptions(method, adapter, asdict(settings), over_selection, str(cache.resolve()) if cache else None)
-        if epsilon is not None:
+        run_options = RunOptions(
+            method, adapter, asdict(settings), over_selection, str(cache.resolve()) if cache else None
+        )
+        if target is not None:
             from fedcar.federation.deploy.run_noised import under_epsilon
 
-            target = Target(epsilon, delta, unit, public_dev, None, against_advice, adaptive_clip, held_out)
-            kept = under_epsilon(kept, target, settings, str(ledgers.resolve()) if ledgers else None)
-        with deploy_run.one_run(place):
-            deploy_run.check_serving(place)
-            folder = deploy_run.new_run(place, kept)
+            run_options = under_epsilon(run_options, target, settings, str(ledgers.resolve()) if ledgers else None)
+        with one_run(place):
+            check_serving(place)
+            folder = new_run(place, run_options)
         _go(place, folder, resume=False, detach=detach, as_json=as_json)
 
 
@@ -251,8 +259,8 @@ def run(
 def resume(name: str, data_dir: Path, detach: bool, as_json: bool) -> None:
     """Go on with RUN from its last finished round."""
     with extra():
+        from fedcar.federation.deploy.folder import ServerFolder
         from fedcar.federation.deploy.options import RunOptions
-        from fedcar.federation.deploy.server import ServerFolder
 
         place = ServerFolder(data_dir)
         place.settings()
@@ -262,15 +270,16 @@ def resume(name: str, data_dir: Path, detach: bool, as_json: bool) -> None:
 
 
 def _go(place: ServerFolder, folder: Path, *, resume: bool, detach: bool, as_json: bool) -> None:
-    from fedcar.common.progress import Console
-    from fedcar.federation.deploy import run as deploy_run
-
     if detach:
         _detach(place, folder, as_json)
         return
+    from fedcar.common.progress import Console
+    from fedcar.federation.deploy import run as deploy_run
+    from fedcar.federation.deploy.runs import one_run
+
     report = Console()
     report.say(f"run {folder.name}")
-    with deploy_run.one_run(place, folder.name), live_table() as watch:
+    with one_run(place, folder.name), live_table() as watch:
         go_on = f"fedcar resume {folder.name} --data-dir {typed_path(place.folder)}"
         try:
             result = deploy_run.start(place, folder, resume=resume, report=report, watch=watch)
@@ -325,21 +334,27 @@ def _detach(place: ServerFolder, folder: Path, as_json: bool) -> None:
 def status(data_dir: Path, as_json: bool) -> None:
     """Show the server, its devices and its runs."""
     with extra():
-        from fedcar.federation.deploy import run as deploy_run
-        from fedcar.federation.deploy.server import ServerFolder
+        from fedcar.federation.deploy.folder import ServerFolder
+        from fedcar.federation.deploy.runs import status as status_of
 
-        found = deploy_run.status(ServerFolder(data_dir))
+        state = status_of(ServerFolder(data_dir), _node_states)
     if as_json:
-        print_json(found)
+        print_json(state)
         return
-    echo(f"server {found['server']}: {'serving' if found['serving'] else 'not running (fedcar serve)'}")
-    for name, state in found["devices"].items():
-        echo(f"device {name}: {state}")
-    for one in found["runs"]:
-        state = "finished" if one["finished"] else "on" if one["on"] else "stopped"
-        selection = "" if one["selection"] is None else f", selection {one['selection']:.3f}"
-        of = f" of {one['of']}" if one["of"] else ""
-        echo(f"{one['run']}: {one['method']}, {one['rounds']}{of} rounds{selection}, {state}")
+    echo(f"server {state['server']}: {'serving' if state['serving'] else 'not running (fedcar serve)'}")
+    for name, presence in state["devices"].items():
+        echo(f"device {name}: {presence}")
+    for run in state["runs"]:
+        progress = "finished" if run["finished"] else "on" if run["on"] else "stopped"
+        selection = "" if run["selection"] is None else f", selection {run['selection']:.3f}"
+        of = f" of {run['of']}" if run["of"] else ""
+        echo(f"{run['run']}: {run['method']}, {run['rounds']}{of} rounds{selection}, {progress}")
+
+
+def _node_states(place: ServerFolder) -> dict[int, str]:
+    from fedcar.federation.deploy.link import node_states  # heavy, and not needed where no server runs
+
+    return node_states(place)
 
 
 @click.command()
@@ -369,11 +384,13 @@ def doctor(
             assert file is not None
             findings = deploy_doctor.device(file, key, collection, encoder)
     if as_json:
-        print_json({"healthy": all(one.fine for one in findings), "checks": [one.__dict__ for one in findings]})
+        print_json(
+            {"healthy": all(finding.fine for finding in findings), "checks": [vars(check) for check in findings]}
+        )
     else:
-        for one in findings:
-            echo(f"{'fine ' if one.fine else 'WRONG'} {one.what}: {one.says}")
-    if not all(one.fine for one in findings):
+        for finding in findings:
+            echo(f"{'fine ' if finding.fine else 'WRONG'} {finding.what}: {finding.says}")
+    if not all(finding.fine for finding in findings):
         sys.exit(1)
 
 

@@ -17,6 +17,8 @@ from fedcar.cli.options import (
     dry_run_option,
     encoder_option,
     pooling_option,
+    privacy_target,
+    refuse_both,
     round_settings,
     with_privacy,
     with_settings,
@@ -108,17 +110,14 @@ def federate(
     from fedcar.encoder.model_files import DEFAULT_ENCODER
     from fedcar.federation.simulate.federate import federate as run_federation
     from fedcar.federation.simulate.federate import plan
-    from fedcar.training.settings import refuse_with_epsilon_only
 
     encoder = encoder or DEFAULT_ENCODER
     report = Console()
-    refuse_with_epsilon_only(
-        epsilon, public_dev=public_dev, against_advice=against_advice, adaptive_clip=adaptive_clip, held_out=held_out
-    )
-    if epsilon is not None:
-        from fedcar.training.target import Target
-
-        target = Target(epsilon, delta, unit, public_dev, None, against_advice, adaptive_clip, held_out)
+    target = privacy_target(
+        epsilon, delta=delta, unit=unit, public_dev=public_dev, against_advice=against_advice,
+        adaptive_clip=adaptive_clip, held_out=held_out,
+    )  # fmt: skip
+    if target is not None:
         target.check()
         _federate_under_epsilon(
             loaded, target, out, run, as_json, dry_run, collection, clients=clients, kind=kind, encoder=encoder,
@@ -154,8 +153,7 @@ def federate(
 
 
 def _refuse_together(epsilon: float | None, no_privacy: bool, recipe: str) -> None:
-    if epsilon is not None and no_privacy:
-        raise FedcarError("--epsilon and --no-privacy: one or the other")
+    refuse_both(epsilon, no_privacy)
     if recipe not in ("private", "paper"):
         raise FedcarError(f'--recipe "{recipe}": not known; give private or paper')
     if recipe == "paper" and epsilon is not None:
@@ -183,8 +181,8 @@ def _federate_under_epsilon(
         target.check(len(parts) if target.unit == "client" else len(loaded.judged("train")))
         rate = options["rounds"].participation if target.unit == "client" else None
         steps = options["rounds"].rounds or None
-        found = make_plan(target, options["method"], len(loaded.documents), steps=steps, sampling_rate=rate)
-        show_plan({"documents": len(loaded.documents), "clients": sorted(parts), **found.in_words()}, as_json)
+        noised_plan = make_plan(target, options["method"], len(loaded.documents), steps=steps, sampling_rate=rate)
+        show_plan({"documents": len(loaded.documents), "clients": sorted(parts), **noised_plan.in_words()}, as_json)
         return
     deadline = options["rounds"].deadline
     with live_table() as watch, _over(engine, options["cache"], deadline, options["report"]) as over:
@@ -214,9 +212,11 @@ def _over(engine: str, cache: Path | None, deadline: float | None, report: Silen
 
 
 def _print_json(result: Any) -> None:  # noqa: ANN401 - a Federation; importing it here would import torch
+    from fedcar.federation.rounds.record import shown
+
     content = {
         "run": str(result.run),
-        "rounds": result.rounds,
+        "rounds": [shown(record) for record in result.rounds],
         "central": result.central,
         "federated": result.federated,
         "bytes_per_round": result.bytes_per_round,
@@ -231,7 +231,7 @@ def _print_summary(result: Any, out: Path, collection: Path) -> None:  # noqa: A
         metrics = getattr(result, name)
         if metrics:
             echo(f"{name:<10} " + ", ".join(f"{key} {value:.3f}" for key, value in metrics.items() if key != "queries"))
-    clock = sum(record["clock_seconds"] for record in result.rounds)
+    clock = sum(record.clock_seconds for record in result.rounds)
     traffic = f"{result.bytes_per_round / 1000:.0f} kB a round"
     how = "un-noised"
     if result.privacy is not None:

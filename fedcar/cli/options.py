@@ -15,6 +15,7 @@ from fedcar.errors import FedcarError
 
 if TYPE_CHECKING:
     from fedcar.federation.rounds.settings import RoundSettings
+    from fedcar.training.target import Target
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -174,6 +175,20 @@ def round_settings(rounds: int | None, options: dict[str, Any]) -> RoundSettings
     settings = RoundSettings(rounds=rounds or 0, **options)
     settings.check()
     return settings
+
+
+def refuse_both(epsilon: float | None, no_privacy: bool) -> None:
+    if epsilon is not None and no_privacy:
+        raise FedcarError("--epsilon and --no-privacy: one or the other")
+
+
+def privacy_target(epsilon: float | None, **options: Any) -> Target | None:  # noqa: ANN401
+    """The target of --epsilon and of the options of `with_privacy`; None for an un-noised run, which takes none."""
+    from fedcar.training.settings import refuse_with_epsilon_only
+    from fedcar.training.target import Target
+
+    refuse_with_epsilon_only(epsilon, **{name: value for name, value in options.items() if isinstance(value, bool)})
+    return None if epsilon is None else Target(epsilon, **options)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from fedcar.federation.rounds.record import Record, Watch
     from fedcar.retriever.searcher import Answer
 
 COLUMNS = ("round", "selection", "MIPS", "hybrid", "central", "loss", "clients", "refused", "failed", "kB", "s")
@@ -38,7 +39,7 @@ def _on_stdout(show: Callable[Concatenate[Console, P], None]) -> Callable[P, Non
 
 
 @contextmanager
-def live_table() -> Iterator[Callable[[Mapping[str, Any]], None]]:
+def live_table() -> Iterator[Watch]:
     """A context whose value shows each round's record on stderr: a growing table on a wide terminal, or lines."""
     from rich.console import Console
     from rich.live import Live
@@ -53,48 +54,48 @@ def live_table() -> Iterator[Callable[[Mapping[str, Any]], None]]:
         table.add_column(name, justify="right")
     with Live(table, console=console, auto_refresh=False) as live:
 
-        def show(record: Mapping[str, Any]) -> None:
-            table.add_row(*_cells(record))
+        def show(record: Record, beside: Mapping[str, float | None]) -> None:
+            table.add_row(*_cells(record, beside))
             live.update(table, refresh=True)
 
         yield show
 
 
-def _show_lines() -> Callable[[Mapping[str, Any]], None]:
+def _show_lines() -> Watch:
     """A line for every record that tells something; of others, as exchanges under epsilon are, one now and then."""
     said = float("-inf")
 
-    def show(record: Mapping[str, Any]) -> None:
+    def show(record: Record, beside: Mapping[str, float | None]) -> None:
         nonlocal said
-        news = ("selection", "loss", "refused", "failed")
-        if any(record.get(name) for name in news) or time.monotonic() - said > SECONDS_BETWEEN_LINES:
-            echo(_line(record), err=True)
+        news = record.selection, getattr(record, "loss", None), record.refused, record.failed
+        if any(news) or time.monotonic() - said > SECONDS_BETWEEN_LINES:
+            echo(_line(_cells(record, beside), record), err=True)
             sys.stderr.flush()
             said = time.monotonic()
 
     return show
 
 
-def _cells(record: Mapping[str, Any]) -> list[str]:
+def _cells(record: Record, beside: Mapping[str, float | None]) -> list[str]:
     def number(value: float | None, form: str) -> str:
         return "" if value is None else format(value, form)
 
     return [
-        str(record["round"]),
-        *(number(record.get(name), ".3f") for name in ("selection", "mips", "hybrid", "central")),
-        number(record["loss"], ".4f"),
-        str(len(record["clients"])),
-        str(len(record["refused"])),
-        str(len(record["failed"])),
-        f"{(record['bytes_down'] + record['bytes_up']) / 1000:.0f}",
-        number(record["clock_seconds"] or None, ".2f"),
+        str(record.round),
+        *(number(value, ".3f") for value in (record.selection, *map(beside.get, ("mips", "hybrid", "central")))),
+        number(getattr(record, "loss", None), ".4f"),
+        str(len(record.clients)),
+        str(len(record.refused)),
+        str(len(record.failed)),
+        f"{(record.bytes_down + record.bytes_up) / 1000:.0f}",
+        number(record.clock_seconds or None, ".2f"),
     ]
 
 
-def _line(record: Mapping[str, Any]) -> str:
-    cells = ", ".join(f"{name} {cell}" for name, cell in zip(COLUMNS, _cells(record), strict=True) if cell)
-    reasons = {**record["refused"], **record["failed"]}
-    return cells + "".join(f"; {client}: {reason}" for client, reason in reasons.items())
+def _line(cells: Sequence[str], record: Record) -> str:
+    told = ", ".join(f"{name} {cell}" for name, cell in zip(COLUMNS, cells, strict=True) if cell)
+    reasons = {**record.refused, **record.failed}
+    return told + "".join(f"; {client}: {reason}" for client, reason in reasons.items())
 
 
 def _table(console: Console, **more: Any) -> Table:  # noqa: ANN401 - what rich takes

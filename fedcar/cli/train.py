@@ -77,8 +77,8 @@ def train(
         return
     from fedcar.training.train import train as train_retriever
 
-    found = seal_of(checkpoint)
-    if resume and not found:
+    checkpoint_before = seal_of(checkpoint)
+    if resume and not checkpoint_before:
         echo(f"{checkpoint}: no such checkpoint, so the training starts from the beginning", err=True)
     try:
         retriever = train_retriever(
@@ -86,11 +86,11 @@ def train(
         )
         retriever.save(out)
     except KeyboardInterrupt:
-        kept = bool(found) if resume else seal_of(checkpoint) != found
-        what = "the finished epochs are kept" if kept else "what was encoded is kept"
-        leave(f"interrupted; {what}. To go on: {this_command(resume=kept)}", INTERRUPTED)
+        has_checkpoint = bool(checkpoint_before) if resume else seal_of(checkpoint) != checkpoint_before
+        what = "the finished epochs are kept" if has_checkpoint else "what was encoded is kept"
+        leave(f"interrupted; {what}. To go on: {this_command(resume=has_checkpoint)}", INTERRUPTED)
     except FedcarError as error:
-        if seal_of(checkpoint) != found:
+        if seal_of(checkpoint) != checkpoint_before:
             go_on = f"the finished epochs are kept, to go on: {this_command(resume=True)}"
             raise FedcarError(f"{error}; {go_on}") from error
         raise

@@ -15,10 +15,16 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 from fedcar.errors import FedcarError, FedcarWarning
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 LOCK_POLL_SECONDS = 0.02
 
@@ -96,12 +102,13 @@ def written_whole(file: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def lock_of(path: Path, seconds: float = math.inf, *, create: bool = True) -> Iterator[bool]:
+def lock_of(path: Path, seconds: float = math.inf, *, create: bool = True, shared: bool = False) -> Iterator[bool]:
     """Hold the lock of a file, waiting so long for it; False where it is still held elsewhere.
 
     The lock ends with the process, whatever ends that, and leaves nothing but the file, which is made where it is
     missing (for its owner alone). With `create=False` it must be there, and may be a folder. A second hold of one lock
-    is refused within a process as well.
+    is refused within a process as well. Several may hold it `shared` at once, but none while another has it whole
+    (Windows: every hold is whole).
 
     Raises OSError where the file cannot be opened, or the system cannot lock it (Windows: folders).
     """
@@ -109,14 +116,24 @@ def lock_of(path: Path, seconds: float = math.inf, *, create: bool = True) -> It
     # cannot hold a folder and falls back to a file that outlives a killed process.
     from filelock import lock_descriptor
 
+    attempt = _locked_shared if shared and fcntl is not None else partial(lock_descriptor, blocking=False)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT if create else os.O_RDONLY, 0o600)
     try:
         end = time.monotonic() + seconds
-        while not (free := lock_descriptor(descriptor, blocking=False)) and time.monotonic() < end:
+        while not (free := attempt(descriptor)) and time.monotonic() < end:
             time.sleep(LOCK_POLL_SECONDS)
         yield free
     finally:
         os.close(descriptor)
+
+
+def _locked_shared(descriptor: int) -> bool:
+    """Hold the lock together with others that share it; False where somebody has it whole."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def replace_file(file: Path, content: bytes) -> None:

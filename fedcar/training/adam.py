@@ -47,8 +47,8 @@ class Adam:
         self.steps += 1
         means, squares = iter(self.means), iter(self.squares)
         for group in self.groups:
-            state = [(one, one.grad, next(means), next(squares)) for one in group.parameters]
-            moved = [one for one in state if one[1] is not None]
+            state = [(parameter, parameter.grad, next(means), next(squares)) for parameter in group.parameters]
+            moved = [entry for entry in state if entry[1] is not None]
             if moved:
                 parameters, gradients, mean, square = zip(*moved, strict=True)
                 steps = [torch.tensor(float(self.steps), device=parameters[0].device)] * len(parameters)

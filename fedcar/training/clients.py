@@ -7,6 +7,7 @@ behind a network (`fedcar.federation.remote`).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
@@ -15,12 +16,12 @@ Member = TypeVar("Member")
 Given = TypeVar("Given")
 
 
-class Request(Generic[Member, Given]):
+class Request(ABC, Generic[Member, Given]):
     """What every client is asked for, which says by its type what each answers."""
 
+    @abstractmethod
     def answered_by(self, member: Member) -> Given:
         """What a client of this process answers."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

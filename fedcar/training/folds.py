@@ -43,12 +43,12 @@ class Folds:
 
         `documents` is how many there are where the counts leave out some that have no question.
         """
-        folds, asked = np.full(len(counts), -1), np.flatnonzero(counts)
+        folds, with_questions = np.full(len(counts), -1), np.flatnonzero(counts)
         number = FEWER if questions >= MANY else NUMBER
-        if len(asked) >= LEAST_DOCUMENTS:
-            folds[np.random.default_rng(seed).permutation(asked)] = np.arange(len(asked)) % number
-        share = float(min(MOST_SHARE, 1 - len(asked) / max(1, documents or len(counts))))
-        return cls(folds, share if len(asked) >= LEAST_DOCUMENTS else 0.0)
+        if len(with_questions) >= LEAST_DOCUMENTS:
+            folds[np.random.default_rng(seed).permutation(with_questions)] = np.arange(len(with_questions)) % number
+        share = float(min(MOST_SHARE, 1 - len(with_questions) / max(1, documents or len(counts))))
+        return cls(folds, share if len(with_questions) >= LEAST_DOCUMENTS else 0.0)
 
     @property
     def exist(self) -> bool:

@@ -72,14 +72,14 @@ def questions_from(
     server = _Server.at(url, model, timeout)
     prompts = {document.id: _prompt(document, each) for document in documents if document.full_text}
     keys = {identifier: hashlib.sha256(prompt.encode()).hexdigest() for identifier, prompt in prompts.items()}
-    kept = _Kept(cache / "questions", hashlib.sha256(json.dumps([server.address, model]).encode()).hexdigest())
-    answers = kept.read()
+    stored = _Kept(cache / "questions", hashlib.sha256(json.dumps([server.address, model]).encode()).hexdigest())
+    answers = stored.read()
     missing = {keys[identifier]: prompt for identifier, prompt in prompts.items() if keys[identifier] not in answers}
     if missing:
         where = f"{len(missing)} documents' texts, no questions, to {server.host}"
         report.say(f"questions from a language model: sending {where}")
     unread = 0
-    with report.track("asking for questions", len(missing)) as advance, kept.appending() as keep:
+    with report.track("asking for questions", len(missing)) as advance, stored.appending() as keep:
         for key, questions in server.ask_all(missing, each):
             if questions:
                 answers[key] = questions
@@ -95,8 +95,8 @@ def questions_from(
     if unread:
         message = f"the answers on {unread} of {len(prompts)} documents could not be read; they go without"
         warnings.warn(f"--questions-from {server.host}: {message}", FedcarWarning, stacklevel=2)
-    found = ((identifier, text) for identifier, key in keys.items() for text in answers.get(key, [])[:each])
-    return PseudoQueries.of(found, weight)
+    pairs = ((identifier, text) for identifier, key in keys.items() for text in answers.get(key, [])[:each])
+    return PseudoQueries.of(pairs, weight)
 
 
 def check_questions_from(url: str | None, model: str | None, method: str) -> None:
@@ -270,15 +270,15 @@ def questions_in(answer: str, most: int) -> list[str]:
     if listed is None:
         lines = (BULLET.sub("", line).strip(" \t\"'`,") for line in answer.splitlines())
         listed = [line for line in lines if line.endswith(("?", "？"))]
-    found: dict[str, str] = {}
+    questions: dict[str, str] = {}
     for item in listed:
         if isinstance(item, dict):
             item = next((item[name] for name in ("question", "query", "text", "q") if name in item), None)
         if isinstance(item, str):
             text = " ".join(item.encode("utf-8", "ignore").decode().split())
             if 0 < len(text) <= LONGEST_QUESTION and any(map(str.isalnum, text)):
-                found.setdefault(normalised(text), text)
-    return list(found.values())[:most]
+                questions.setdefault(normalised(text), text)
+    return list(questions.values())[:most]
 
 
 def _json_list(answer: str) -> list[Any] | None:
@@ -307,16 +307,20 @@ class _Kept:
             lines = self.file.read_text(encoding="utf-8", errors="replace").splitlines() if self.file.is_file() else []
         except OSError as error:
             raise self._unusable(error) from error
-        found: dict[str, list[str]] = {}
+        answers: dict[str, list[str]] = {}
         for line in lines:
             try:
                 record = json.loads(line)
                 key, questions = record["document"], record["questions"]
             except (ValueError, LookupError, TypeError, RecursionError):
                 continue
-            if isinstance(key, str) and isinstance(questions, list) and all(isinstance(one, str) for one in questions):
-                found[key] = questions
-        return found
+            if (
+                isinstance(key, str)
+                and isinstance(questions, list)
+                and all(isinstance(question, str) for question in questions)
+            ):
+                answers[key] = questions
+        return answers
 
     @contextmanager
     def appending(self) -> Iterator[Any]:

@@ -106,11 +106,11 @@ class OnFolds:
     ) -> OnFolds:
         rows, offsets, apart, learned = [], [], [], []
         for number, fold in enumerate(folds, 1):
-            one = replace(retriever, head=copy.deepcopy(retriever.head))
-            trainer, held = Trainer(one, training.take(fold.outside), settings), training.take(fold.inside)
+            of_fold = replace(retriever, head=copy.deepcopy(retriever.head))
+            trainer, held = Trainer(of_fold, training.take(fold.outside), settings), training.take(fold.inside)
             rows.append(fold.inside)
             offsets.append(trainer.offsets(held))
-            apart.append(one.apart[held.candidates])
+            apart.append(of_fold.apart[held.candidates])
             of_epochs = [np.zeros_like(offsets[-1])]
             steps = settings.epochs * len(fold.outside)
             with report.track(f"document fold {number} of {len(folds)}", steps) as advance:
@@ -140,7 +140,7 @@ class OnFolds:
             scores = np.where(empty, -np.inf, features @ weights)
             return Weighting(weights, success_and_mrr(self.questions.relevance, scores)[0])
 
-        found = [weighting(retriever.weights)]
+        weightings = [weighting(retriever.weights)]
         if self.apart.any():
             seen, free = retriever.features(selection), np.arange(len(WEIGHT_NAMES)) >= APART
             relevance = np.concatenate([selection.relevance, self.questions.relevance])
@@ -149,8 +149,8 @@ class OnFolds:
                 importance = np.array(each, dtype=np.float32)
                 together = np.concatenate([seen, features])
                 weights = fit_mixture(together, relevance, retriever.weights, importance=importance, free=free)
-                found.append(weighting(weights))
-        return tuple(found)
+                weightings.append(weighting(weights))
+        return tuple(weightings)
 
 
 def prepared(head: Head, settings: Settings) -> Head:

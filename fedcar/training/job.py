@@ -109,13 +109,13 @@ def prepare_privately(untrained: Retriever, judged: Judged, features: FeatureCac
 
 
 def conclude(
-    job: Job, kept: Candidate, record: TrainingRecord, claim: Statement | None = None, clock: Clock | None = None
+    job: Job, chosen: Candidate, record: TrainingRecord, claim: Statement | None = None, clock: Clock | None = None
 ) -> Retriever:
     """What was kept, with confidence and threshold from the selection questions, and the record of its training.
 
     The claim, where there is one, goes with it and is said. With `clock` the record has the seconds so far.
     """
-    retriever = calibrated(kept.retriever, job.selection, job.unanswered)
+    retriever = calibrated(chosen.retriever, job.selection, job.unanswered)
     if clock is not None:
         clock.lap("train")
         record = replace(record, seconds=clock.seconds, peak_memory_mb=peak_memory_mb())
@@ -123,7 +123,7 @@ def conclude(
         job.report.say(plain_words(claim).splitlines()[0])
     record = replace(
         record,
-        method=kept.name,
+        method=chosen.name,
         collection=identity(job),
         selection_questions=len(job.selection),
         privacy=to_json(claim) if claim is not None else None,

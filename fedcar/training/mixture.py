@@ -34,10 +34,10 @@ def fit_mixture(
     matters; the fewer the questions, the stronger the pull. Questions without a relevant candidate say nothing and are
     left out; without any the prior is returned.
     """
-    kept = (relevance > 0).any(1) & ~(relevance > 0).all(1)
-    if not kept.any():
+    speaking = (relevance > 0).any(1) & ~(relevance > 0).all(1)
+    if not speaking.any():
         return prior
-    inputs, relevant = torch.from_numpy(features[kept]), Relevant.of(torch.from_numpy(relevance[kept]))
+    inputs, relevant = torch.from_numpy(features[speaking]), Relevant.of(torch.from_numpy(relevance[speaking]))
     spread = (inputs - inputs.mean(1, keepdim=True)).square().mean((0, 1)).sqrt()
     speaks = spread > LEAST_SPREAD  # a feature that is the same for all candidates says nothing: its weight stays
     learned = speaks if free is None else speaks & torch.from_numpy(free)
@@ -46,7 +46,7 @@ def fit_mixture(
     offset = (inputs / spread) @ torch.where(learned, 0.0, start)
     inputs, places = (inputs / spread)[..., learned], learned.nonzero().squeeze(1).numpy()
     start = start[learned]
-    counts = np.ones(len(inputs), dtype=np.float32) if importance is None else importance[kept]
+    counts = np.ones(len(inputs), dtype=np.float32) if importance is None else importance[speaking]
     counts = counts / max(counts.sum(), np.float32(1e-9))
     strength = STRENGTH + STRENGTH_OF_ONE_QUESTION / len(inputs)
 
@@ -59,7 +59,7 @@ def fit_mixture(
         return loss + strength * float(away.square().sum()), gradient.double().numpy()
 
     options = {"maxiter": ITERATIONS}
-    found = minimize(loss_and_gradient, start.double().numpy(), jac=True, method="L-BFGS-B", options=options)
+    minimum = minimize(loss_and_gradient, start.double().numpy(), jac=True, method="L-BFGS-B", options=options)
     weights = prior.copy()
-    weights[places] = (found.x / spread[learned].double().numpy()).astype(np.float32)
+    weights[places] = (minimum.x / spread[learned].double().numpy()).astype(np.float32)
     return weights

@@ -46,9 +46,9 @@ def refined(retriever: Retriever, new: int, report: Silent | None = None) -> Ret
     with (report or Silent()).track("solving rows", new) as advance:
         for start in range(documents - new, documents, REFINED_AT_ONCE):
             chosen = np.arange(start, min(start + REFINED_AT_ONCE, documents))
-            found = _rows_of(retriever, chosen)
-            places.append(found[0])
-            rows.append(found[1])
+            solved_places, solved_rows = _rows_of(retriever, chosen)
+            places.append(solved_places)
+            rows.append(solved_rows)
             advance(len(chosen))
     solved, weights = np.concatenate(places), np.concatenate(rows)
     if ridge is None:
@@ -65,15 +65,15 @@ def _rows_of(retriever: Retriever, chosen: NDArray[np.int64]) -> tuple[NDArray[n
     """Which of the chosen documents have a title or sentence of their own (a,), and rows for them (a, D)."""
     pseudo = pseudo_queries([retriever.documents[row] for row in chosen])
     row_of = {retriever.documents[row].id: row for row in chosen}
-    own = np.array([row_of[identifier] for identifier in pseudo.document_ids], dtype=np.int64)
-    texts, solved = [*pseudo.texts, *_nearest_texts(retriever, chosen)], np.unique(own)
+    rows_of_texts = np.array([row_of[identifier] for identifier in pseudo.document_ids], dtype=np.int64)
+    texts, solved = [*pseudo.texts, *_nearest_texts(retriever, chosen)], np.unique(rows_of_texts)
     if retriever.ridge is not None:
         features = retriever.ridge.feature_map(retriever.encoder.untrained.encode_states(texts))
-        wanted = np.ones(len(own), dtype=np.float32)
+        wanted = np.ones(len(rows_of_texts), dtype=np.float32)
     else:
-        features, wanted = _missing(retriever.head, torch.from_numpy(retriever.encoder.encode(texts)), own)
+        features, wanted = _missing(retriever.head, torch.from_numpy(retriever.encoder.encode(texts)), rows_of_texts)
     targets = np.zeros((len(texts), len(solved)))
-    targets[np.arange(len(own)), np.searchsorted(solved, own)] = wanted
+    targets[np.arange(len(rows_of_texts)), np.searchsorted(solved, rows_of_texts)] = wanted
     return solved, _solved(features.astype(np.float64), targets)
 
 
@@ -95,12 +95,12 @@ def _solved(features: NDArray[np.float64], targets: NDArray[np.float64]) -> NDAr
 
 @torch.inference_mode()
 def _missing(
-    head: Head, hidden_states: torch.Tensor, own: NDArray[np.int64]
+    head: Head, hidden_states: torch.Tensor, rows_of_texts: NDArray[np.int64]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """What a linear head's rows are multiplied with (n, d); what the first texts lack to find their document (p,)."""
     query = head.query_vectors(hidden_states)
     features = functional.normalize(query - head.centre, dim=1)
-    scores, right = head(hidden_states[: len(own)]), torch.from_numpy(own)[:, None]
+    scores, right = head(hidden_states[: len(rows_of_texts)]), torch.from_numpy(rows_of_texts)[:, None]
     best = scores.scatter(1, right, -torch.inf).max(dim=1).values
     missing = (best + MARGIN - scores.gather(1, right)[:, 0]).clamp(min=0) / head.log_scale.exp()
     return features.numpy(), missing.numpy()

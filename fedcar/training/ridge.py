@@ -69,8 +69,8 @@ class RidgeQuestions:
         """The sums of all, from the features of some at a time."""
         starts = range(0, len(self.questions), FEATURES_AT_ONCE)
         parts = [slice(start, start + FEATURES_AT_ONCE) for start in starts]
-        found = (Statistics.of(self.fixed(self.questions.states[part]), self.targets[part]) for part in parts)
-        return RidgeSums(reduce(add, found), NaiveBayes.of(self.grams, self.targets))
+        statistics = (Statistics.of(self.fixed(self.questions.states[part]), self.targets[part]) for part in parts)
+        return RidgeSums(reduce(add, statistics), NaiveBayes.of(self.grams, self.targets))
 
 
 @dataclass(frozen=True)
@@ -132,20 +132,20 @@ def fit_ridge(
     folds = taught.folds(seed, len(retriever.documents))
     sample = questions.take(folds.sample(questions.targets, np.random.default_rng(seed)))
     ridge, left_out = best_solution(taught.solutions(), sample)
-    found = taught.retriever(retriever, ridge, fixed, places)
+    learned = taught.retriever(retriever, ridge, fixed, places)
     held = HeldOut.of(ridge, taught, sample, folds, retriever.empty, columns, left_out)
 
     def fit(share: float, prior: NDArray[np.float32], free: NDArray[np.bool_]) -> NDArray[np.float32]:
         features, relevance, importance = held.stacked(share)
         return fit_mixture(features, relevance, prior, importance=importance, free=free)
 
-    return Fitted(found, weightings(fit, held.unseen_success, found.weights, folds))
+    return Fitted(learned, weightings(fit, held.unseen_success, learned.weights, folds))
 
 
 def with_rows(retriever: Retriever, training: Questions, pseudo: PseudoQueries) -> NDArray[np.int64]:
     """The documents that a question or pseudo-query is about, which get a row: their places, ascending."""
-    asked = {one for judged in training.relevant for one, score in judged.items() if score > 0}
-    touched = asked.union(pseudo.document_ids)
+    judged_documents = {identifier for judged in training.relevant for identifier, score in judged.items() if score > 0}
+    touched = judged_documents.union(pseudo.document_ids)
     return np.flatnonzero([document.id in touched for document in retriever.documents])
 
 
@@ -191,13 +191,13 @@ def weightings(
     chosen = [(everything, folds.share), (rows_alone, folds.share)]
     if 0.0 < folds.share < MOST_SHARE:
         chosen.append((everything, MOST_SHARE))
-    found = []
+    fitted = []
     for free, share in chosen:
         weights = fit(share, np.where(free, prior, np.float32(0.0)), free)
         if folds.exist and not share:
             weights = fit(ADDED_SHARE, weights, of_apart)
-        found.append(Weighting(weights, unseen_success(weights)))
-    return tuple(found)
+        fitted.append(Weighting(weights, unseen_success(weights)))
+    return tuple(fitted)
 
 
 @dataclass(frozen=True)
@@ -245,12 +245,12 @@ def best_solution(solutions: Iterator[Ridge], sample: RidgeQuestions) -> tuple[R
     tried = ((ridge, ridge.left_out(sample.features, targets)) for ridge in solutions)
     best = next(tried)
     most = right_of(best[1])
-    for one in tried:
-        right = right_of(one[1])
+    for candidate in tried:
+        right = right_of(candidate[1])
         if right < most:
             break
         if right > most:
-            best, most = one, right
+            best, most = candidate, right
     return best
 
 
@@ -383,8 +383,8 @@ class PseudoSums:
         states = cache.states(retriever.encoder.untrained, pseudo.texts)
         for start in range(0, len(rows), TEXTS_AT_ONCE):
             part = slice(start, start + TEXTS_AT_ONCE)
-            found = Statistics.of_pseudo_queries(fixed(states[part]), weights[part])
-            statistics = found if statistics is None else statistics + found
+            part_sums = Statistics.of_pseudo_queries(fixed(states[part]), weights[part])
+            statistics = part_sums if statistics is None else statistics + part_sums
         return cls(statistics, words, np.bincount(rows, minlength=len(document_rows)))
 
     def joined(self, statistics: Statistics) -> Statistics:
@@ -395,5 +395,5 @@ def alone(targets: sparse.csr_array) -> NDArray[np.bool_]:
     """Which questions (n,) share their document with no other document's questions: leaving it out leaves out all."""
     relevant = (targets > 0).astype(np.int64)
     shared = relevant[relevant.sum(axis=1) > 1].sum(axis=0) > 0
-    kept: NDArray[np.bool_] = relevant @ shared.astype(np.int64) == 0
-    return kept
+    apart: NDArray[np.bool_] = relevant @ shared.astype(np.int64) == 0
+    return apart

@@ -86,7 +86,9 @@ class Standard:
 
     def fitted(self, retriever: Retriever, among: Sequence[NDArray[np.float32]] = ()) -> Fitted:
         """A retriever that knows the evidence alone, with its weights or these to choose among."""
-        return Fitted(retriever, tuple(Weighting(one, self.success(one)) for one in among or [retriever.weights]))
+        return Fitted(
+            retriever, tuple(Weighting(weights, self.success(weights)) for weights in among or [retriever.weights])
+        )
 
     def score(self, questions: Questions, scores: NDArray[np.float32], unseen: float = 0.0) -> Score:
         """How well these scores (n, c) rank the questions' candidates: success@1 and MRR@10 as in `metrics`."""
@@ -122,8 +124,11 @@ def best_weights(fitted: Fitted, questions: Questions, standard: Standard | None
     features = retriever.features(questions)
     empty = retriever.empty[questions.candidates]
     scored = [
-        (one.weights, standard.score(questions, np.where(empty, -np.inf, features @ one.weights), one.unseen))
-        for one in fitted.weightings
+        (
+            weighting.weights,
+            standard.score(questions, np.where(empty, -np.inf, features @ weighting.weights), weighting.unseen),
+        )
+        for weighting in fitted.weightings
     ]
     weights, score = max(scored, key=lambda pair: pair[1])
     return replace(retriever, weights=weights), score
@@ -155,15 +160,15 @@ class FoldView:
         sample = folds.sample(targets, np.random.default_rng(seed))
         parts = [Fold(fold.outside, np.intersect1d(fold.inside, sample)) for fold in folds.split(targets)]
         held = training.take(np.concatenate([fold.inside for fold in parts]))
-        return cls(tuple(one for one in parts if len(one.inside)), Standard.of(folds.share, held, untrained.empty))
+        return cls(tuple(fold for fold in parts if len(fold.inside)), Standard.of(folds.share, held, untrained.empty))
 
 
 def candidate(name: str, fitted: Fitted, selection: Questions, standard: Standard, report: Silent) -> Candidate:
-    found = Candidate(name, *best_weights(fitted, selection, standard))
-    unseen = f", {found.score.unseen:.3f} on documents left out" if standard.share else ""
-    below = "" if found.score.allowed else f" (hybrid {standard.least:.3f}: not kept)"
-    report.say(f"{name}: {found.score.success:.3f} of the selection questions right{unseen}{below}")
-    return found
+    best = Candidate(name, *best_weights(fitted, selection, standard))
+    unseen = f", {best.score.unseen:.3f} on documents left out" if standard.share else ""
+    below = "" if best.score.allowed else f" (hybrid {standard.least:.3f}: not kept)"
+    report.say(f"{name}: {best.score.success:.3f} of the selection questions right{unseen}{below}")
+    return best
 
 
 def select(
@@ -174,10 +179,10 @@ def select(
         return Candidate("none", untrained, NOTHING)
     searches = standard.fitted(untrained, (untrained.weights, *baseline_weights()))
     before = Candidate("none", *best_weights(searches, selection, standard))
-    kept = max((before, *candidates), key=lambda one: one.score)
-    numbers = f"{kept.score.success:.3f} of the selection questions right, before {before.score.success:.3f}"
-    report.say(f"kept: {kept.name} ({numbers})")
-    return kept
+    best = max((before, *candidates), key=lambda tried: tried.score)
+    numbers = f"{best.score.success:.3f} of the selection questions right, before {before.score.success:.3f}"
+    report.say(f"kept: {best.name} ({numbers})")
+    return best
 
 
 def calibrated(retriever: Retriever, selection: Questions, unanswered: Questions) -> Retriever:

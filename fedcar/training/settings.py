@@ -137,26 +137,26 @@ class Settings:
     recipe: str = "plain"
 
 
-def choose_settings(asked: TrainingSettings) -> Settings:
+def choose_settings(options: TrainingSettings) -> Settings:
     """The settings of gradient steps that follow from what the user chose."""
-    if asked.method not in METHODS:
-        raise FedcarError(f'--method "{asked.method}": not known; give one of {", ".join(METHODS)}')
-    if asked.epochs is not None and asked.epochs < 1:
-        raise FedcarError(f"--epochs {asked.epochs}: must be 1 or more")
-    if asked.seed < 0:
-        raise FedcarError(f"--seed {asked.seed}: must be 0 or more")
-    parse_variant(asked.adapter)
+    if options.method not in METHODS:
+        raise FedcarError(f'--method "{options.method}": not known; give one of {", ".join(METHODS)}')
+    if options.epochs is not None and options.epochs < 1:
+        raise FedcarError(f"--epochs {options.epochs}: must be 1 or more")
+    if options.seed < 0:
+        raise FedcarError(f"--seed {options.seed}: must be 0 or more")
+    parse_variant(options.adapter)
     settings = Settings(
-        method="adapter" if asked.method == "adapter" else "head",
-        seed=asked.seed,
-        head=asked.head,
-        pre_classifier=asked.pre_classifier,
-        adapter=asked.adapter,
-        gradient_checkpointing=asked.gradient_checkpointing,
+        method="adapter" if options.method == "adapter" else "head",
+        seed=options.seed,
+        head=options.head,
+        pre_classifier=options.pre_classifier,
+        adapter=options.adapter,
+        gradient_checkpointing=options.gradient_checkpointing,
     )
-    if asked.method == "adapter":
+    if options.method == "adapter":
         settings = of_adapter(settings)
-    return settings if asked.epochs is None else replace(settings, epochs=asked.epochs)
+    return settings if options.epochs is None else replace(settings, epochs=options.epochs)
 
 
 def with_recipe(settings: Settings, recipe: str, method: str, epsilon: float | None) -> Settings:

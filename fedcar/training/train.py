@@ -64,16 +64,19 @@ def train(
         same_seed_same_model, resumed_equals_uninterrupted: bitwise, on the same machine, from the same cache.
     """
     report, clock = report or Silent(), Clock()
-    asked = replace(settings or TrainingSettings(), **changes)
-    steps = asked.steps(resume)
-    encoder, features = loaded(asked.encoder, asked.pooling), FeatureCache(Path(cache) if cache else None)
-    if asked.target is not None:
-        private = PrivateSettings(asked.target, asked.method, asked.epochs, None, asked.adapter, asked.seed)
+    options = replace(settings or TrainingSettings(), **changes)
+    steps = options.steps(resume)
+    encoder, features = loaded(options.encoder, options.pooling), FeatureCache(Path(cache) if cache else None)
+    if options.target is not None:
+        private = PrivateSettings(options.target, options.method, options.epochs, None, options.adapter, options.seed)
         return train_under_epsilon(collection, private, encoder, features, report)
     encoder.runtime_name(
-        [*(one.full_text for one in collection.documents), *(one.text for one in collection.queries.values())]
+        [
+            *(document.full_text for document in collection.documents),
+            *(query.text for query in collection.queries.values()),
+        ]
     )
-    head, layer, seed = asked.head, asked.pre_classifier, asked.seed
+    head, layer, seed = options.head, options.pre_classifier, options.seed
     untrained = Retriever.untrained(
         collection.documents, encoder, features, report, head=head, pre_classifier=layer, seed=seed
     )
@@ -81,20 +84,20 @@ def train(
     job = prepare(collection, untrained, features, report, Splits.in_one_place(collection, seed))
     clock.lap("encode")
     view, course, candidates = FoldView.of(untrained, job.training, seed), Course(resume=resume), []
-    if enough(job, asked.questions_from):
+    if enough(job, options.questions_from):
         if checkpoint is not None:
             kept_in = Checkpoint(Path(checkpoint), fingerprints(collection, encoder, steps))
             course = replace(course, checkpoint=kept_in)
-        candidates = trained_candidates(job, asked.method, steps, pseudo_of(job, asked), view, course)
-    kept = select(untrained, job.selection, candidates, view.standard, report)
+        candidates = trained_candidates(job, options.method, steps, pseudo_of(job, options), view, course)
+    chosen = select(untrained, job.selection, candidates, view.standard, report)
     record = TrainingRecord(
         settings=asdict(steps),
         questions=len(job.training),
         selection={candidate.name: candidate.score.success for candidate in candidates},
         history=course.history.records,
     )
-    claim = no_guarantee(kept.name, asked.delta) if asked.recipe == "paper" else None
-    return conclude(job, kept, record, claim, clock)
+    claim = no_guarantee(chosen.name, options.delta) if options.recipe == "paper" else None
+    return conclude(job, chosen, record, claim, clock)
 
 
 def enough(job: Job, questions_from: str | None) -> bool:
@@ -113,13 +116,13 @@ def enough(job: Job, questions_from: str | None) -> bool:
     return False
 
 
-def pseudo_of(job: Job, asked: TrainingSettings) -> PseudoQueries:
+def pseudo_of(job: Job, options: TrainingSettings) -> PseudoQueries:
     """The documents' own pseudo-queries, and what a language model would ask of them where one was named."""
-    documents, pseudo = job.collection.documents, pseudo_queries(job.collection.documents, asked.seed)
-    if asked.questions_from is None:
+    documents, pseudo = job.collection.documents, pseudo_queries(job.collection.documents, options.seed)
+    if options.questions_from is None:
         return pseudo
     return pseudo + questions_by_model(
-        asked.questions_from, documents, model=asked.questions_model, cache=job.features.folder, report=job.report
+        options.questions_from, documents, model=options.questions_model, cache=job.features.folder, report=job.report
     )
 
 
@@ -131,18 +134,18 @@ def plan(
     **changes: Unpack[TrainingOptions],
 ) -> dict[str, object]:
     """What `train` would do with the same arguments, without doing it: counts, encoder, settings of gradient steps."""
-    asked = replace(settings or TrainingSettings(), **changes)
-    steps, encoder = asked.steps(), loaded(asked.encoder, asked.pooling)
-    training, selection = split_for_selection(collection, asked.seed)
-    if asked.target is not None:
-        asked.target.check(len(collection.judged("train")))
-        private = PrivateSettings(asked.target, asked.method, asked.epochs, None, asked.adapter, asked.seed)
+    options = replace(settings or TrainingSettings(), **changes)
+    steps, encoder = options.steps(), loaded(options.encoder, options.pooling)
+    training, selection = split_for_selection(collection, options.seed)
+    if options.target is not None:
+        options.target.check(len(collection.judged("train")))
+        private = PrivateSettings(options.target, options.method, options.epochs, None, options.adapter, options.seed)
         in_words = private.plan(len(collection.documents)).in_words()
         return {"documents": len(collection.documents), "encoder": encoder.name, "privacy": in_words}
     deep = reads_tokens(collection.documents, encoder)
     used = asdict(suited_to(steps, encoder, deep))
     also: dict[str, object] = {}
-    if asked.method == "auto" and is_small(encoder):
+    if options.method == "auto" and is_small(encoder):
         of_the_adapter = asdict(suited_to(of_adapter(steps), encoder, deep))
         also = {"and an adapter": {name: value for name, value in of_the_adapter.items() if value != used[name]}}
     return {
@@ -151,9 +154,9 @@ def plan(
         "selection questions": len(selection),
         "encoder": f"{encoder.name} ({encoder.dimension} wide, pooling {encoder.pooling}, {encoder.fingerprint[:12]})",
         **used,
-        "method": asked.method,
+        "method": options.method,
         **also,
-        "documents sent to": asked.questions_from or "nobody",
+        "documents sent to": options.questions_from or "nobody",
     }
 
 
@@ -195,8 +198,10 @@ def trained_candidates(
 
 def can_matter(pseudo: PseudoQueries, training: Questions) -> bool:
     """Whether pseudo-queries can change the rows: a document has no question, or they weigh a hundredth of them."""
-    asked = {document for judged in training.relevant for document, score in judged.items() if score > 0}
-    return not asked.issuperset(pseudo.document_ids) or float(pseudo.weights.sum()) >= LEAST_PSEUDO * len(training)
+    judged_documents = {document for judged in training.relevant for document, score in judged.items() if score > 0}
+    return not judged_documents.issuperset(pseudo.document_ids) or float(pseudo.weights.sum()) >= LEAST_PSEUDO * len(
+        training
+    )
 
 
 def with_mixture(untrained: Retriever, training: Questions) -> Retriever:

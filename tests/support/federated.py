@@ -93,7 +93,7 @@ class World:
         run = RunFolder(folder, {"collection": "world", "encoder": "none", "settings": {"rounds": rounds.rounds}})
         run.start(resume)
         network = LocalNetwork(members, rounds, clock or VirtualClock())
-        records = run_rounds(network, selection, rounds, run, resume, lambda record: None, {})
+        records = run_rounds(network, selection, rounds, run, resume, lambda record, beside: None, {})
         return selection, [record.to_json() for record in records], run
 
 

@@ -13,13 +13,14 @@ import pytest
 
 from fedcar.federation.deploy import front as deploy_front
 from fedcar.federation.deploy import server as deploy
+from fedcar.federation.deploy.folder import ServerFolder
 from fedcar.federation.deploy.processes import free_port
 
 
 @pytest.fixture
-def place(tmp_path: Path, collection_folder: Path, encoder: Path) -> deploy.ServerFolder:
+def place(tmp_path: Path, collection_folder: Path, encoder: Path) -> ServerFolder:
     """A server's folder that is not being served."""
-    folder = deploy.ServerFolder(tmp_path / "server")
+    folder = ServerFolder(tmp_path / "server")
     deploy.prepare_server(folder, "127.0.0.1", None, free_port(), collection_folder, str(encoder), None)
     deploy.front_certificate(folder, "127.0.0.1", None)
     return folder
@@ -51,7 +52,7 @@ class Upstream(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def front(place: deploy.ServerFolder) -> Iterator[str]:
+def front(place: ServerFolder) -> Iterator[str]:
     """The address of a front whose SuperLink is `Upstream`."""
     Upstream.asked.clear()
     Upstream.status = 200

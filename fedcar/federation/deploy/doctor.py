@@ -16,9 +16,11 @@ from fedcar.collection.collection import Collection
 from fedcar.encoder.encoder import Encoder
 from fedcar.errors import FedcarError, typed_path
 from fedcar.federation.deploy import keys
-from fedcar.federation.deploy.join import JoinFile, check_join, check_server
+from fedcar.federation.deploy.enroll import JoinFile
+from fedcar.federation.deploy.folder import ServerFolder
+from fedcar.federation.deploy.join import check_join, check_server
+from fedcar.federation.deploy.link import link_of
 from fedcar.federation.deploy.processes import check_port
-from fedcar.federation.deploy.server import ServerFolder
 from fedcar.federation.device.device import documents_fingerprint
 from fedcar.federation.wire.flower import knows
 from fedcar.version import __version__
@@ -37,7 +39,7 @@ class Finding:
     says: str
 
 
-def found(what: str, check: Callable[[], str]) -> Finding:
+def finding(what: str, check: Callable[[], str]) -> Finding:
     """The check's sentence; what it raises is the finding."""
     try:
         return Finding(what, True, check())
@@ -51,14 +53,14 @@ def server(folder: Path) -> list[Finding]:
     """The checks of a server's folder."""
     place = ServerFolder(folder)
     return [
-        found("versions", _versions),
-        found("certificates", lambda: _certificates(place)),
-        found("secret", lambda: _secret(place)),
-        found("port", lambda: _port(place)),
-        found("devices", lambda: _devices(place)),
-        found("collection", lambda: _servers_collection(place)),
-        found("disk", lambda: _disk(folder)),
-        found("memory", _memory),
+        finding("versions", _versions),
+        finding("certificates", lambda: _certificates(place)),
+        finding("secret", lambda: _secret(place)),
+        finding("port", lambda: _port(place)),
+        finding("devices", lambda: _devices(place)),
+        finding("collection", lambda: _servers_collection(place)),
+        finding("disk", lambda: _disk(folder)),
+        finding("memory", _memory),
     ]
 
 
@@ -68,17 +70,17 @@ def device(file: Path, key: Path | None, collection: Path | None, encoder: str |
         join = JoinFile.read(file)
     except FedcarError as error:
         return [Finding("join file", False, str(error))]
-    own = key or file.with_name(f"{join.node}.key")
+    key_file = key or file.with_name(f"{join.node}.key")
     return [
-        found("versions", _versions),
-        found("join file", lambda: _join_file(join, own)),
-        found("certificate", lambda: _servers_certificate(join)),
-        found("clock", lambda: _clock(join)),
-        found("enrolment", lambda: _enrolment(join, own)),
-        found("collection", lambda: _devices_collection(join, collection)),
-        found("encoder", lambda: _encoder(join, encoder)),
-        found("disk", lambda: _disk(file.resolve().parent)),
-        found("memory", _memory),
+        finding("versions", _versions),
+        finding("join file", lambda: _join_file(join, key_file)),
+        finding("certificate", lambda: _servers_certificate(join)),
+        finding("clock", lambda: _clock(join)),
+        finding("enrolment", lambda: _enrolment(join, key_file)),
+        finding("collection", lambda: _devices_collection(join, collection)),
+        finding("encoder", lambda: _encoder(join, encoder)),
+        finding("disk", lambda: _disk(file.resolve().parent)),
+        finding("memory", _memory),
     ]
 
 
@@ -113,7 +115,7 @@ def _devices(place: ServerFolder) -> str:
     if not place.serving():
         raise FedcarError(f"{place.folder}: fedcar serve does not run; start it")
     try:
-        nodes = place.link().nodes()
+        nodes = link_of(place).nodes()
     except Exception as error:
         raise FedcarError(f"the SuperLink does not answer; {place.folder / 'superlink.log'} says why") from error
     return f"{sum(node.online for node in nodes.values())} of {len(place.nodes())} devices online"
@@ -201,7 +203,7 @@ def _clock(join: JoinFile) -> str:
 
 
 def _disk(folder: Path) -> str:
-    folder = next(one for one in (folder.resolve(), *folder.resolve().parents) if one.exists())
+    folder = next(parent for parent in (folder.resolve(), *folder.resolve().parents) if parent.exists())
     free = shutil.disk_usage(folder).free
     if free < LEAST_DISK:
         raise FedcarError(f"{folder}: {free / 1e9:.1f} GB free; make room for a checkpoint and the hidden states")

@@ -72,8 +72,10 @@ def application(link: str, ca: bytes) -> Starlette:
             finally:
                 await answer.aclose()
 
-        kept = {name: value for name, value in answer.headers.items() if name not in HOP_BY_HOP | {"server", "date"}}
-        return StreamingResponse(body(), answer.status_code, kept)
+        passed_back = {
+            name: value for name, value in answer.headers.items() if name not in HOP_BY_HOP | {"server", "date"}
+        }
+        return StreamingResponse(body(), answer.status_code, passed_back)
 
     @asynccontextmanager
     async def closing(_: Starlette) -> AsyncIterator[None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import socket
 import ssl
@@ -20,6 +19,7 @@ from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
 from fedcar.errors import FedcarError
 from fedcar.federation.deploy import keys
+from fedcar.federation.deploy.enroll import JoinFile
 from fedcar.federation.deploy.processes import Child, free_port, locked
 from fedcar.federation.device.device import Device, documents_fingerprint
 from fedcar.federation.ledgers import Ledgers
@@ -29,39 +29,6 @@ from fedcar.privacy.release import check_target
 from fedcar.version import __version__
 
 CONNECT_SECONDS = 10.0
-FIELDS = ("node", "id", "key", "address", "ca", "documents", "encoder", "pooling", "encoder_fingerprint", "fedcar")
-
-
-@dataclass(frozen=True)
-class JoinFile:
-    """What fedcar enroll wrote for a device."""
-
-    file: Path
-    node: str
-    id: int
-    key: str
-    address: str
-    ca: str
-    documents: str
-    encoder: str
-    pooling: str | None
-    encoder_fingerprint: str
-    fedcar: str
-
-    @classmethod
-    def read(cls, file: Path) -> JoinFile:
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            return cls(file, **{name: content[name] for name in FIELDS})
-        except OSError as error:
-            raise FedcarError(f"{file}: cannot be read ({error.strerror}); ask the server's side for it") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise FedcarError(f"{file}: not a file of fedcar enroll; ask the server's side for it again") from error
-
-    @property
-    def server(self) -> tuple[str, int]:
-        host, _, port = self.address.rpartition(":")
-        return host.strip("[]"), int(port)
 
 
 def check_join(join: JoinFile, key: Path) -> None:
@@ -71,8 +38,8 @@ def check_join(join: JoinFile, key: Path) -> None:
             f"{join.file}: the server runs fedcar {join.fedcar}, this device {__version__}; install the same on both "
             "(where the server was updated since, fedcar enroll there writes a new file)"
         )
-    own = keys.key_fingerprint(keys.public_bytes(keys.read_private(key).public_key()))
-    if own != join.key:
+    fingerprint = keys.key_fingerprint(keys.public_bytes(keys.read_private(key).public_key()))
+    if fingerprint != join.key:
         raise FedcarError(
             f"{join.file}: is for {join.node}, whose key is not {key}; give that device's own join file and key"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from fedcar.version import __version__
 
 if TYPE_CHECKING:
     from fedcar.collection.collection import Collection
+    from fedcar.federation.rounds.record import Watch
 
 OPTIONS = "run.json"
 ENROLMENT = "enrolment.safetensors"
@@ -53,4 +54,4 @@ class ServedRun:
     collection: Collection
     resume: bool = False
     report: Silent = field(default_factory=Silent)
-    watch: Callable[[Mapping[str, Any]], None] = lambda record: None
+    watch: Watch = lambda record, beside: None

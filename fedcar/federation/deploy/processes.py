@@ -21,7 +21,7 @@ STOP_SECONDS = 3.0
 LEAST_LIFE = 5.0  # seconds a process must live before its restart is free of waiting
 LONGEST_WAIT = 30.0
 LOOKED_AT_SECONDS = 0.5
-LOOKING_SECONDS = 0.1
+LOOKING_SECONDS = 0.1 if sys.platform == "win32" else 0.0  # where those who look cannot share the lock
 PR_SET_PDEATHSIG = 1
 LIBRARY: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -102,8 +102,8 @@ def locked(file: Path, what: str = "") -> Iterator[bool]:
 
 
 def held(file: Path) -> bool:
-    """Whether a process holds this lock."""
-    with lock_of(file, LOOKING_SECONDS) as free:  # others who look hold it too, for less than a millisecond
+    """Whether a process holds this lock. Those who look share it, so that nobody waits for them or for it."""
+    with lock_of(file, LOOKING_SECONDS, shared=True) as free:
         return not free
 
 

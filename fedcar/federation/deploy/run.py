@@ -1,4 +1,4 @@
-"""A run of a real federation: the rounds, on the server; and what there is to see of runs and devices."""
+"""A run of a real federation: the rounds, on the server."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import errno
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,15 @@ from safetensors.torch import load_file, save_file
 
 from fedcar.collection.collection import Collection
 from fedcar.common.files import replace_json, written_whole
-from fedcar.common.history import History
 from fedcar.common.progress import Silent
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
 from fedcar.errors import FedcarError
-from fedcar.federation.deploy.options import DEVICES, ENROLMENT, LOCK, OPTIONS, RETRIEVER, RunOptions, ServedRun
+from fedcar.federation.deploy.folder import ServerFolder
+from fedcar.federation.deploy.link import link_of, reached
+from fedcar.federation.deploy.options import DEVICES, ENROLMENT, RETRIEVER, RunOptions, ServedRun
 from fedcar.federation.deploy.run_noised import train_privately_over
-from fedcar.federation.deploy.server import NOT_SERVED, ServerFolder
+from fedcar.federation.deploy.runs import check_serving
 from fedcar.federation.job.job import (
     FederatedJob,
     baselines,
@@ -37,6 +37,7 @@ from fedcar.federation.job.job import (
 from fedcar.federation.remote import held_out
 from fedcar.federation.remote.mixture import RemoteMixture
 from fedcar.federation.remote.network import RemoteNetwork
+from fedcar.federation.rounds.record import Watch
 from fedcar.federation.rounds.run_folder import RunFolder
 from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.federation.rounds.update import Enrolled
@@ -48,20 +49,6 @@ from fedcar.training.job import Splits, conclude, prepare
 from fedcar.version import __version__
 
 NO_SPACE = 1 << 20  # bytes free
-LOOK = 3.0  # seconds in which a SuperLink answers that is not being started
-
-
-def new_run(place: ServerFolder, options: RunOptions) -> Path:
-    """A folder for a new run, named by the time."""
-    place.runs.mkdir(exist_ok=True)
-    name = stem = time.strftime("run-%Y%m%d-%H%M%S")
-    number = 1
-    while (place.runs / name).exists():
-        name, number = f"{stem}-{number}", number + 1
-    run = place.runs / name
-    run.mkdir()
-    replace_json(run / OPTIONS, asdict(options))
-    return run
 
 
 def train_over(network: RemoteNetwork, untrained: Retriever, run: ServedRun) -> dict[str, Any]:
@@ -94,14 +81,14 @@ def train_over(network: RemoteNetwork, untrained: Retriever, run: ServedRun) -> 
     )
     learned = learn(federated, mixed, shown)
     if options.method == "ridge":
-        run.watch({**shown, **learned.history[-1]})
-    kept = selected(job, mixed, learned, shares)
+        run.watch(learned.records[-1], shown)
+    chosen = selected(job, mixed, learned, shares)
     told = {**asdict(rounds), "clients": len(members), "mixture_rounds": exchanges, "run": run.folder.name}
-    retriever = conclude(job, kept, TrainingRecord(asdict(settings), learned.history, questions, federation=told))
+    retriever = conclude(job, chosen, TrainingRecord(asdict(settings), learned.history, questions, federation=told))
     retriever.save(run.folder / RETRIEVER)
     return {
         "run": str(run.folder), "retriever": str(run.folder / RETRIEVER), "rounds": learned.history,
-        "selection": kept.score.success, "bytes_per_round": bytes_per_round(learned.records),
+        "selection": chosen.score.success, "bytes_per_round": bytes_per_round(learned.records),
         "seconds": {"all": round(time.monotonic() - start, 1)}, "privacy": None,
     }  # fmt: skip
 
@@ -119,7 +106,7 @@ def kept_enrolment(run: Path, network: RemoteNetwork, quorum: float, report: Sil
             report.say(f"{name} takes no part: {reason}")
         enrolled = [client.enrol() for client in network.clients.values()]
         with written_whole(file) as new:
-            save_file({f"{one.questions}@{one.client}": one.row_questions for one in enrolled}, new)
+            save_file({f"{member.questions}@{member.client}": member.row_questions for member in enrolled}, new)
     return {name: client.enrol().questions for name, client in network.clients.items()}
 
 
@@ -129,29 +116,12 @@ def kept_mixture(run: Path, network: RemoteNetwork) -> tuple[Any, int]:
     if file.exists():
         content = json.loads(file.read_text(encoding="utf-8"))
         return np.array(content["weights"], dtype=np.float32), content["exchanges"]
-    weights, exchanges = federated_mixture(RemoteMixture(network), network.retriever.weights)
-    replace_json(file, {"weights": [float(one) for one in weights], "exchanges": exchanges})
+    weights, exchanges = federated_mixture(RemoteMixture(network), network.retriever.weights, say=network.say)
+    replace_json(file, {"weights": [float(weight) for weight in weights], "exchanges": exchanges})
     return weights, exchanges
 
 
-@contextmanager
-def one_run(place: ServerFolder, run: str = "") -> Iterator[None]:
-    """Refuse a second run while one is on."""
-    with place.locked(LOCK, run) as free:
-        if not free:
-            raise FedcarError(f"{place.folder}: a run is on; see fedcar status, and wait for it or stop it")
-        yield
-
-
-def check_serving(place: ServerFolder) -> None:
-    """Refuse a run without a server."""
-    if not place.serving():
-        raise FedcarError(f"{place.folder}: {NOT_SERVED}")
-
-
-def start(
-    place: ServerFolder, run: Path, *, resume: bool, report: Silent, watch: Callable[[Mapping[str, Any]], None]
-) -> dict[str, Any]:
+def start(place: ServerFolder, run: Path, *, resume: bool, report: Silent, watch: Watch) -> dict[str, Any]:
     """Train over the devices of a served folder; goes on with a run where it stands."""
     options, served = RunOptions.read(run), place.settings()
     if options.version != __version__:
@@ -170,7 +140,7 @@ def start(
     cache = FeatureCache(Path(options.cache) if options.cache else None)
     untrained = Retriever.untrained(collection.documents, model, cache, report)
     network = RemoteNetwork(
-        lambda: place.link().session(), nodes, untrained, served.documents, run.name,
+        lambda: link_of(place).session(), nodes, untrained, served.documents, run.name,
         deadline=rounds.deadline, over_selection=options.over_selection, say=report.say,
     )  # fmt: skip
     under_way = ServedRun(run, options, collection, resume, report, watch)
@@ -184,7 +154,7 @@ def start(
 
 def online(place: ServerFolder, nodes: Mapping[str, int], report: Silent, seconds: float = 20.0) -> dict[str, int]:
     """The devices that are there now; waits a little for all of them."""
-    link = place.reached()
+    link = reached(place)
     end = time.monotonic() + seconds
     while True:
         known = link.nodes()
@@ -204,33 +174,3 @@ def is_full(folder: Path, error: Exception) -> bool:
     if getattr(error, "errno", 0) == errno.ENOSPC or "No space left" in str(error):
         return True
     return isinstance(error, FedcarError) and shutil.disk_usage(folder).free < NO_SPACE
-
-
-def status(place: ServerFolder) -> dict[str, Any]:
-    """Whether the server runs, its devices, its runs."""
-    served = place.settings()
-    serving, states = place.serving(), {}
-    if serving:
-        with suppress(FedcarError):  # devices are "unknown" while the SuperLink starts
-            nodes = place.reached(LOOK).nodes().values()
-            states = {node.id: "online" if node.online else "offline" for node in nodes}
-    on = place.held(LOCK)
-    running = (place.folder / LOCK).read_text(encoding="utf-8") if on else ""
-    devices = {name: states.get(int(node["node"]), "unknown") for name, node in sorted(place.nodes().items())}
-    folders = [file.parent for file in sorted(place.runs.glob(f"run-*/{OPTIONS}"))]
-    runs = [{**_run_status(run), "on": run.name == running} for run in folders]
-    return {
-        "server": f"{served.host}:{served.port}", "serving": serving, "run_on": on, "devices": devices, "runs": runs,
-    }  # fmt: skip
-
-
-def _run_status(run: Path) -> dict[str, Any]:
-    """Reads only, so that it disturbs no run that is on."""
-    options = RunOptions.read(run)
-    records = History.of(run / "history.jsonl", mend=False).records
-    last = records[-1] if records else {}
-    return {
-        "run": run.name, "method": options.method, "rounds": len(records),
-        "of": options.exchanges or options.rounds["rounds"] or None,
-        "selection": last.get("selection"), "finished": (run / RETRIEVER).exists(),
-    }  # fmt: skip

@@ -21,11 +21,11 @@ from fedcar.federation.job.noised import (
     noting,
     over_a_network,
     settings_of,
-    shown,
     stated,
 )
 from fedcar.federation.remote.network import RemoteNetwork
 from fedcar.federation.remote.noised import Exchanges
+from fedcar.federation.rounds.record import shown
 from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.retriever.retriever import Retriever
 from fedcar.training.job import Splits, prepare

@@ -1,108 +1,28 @@
-"""The server of a real federation: its folder, its processes, and the devices it lets in."""
+"""The server of a real federation: what its folder is made of, and its processes."""
 
 from __future__ import annotations
 
-import json
 import secrets
 import ssl
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from fedcar.collection.collection import Collection
 from fedcar.common.files import replace_file, replace_json
 from fedcar.encoder.encoder import Encoder
-from fedcar.errors import FedcarError, typed_path
+from fedcar.errors import FedcarError
 from fedcar.federation.deploy import front as deploy_front
 from fedcar.federation.deploy import keys
-from fedcar.federation.deploy.processes import Child, check_port, free_port, held, locked
+from fedcar.federation.deploy.folder import SERVE_LOCK, ServerFolder, ServerSettings
+from fedcar.federation.deploy.link import START_SECONDS, link_of
+from fedcar.federation.deploy.processes import Child, check_port, free_port
 from fedcar.federation.device.device import documents_fingerprint
 from fedcar.federation.wire.flower import Link, environment, superlink_command
-from fedcar.version import __version__
 
-FORMAT = 1
-START_SECONDS = 90.0
 LOOPBACK = ["127.0.0.1", "localhost"]
 SERVED = "is being served already; stop that fedcar serve first"
-NOT_SERVED = 'no fedcar serve runs there; start it, and wait until it says "serving on"'
-
-
-@dataclass(frozen=True)
-class ServerSettings:
-    """What a server keeps in server.json from its first start on; the fingerprints are those of its devices too."""
-
-    host: str
-    bind: str
-    port: int
-    link_port: int
-    collection: str
-    documents: str
-    encoder: str
-    pooling: str | None
-    encoder_fingerprint: str
-    version: str = __version__
-    format: int = FORMAT
-
-
-class ServerFolder:
-    """SERVER/server.json, ca.pem, nodes.json, runs/; secret, keys and the SuperLink's own files beside them."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.file, self.nodes_file, self.runs = folder / "server.json", folder / "nodes.json", folder / "runs"
-        self.ca, self.secret = folder / "ca.pem", folder / "secret"
-
-    def settings(self) -> ServerSettings:
-        """FedcarError where there is no server yet, or one of a later fedcar."""
-        if not self.file.exists():
-            raise FedcarError(
-                f"{self.folder}: no server's folder; make one with fedcar serve --data-dir {typed_path(self.folder)} "
-                '(one that was just started is there once it says "serving on")'
-            )
-        content = json.loads(self.file.read_text(encoding="utf-8"))
-        if content["format"] > FORMAT:
-            raise FedcarError(f"{self.file}: written by a later fedcar ({content['version']}); update this one")
-        return ServerSettings(**content)
-
-    def nodes(self) -> dict[str, dict[str, Any]]:
-        """The devices that were let in, by name: node id and the key's fingerprint."""
-        if not self.nodes_file.exists():
-            return {}
-        content: dict[str, dict[str, Any]] = json.loads(self.nodes_file.read_text(encoding="utf-8"))
-        return content
-
-    def link(self) -> Link:
-        """The connection to the SuperLink on loopback; it is not opened yet."""
-        address = f"127.0.0.1:{self.settings().link_port}"
-        return Link(address, self.ca.read_bytes(), self.secret.read_bytes())
-
-    def reached(self, seconds: float = START_SECONDS) -> Link:
-        """The connection, once the SuperLink answers: it may be starting, or be started again. FedcarError if not."""
-        link, end = self.link(), time.monotonic() + seconds
-        while True:
-            try:
-                link.nodes()
-                return link
-            except Exception as error:
-                if time.monotonic() > end or not self.serving():
-                    log = self.folder / "superlink.log"
-                    raise FedcarError(f"{self.folder}: its SuperLink does not answer; {log} says why") from error
-            time.sleep(0.2)
-
-    def serving(self) -> bool:
-        """Whether fedcar serve runs on this folder."""
-        return self.held("serve.lock")
-
-    def held(self, name: str) -> bool:
-        """Whether a process holds this lock of the folder."""
-        return held(self.folder / name)
-
-    def locked(self, name: str, what: str = "") -> AbstractContextManager[bool]:
-        """Hold a lock of the folder (see `processes.locked`)."""
-        return locked(self.folder / name, what)
 
 
 def prepare_server(
@@ -199,14 +119,14 @@ def serve(
 
     `started` is called once devices can reach it.
     """
-    with place.locked("serve.lock") as free:
+    with place.locked(SERVE_LOCK) as free:
         if not free:
             raise FedcarError(f"{place.folder}: {SERVED}")
         child = superlink(place, settings)
         server = None
         try:
             child.start()
-            wait_for(place.link(), child)
+            wait_for(link_of(place), child)
             address = f"127.0.0.1:{settings.link_port}"
             server = deploy_front.start(address, place.ca.read_bytes(), settings.bind, settings.port, *front)
             say(f"serving on {settings.host} port {settings.port}; devices: {len(place.nodes())} enrolled")
@@ -219,42 +139,3 @@ def serve(
             if server is not None:
                 server.should_exit = True
             child.stop()
-
-
-def enroll(place: ServerFolder, public: Path, address: str | None, out: Path | None) -> Path:
-    """Let a device in by its public key and write what it joins with: address, authority, fingerprints; no secret."""
-    settings = place.settings()
-    name, key = keys.read_public(public)
-    with place.locked("enroll.lock") as free:
-        if not free:
-            raise FedcarError(f"{place.folder}: another fedcar enroll is on; wait for it, then enroll {name} again")
-        node = _registered(place, public, name, key)
-    file = out or public.with_suffix(".join")
-    given = place.folder / "front-ca.pem"
-    replace_json(
-        file,
-        {
-            "format": FORMAT, "fedcar": __version__, "node": name, "id": node["node"], "key": node["key"],
-            "address": address or f"{settings.host}:{settings.port}",
-            "ca": (given if given.exists() else place.ca).read_text(),
-            "documents": settings.documents, "encoder": settings.encoder, "pooling": settings.pooling,
-            "encoder_fingerprint": settings.encoder_fingerprint,
-        },
-    )  # fmt: skip
-    return file
-
-
-def _registered(place: ServerFolder, public: Path, name: str, key: bytes) -> dict[str, Any]:
-    """What the server knows the device by; it is let in where it is new."""
-    fingerprint = keys.key_fingerprint(key)
-    known = place.nodes()
-    if name in known and known[name]["key"] != fingerprint:
-        raise FedcarError(f"{public}: a device {name} with another key is enrolled; give this one another name")
-    if taken := [other for other, node in known.items() if node["key"] == fingerprint and other != name]:
-        raise FedcarError(f"{public}: this key is enrolled as {taken[0]}; one device has one name")
-    if not place.serving():
-        raise FedcarError(f"{place.folder}: {NOT_SERVED}")
-    if name not in known:
-        known[name] = {"node": place.reached().register(key, name), "key": fingerprint}
-        replace_json(place.nodes_file, known)
-    return known[name]

@@ -33,7 +33,7 @@ from fedcar.federation.rounds.aggregate import FIXED
 from fedcar.federation.rounds.client import Client, first_moments
 from fedcar.federation.rounds.compress import decode
 from fedcar.federation.rounds.settings import RoundSettings
-from fedcar.federation.sums.mixture import MixtureTerms, loss_sums, spread_sums
+from fedcar.federation.sums.mixture import MixtureTerms, Spread, SumsAt
 from fedcar.federation.wire.payload import REQUESTS, STATE, UPDATE, Payload, named, refusal, with_prefix
 from fedcar.federation.wire.setup import Setup
 from fedcar.privacy.errors import BudgetError, LedgerError
@@ -161,15 +161,15 @@ class Device:
         evidence = self._evidence(setup, request)
         if evidence is None:
             return refusal("taught")
-        sums = spread_sums(evidence) if len(evidence.features) else torch.zeros(evidence.features.shape[2] + 1).double()
-        values = {"speaking": len(evidence.features), "counted": float(evidence.importance.sum())}
-        return Payload("spread", values, {"spread": sums})
+        spread = Spread().answered_by(evidence)
+        values = {"speaking": spread.speaking, "counted": spread.counted}
+        return Payload("spread", values, {"spread": spread.spread})
 
     def _sums(self, setup: Setup, request: Payload) -> Payload:
         evidence = self._evidence(setup, request)
         if evidence is None:
             return refusal("taught")
-        sums = loss_sums(evidence, request.tensors["weights"])
+        sums = SumsAt(request.tensors["weights"]).answered_by(evidence)
         return Payload("sums", {"loss": sums.loss}, {"gradient": sums.gradient, "hessian": sums.hessian})
 
     def _train(self, setup: Setup, request: Payload) -> Payload:
@@ -225,9 +225,9 @@ class Device:
         )
         client = Client("", retriever, self.training, settings)
         if (file := self._file(setup.run)).exists():
-            kept = load_file(file)
-            client.load_kept(named(kept, NOW), int(kept["round"]))
-            client.before_round = named(kept, BEFORE)
+            stored = load_file(file)
+            client.load_kept(named(stored, NOW), int(stored["round"]))
+            client.before_round = named(stored, BEFORE)
         return client
 
     def _keep(self, run: str, client: Client) -> None:

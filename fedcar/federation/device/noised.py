@@ -55,8 +55,8 @@ class PrivateSide:
         ledger = self.ledgers.ledger(setup.run, head, self.settings.target)
         door = NoisedClient("", self.private_questions, self.source, ledger, setup.run, head, held_out=self._counts)
         given = door.answer(due)
-        found = ledger.head()
-        return Payload("noised", {"head": f"{found.number}:{found.hash}"}, with_prefix(given, GIVEN))
+        ledger_head = ledger.head()
+        return Payload("noised", {"head": f"{ledger_head.number}:{ledger_head.hash}"}, with_prefix(given, GIVEN))
 
     def clipped(self, setup: Setup, request: Payload) -> Payload:
         """The mean of this client's clipped parts, un-noised: a server that is trusted adds the noise."""

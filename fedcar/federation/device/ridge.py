@@ -11,12 +11,19 @@ import torch
 from fedcar.encoder.cache import FeatureCache
 from fedcar.federation.sums.forms import PSEUDO, sums_from, tensors_of, words_from
 from fedcar.federation.sums.mixture import MixtureTerms
-from fedcar.federation.sums.ridge import RidgeMember, feature_map
+from fedcar.federation.sums.ridge import (
+    QuestionSums,
+    RidgeMember,
+    RightByStrength,
+    RightOnFolds,
+    Solution,
+    feature_map,
+)
 from fedcar.federation.wire.payload import Payload, refusal
 from fedcar.head.closed_form import solve
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
-from fedcar.training.ridge import STRENGTHS, PseudoSums, Taught, right_without
+from fedcar.training.ridge import STRENGTHS, PseudoSums, Taught
 from fedcar.training.selection import success_and_mrr
 
 if TYPE_CHECKING:
@@ -31,7 +38,7 @@ def right_by(retriever: Retriever, questions: Questions, among: NDArray[np.float
         return [0] * len(among)
     features, empty = retriever.features(questions), retriever.empty[questions.candidates]
     scores = (np.where(empty, -np.inf, features @ weights) for weights in among)
-    return [round(success_and_mrr(questions.relevance, one)[0] * len(questions)) for one in scores]
+    return [round(success_and_mrr(questions.relevance, scored)[0] * len(questions)) for scored in scores]
 
 
 class RidgeSide:
@@ -40,60 +47,58 @@ class RidgeSide:
     def __init__(self, untrained: Retriever, training: Questions, held_out: Questions, cache: FeatureCache) -> None:
         self.untrained, self.training, self.held_out, self.cache = untrained, training, held_out, cache
         self.member: RidgeMember | None = None
-        self.taught: Taught | None = None
         self.trained: Retriever | None = None
-        self.key, self.strength = "", 0.0
+        self.solution: Solution | None = None
+        self.key = ""
 
     def statistics(self, setup: Setup) -> Payload:
-        member = self._member(setup)
-        return Payload("statistics", {"questions": len(self.training)}, tensors_of(member.questions.sums()))
+        sums = QuestionSums().answered_by(self.of(setup)).sums
+        return Payload("statistics", {"questions": len(self.training)}, tensors_of(sums))
 
     def hear(self, setup: Setup, request: Payload) -> Payload:
         """Everybody's sums: how many sampled questions each strength gets right when each is left out."""
-        member, documents = self._member(setup), len(self.untrained.documents)
+        member, documents = self.of(setup), len(self.untrained.documents)
         dimension = member.questions.features.shape[1]
         sums = sums_from(request.tensors, int(request.values["questions"]), documents, dimension)
         words, counts = words_from(request.tensors, documents, PSEUDO), request.tensors["pseudo_counts"].numpy()
-        taught = Taught(sums, PseudoSums(None, words, counts))
-        member.hear(taught)
-        right = [right_without(ridge, member.sample) for ridge in taught.solutions()]
-        self.taught, self.strength = taught, 0.0
+        right = RightByStrength(Taught(sums, PseudoSums(None, words, counts))).answered_by(member)
+        self.solution = None
         return Payload("taught", {}, {"right": torch.tensor(right, dtype=torch.float64)})
 
     def evidence(self, setup: Setup, strength: float, share: float) -> MixtureTerms | None:
         """Its sampled questions as if they had not been trained on; None where the sums have to be heard again."""
-        held = self._held(setup, strength)
-        return None if held is None else held.evidence(share)
+        solution = self._solved(setup, strength)
+        return None if solution is None else self.of(setup).evidence(solution, share)
 
     def unseen(self, setup: Setup, request: Payload) -> Payload:
-        held = self._held(setup, float(request.values["strength"]))
-        if held is None:
+        solution = self._solved(setup, float(request.values["strength"]))
+        if solution is None:
             return refusal("taught")
         weights = request.tensors["weights"].numpy()
-        right, questions = held.unseen_right(weights)
+        counts = RightOnFolds(solution, weights).answered_by(self.of(setup))
         (counted,) = right_by(self.trained or self.untrained, self.held_out, weights[None])
-        values = {"right": float(right), "questions": questions, "held_out": len(self.held_out)}
+        values = {"right": float(counts.right), "questions": counts.questions, "held_out": len(self.held_out)}
         return Payload("unseen", {**values, "held_out_right": counted})
 
-    def _held(self, setup: Setup, strength: float) -> RidgeMember | None:
-        member = self._member(setup)
-        if self.taught is None:
+    def _solved(self, setup: Setup, strength: float) -> Solution | None:
+        """The solution at this strength; None where the sums of all have to be heard again."""
+        taught = self.of(setup).taught
+        if taught is None:
             return None
         if strength not in STRENGTHS:
             raise ValueError(f"strength {strength}")
-        if strength != self.strength:
-            ridge = solve(self.taught.statistics, strength)
-            member.hold_out(ridge, self.taught)
+        if self.solution is None or strength != self.solution.strength:
+            self.solution = Solution(strength, solve(taught.statistics, strength))
             if len(self.held_out):
-                self.trained = self.taught.retriever(self.untrained, ridge, self.fixed)
-            self.strength = strength
-        return member
+                self.trained = taught.retriever(self.untrained, self.solution.ridge, self.of(setup).fixed)
+        return self.solution
 
-    def _member(self, setup: Setup) -> RidgeMember:
+    def of(self, setup: Setup) -> RidgeMember:
+        """The client of this run."""
         key = hashlib.sha256(setup.json.encode()).hexdigest()
         if self.member is None or key != self.key:
             seed = int(setup.settings["seed"])
-            self.fixed = feature_map(self.untrained, self.cache, seed)
-            self.member = RidgeMember.of(self.untrained, self.training, self.fixed, seed)
-            self.key, self.taught = key, None
+            fixed = feature_map(self.untrained, self.cache, seed)
+            self.member = RidgeMember(self.untrained, self.training, fixed, seed)
+            self.key, self.solution = key, None
         return self.member

@@ -3,7 +3,6 @@
 What other folders take:
     job.FederatedJob: A job whose training questions are on clients: in this process (`shares`), or behind a
         `network`.
-    job.Watch: what is told of each round as it ends.
     job.baselines: MIPS and hybrid on the selection questions, to stand beside each round.
     job.bytes_per_round: What a round takes over the network, down and up, as a mean.
     job.check_method: Refuse, before long work, a method or settings that make no sense.
@@ -26,6 +25,5 @@ What other folders take:
         server.
     noised.settings_of: What the plan follows from: a round is a step, and clients are drawn for it where they are
         what is hidden.
-    noised.shown: A record with the columns of the live table; what would need an un-noised look is empty.
     noised.stated: The statement of a run, beside its history as it is in the retriever.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -21,27 +21,25 @@ from fedcar.federation.remote.ridge import RemoteRidge
 from fedcar.federation.remote.rounds import RemoteRounds
 from fedcar.federation.rounds.aggregate import FIXED
 from fedcar.federation.rounds.client import Client, first_moments
+from fedcar.federation.rounds.clients import RoundClients
 from fedcar.federation.rounds.clock import VirtualClock
 from fedcar.federation.rounds.in_process import LocalNetwork
-from fedcar.federation.rounds.record import RoundRecord
+from fedcar.federation.rounds.record import Record, RoundRecord, Watch
 from fedcar.federation.rounds.round import federated_round
 from fedcar.federation.rounds.run_folder import RunFolder
 from fedcar.federation.rounds.server_selection import ServerSelection
 from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.federation.rounds.update import Enrolled, ServerState
 from fedcar.federation.sums.mixture import MixtureTerms, federated_mixture
-from fedcar.federation.sums.ridge import LocalRidge, RidgeClients, feature_map, federated_ridge
+from fedcar.federation.sums.ridge import RidgeMember, feature_map, federated_ridge, gather
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.weights import LEARNED, weights_of
 from fedcar.training.clients import Clients, InProcess
 from fedcar.training.gradient import Trainer, prepared, with_learned
 from fedcar.training.job import Job
-from fedcar.training.noised.record import ExchangeRecord
 from fedcar.training.selection import Candidate, Score, Standard, baseline_weights, best_weights, candidate, select
 from fedcar.training.settings import Settings, TrainingSettings, choose_settings, suited_to
-
-Watch = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ class FederatedJob:
     network: RemoteNetwork | None = None
     clock: VirtualClock = field(default_factory=VirtualClock)
     resume: bool = False
-    watch: Watch = lambda record: None
+    watch: Watch = lambda record, beside: None
 
 
 class Learned(NamedTuple):
@@ -130,11 +128,10 @@ def with_federated_mixture(
 ) -> tuple[Retriever, int]:
     """The untrained retriever with weights of the evidence learned over the clients, and the rounds that took."""
     if network is not None:
-        clients: Clients = RemoteMixture(network)
+        weights, number = federated_mixture(RemoteMixture(network), untrained.weights, say=network.say)
     else:
         terms = {name: MixtureTerms.of(untrained.features(share), share.relevance) for name, share in shares.items()}
-        clients = InProcess(terms)
-    weights, number = federated_mixture(clients, untrained.weights)
+        weights, number = federated_mixture(InProcess(terms), untrained.weights)
     return replace(untrained, weights=weights_of(weights[:LEARNED])), number
 
 
@@ -159,7 +156,7 @@ def selected(job: Job, mixed: Retriever, learned: Learned, shares_right: Mapping
     if len(job.selection):
         first = candidate("evidence", evidence, job.selection, standard, report)
         return select(job.untrained, job.selection, [first, *learned.candidates], standard, report)
-    first = candidate_by(lambda weights: shares_right[weights.tobytes()], "evidence", evidence, standard, report)
+    first = candidate_by(shares_right, "evidence", evidence, standard, report)
     return select_by(shares_right, job.untrained, [first, *learned.candidates], standard, report)
 
 
@@ -172,7 +169,7 @@ def train_rounds(
     retriever = replace(mixed, weights=with_learned(mixed.weights), head=prepared(mixed.head, settings))
     if federated.network is not None:
         federated.network.begin(settings, rounds, mixed.weights)
-        clients: LocalNetwork | RemoteRounds = RemoteRounds(federated.network)
+        clients: RoundClients = RemoteRounds(federated.network)
     else:
         members = {name: Client(name, retriever, share, settings) for name, share in federated.shares.items()}
         clients = LocalNetwork(members, rounds, federated.clock)
@@ -182,7 +179,7 @@ def train_rounds(
 
 
 def run_rounds(
-    clients: LocalNetwork | RemoteRounds,
+    clients: RoundClients,
     selection: ServerSelection,
     settings: RoundSettings,
     folder: RunFolder,
@@ -196,20 +193,20 @@ def run_rounds(
     records: list[RoundRecord] = []
     before = folder.restore() if resume else None
     if before is not None:
-        state, kept, selection.best, records = before
+        state, client_states, selection.best, records = before
         for name, client in clients.clients.items():
-            client.load_kept(kept.get(name, {}), state.round)
+            client.load_kept(client_states.get(name, {}), state.round)
     selection.active = state.tensors.get(FIXED[0], selection.active)
     for _ in range(state.round, settings.rounds):
         received = state
         state, record = federated_round(state, enrolled, settings, clients, selection)
         selection.heard(received.round, received.tensors, record.held_out)
-        kept = {name: client.kept() for name, client in clients.clients.items()}
-        folder.write(state, kept, selection.best, record)
+        client_states = {name: client.kept() for name, client in clients.clients.items()}
+        folder.write(state, client_states, selection.best, record)
         records.append(record)
-        watch({**shown, **record.to_json()})
-    if isinstance(clients, RemoteRounds) and not len(selection.selection):
-        selection.heard(state.round, state.tensors, clients.network.held_out(state))
+        watch(record, shown)
+    if not len(selection.selection):
+        selection.heard(state.round, state.tensors, clients.held_out(state))
     return records
 
 
@@ -222,24 +219,32 @@ def first_tensors(trainer: Trainer, enrolled: Mapping[str, Enrolled], settings: 
         trained.update(first_moments(trained))
     if settings.share == "adapter":
         return trained
-    active = torch.stack([one.row_questions > 0 for one in enrolled.values()]).any(0)
+    active = torch.stack([client.row_questions > 0 for client in enrolled.values()]).any(0)
     return {**trained, FIXED[0]: active & (not trainer.settings.query_map)}
+
+
+def ridge_clients(federated: FederatedJob, mixed: Retriever) -> Clients:
+    """Those who are asked in the round of `ridge`."""
+    seed, network = federated.rounds.seed, federated.network
+    fixed = feature_map(mixed, federated.job.features, seed)
+    if network is not None:
+        return RemoteRidge(network, len(mixed.documents), fixed.dimension, seed)
+    return InProcess({name: RidgeMember(mixed, share, fixed, seed) for name, share in federated.shares.items()})
 
 
 def ridge_candidates(federated: FederatedJob, mixed: Retriever) -> Learned:
     """The one round of `ridge`, without and with pseudo-queries, and its record; nothing is kept to go on from."""
-    job, seed, network = federated.job, federated.rounds.seed, federated.network
+    job, seed = federated.job, federated.rounds.seed
     candidates, records, standard = [], [], Standard()
-    remote = None
-    if network is not None:
-        remote = RemoteRidge(network, mixed, feature_map(mixed, job.features, seed).dimension, seed)
-    clients: RidgeClients = remote or LocalRidge(mixed, federated.shares, job.features, seed)
+    clients = ridge_clients(federated, mixed)
+    gathered = gather(mixed, clients)
+    say = job.report.say if federated.network is None else federated.network.say
     for name, pseudo in (("ridge", PseudoQueries()), ("ridge+pseudo", pseudo_queries(mixed.documents, seed))):
         start = time.perf_counter()
-        ridge = federated_ridge(mixed, clients, job.features, seed, pseudo)
+        ridge = federated_ridge(mixed, clients, gathered, job.features, seed, pseudo, say)
         standard = ridge.standard
-        if remote is not None and not len(job.selection):
-            candidates.append(candidate_by(remote.held_out_share, name, ridge.fitted, standard, job.report))
+        if not len(job.selection):
+            candidates.append(candidate_by(ridge.held_out, name, ridge.fitted, standard, job.report))
         else:
             candidates.append(candidate(name, ridge.fitted, job.selection, standard, job.report))
         record = RoundRecord(
@@ -247,13 +252,13 @@ def ridge_candidates(federated: FederatedJob, mixed: Retriever) -> Learned:
             what=name,
             exchanges=ridge.exchanges,
             selection=candidates[-1].score.success,
-            clients=sorted(clients.sums()),
-            questions=sum(part.statistics.questions for part in clients.sums().values()),
+            clients=list(gathered.sums),
+            questions=sum(part.statistics.questions for part in gathered.sums.values()),
             refused={},
-            failed=dict(clients.failed),
+            failed=dict(gathered.failed),
             bytes_down=ridge.bytes_down,
             bytes_up=ridge.bytes_up,
-            client_seconds=dict(ridge.client_seconds),
+            client_seconds=dict(gathered.seconds),
             clock_seconds=round(time.perf_counter() - start, 4),
         )
         records.append(record)
@@ -262,6 +267,6 @@ def ridge_candidates(federated: FederatedJob, mixed: Retriever) -> Learned:
     return Learned(candidates, standard, records[-1:])
 
 
-def bytes_per_round(records: Sequence[RoundRecord] | Sequence[ExchangeRecord]) -> int:
+def bytes_per_round(records: Sequence[Record]) -> int:
     """What a round takes over the network, down and up, as a mean."""
     return sum(record.bytes_down + record.bytes_up for record in records) // max(1, len(records))

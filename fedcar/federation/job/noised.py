@@ -13,10 +13,10 @@ from fedcar.collection.collection import Collection
 from fedcar.common.files import replace_json
 from fedcar.encoder.encoder import Encoder
 from fedcar.errors import FedcarError
-from fedcar.federation.job.job import Watch
 from fedcar.federation.ledgers import LEDGER, file_name, opened_ledger
 from fedcar.federation.remote.network import RemoteNetwork
 from fedcar.federation.remote.noised import RemoteCohort, RemoteDevices
+from fedcar.federation.rounds.record import Watch
 from fedcar.federation.rounds.run_folder import RunFolder, refuse_another
 from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.privacy.ledger import LedgerHead
@@ -59,7 +59,7 @@ def noting(place: PrivateRun, clients: NoisedClients, watch: Watch) -> Callable[
 
     def noted(record: ExchangeRecord) -> None:
         place.note(record, clients.heads)
-        watch(shown(record))
+        watch(record, {})
 
     return noted
 
@@ -127,16 +127,3 @@ def stated(folder: Path, retriever: Retriever) -> dict[str, Any]:
     statement = dict(retriever.training.privacy or {})
     replace_json(folder / "privacy.json", statement)
     return statement
-
-
-def shown(record: ExchangeRecord) -> dict[str, Any]:
-    """A record with the columns of the live table; what would need an un-noised look is empty."""
-    empty: dict[str, Any] = {
-        "selection": None,
-        "loss": None,
-        "failed": {},
-        "bytes_down": 0,
-        "bytes_up": 0,
-        "clock_seconds": 0.0,
-    }
-    return {**empty, **record.to_json()}

@@ -16,7 +16,8 @@ What other folders take:
         "client").
     noised.RemoteDevices: Devices behind a network, each with noise and ledger of its own (unit "example"); see
         `NoisedClients`.
-    ridge.RemoteRidge: Devices behind a network in the round of `ridge`; see `RidgeClients`.
+    ridge.RemoteRidge: Devices in the round of `ridge`: one that was restarted meanwhile hears everybody's sums
+        again.
     rounds.RemoteRounds: Devices who `Train`, each with the settings that `network.begin` has said; `attempt` is
         nothing to them.
 """

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from fedcar.common.progress import Silent
 from fedcar.errors import FedcarError
 from fedcar.federation.remote.network import RemoteNetwork
 from fedcar.retriever.retriever import Retriever
 from fedcar.training.selection import ALLOWED, Candidate, Fitted, Score, Standard, baseline_weights
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-Share = Callable[["NDArray[np.float32]"], float]  # weights of the mixture -> share of held-out questions right
 
 
 def check_held_out(network: RemoteNetwork, name: str) -> None:
@@ -40,14 +33,19 @@ def shown(shares: Mapping[bytes, float]) -> dict[str, float]:
     return {"mips": mips, "hybrid": max(low, high)}
 
 
-def candidate_by(share: Share, name: str, fitted: Fitted, standard: Standard, report: Silent) -> Candidate:
-    """As `train.candidate`: the best of the mixtures, document folds counting by their share."""
-    found = []
-    for one in fitted.weightings:
-        success = share(one.weights)
-        value = (1 - standard.share) * success + standard.share * one.unseen
-        found.append((one.weights, Score(one.unseen >= standard.least - ALLOWED, value, 0.0, success, one.unseen)))
-    weights, score = max(found, key=lambda pair: pair[1])
+def candidate_by(
+    shares: Mapping[bytes, float], name: str, fitted: Fitted, standard: Standard, report: Silent
+) -> Candidate:
+    """As `train.candidate`: the best of the mixtures, document folds counting by their share.
+
+    `shares` are those of the held-out questions that are right, by the bytes of the mixture's weights.
+    """
+    scored = []
+    for weighting in fitted.weightings:
+        success, unseen = shares[weighting.weights.tobytes()], weighting.unseen
+        value = (1 - standard.share) * success + standard.share * unseen
+        scored.append((weighting.weights, Score(unseen >= standard.least - ALLOWED, value, 0.0, success, unseen)))
+    weights, score = max(scored, key=lambda pair: pair[1])
     report.say(f"{name}: {score.success:.3f} of the devices' held-out questions right")
     return Candidate(name, replace(fitted.retriever, weights=weights), score)
 
@@ -58,10 +56,10 @@ def select_by(
 ) -> Candidate:  # fmt: skip
     """As `train.select`: the best, baselines included; of equal ones the cheapest."""
     searches = standard.fitted(untrained, (untrained.weights, *baseline_weights()))
-    before = candidate_by(lambda weights: shares[weights.tobytes()], "none", searches, standard, Silent())
-    kept = max((before, *candidates), key=lambda one: one.score)
+    before = candidate_by(shares, "none", searches, standard, Silent())
+    best = max((before, *candidates), key=lambda candidate: candidate.score)
     report.say(
-        f"kept: {kept.name} ({kept.score.success:.3f} of the devices' held-out questions right, before "
+        f"kept: {best.name} ({best.score.success:.3f} of the devices' held-out questions right, before "
         f"{before.score.success:.3f})"
     )
-    return kept
+    return best

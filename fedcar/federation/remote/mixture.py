@@ -29,31 +29,28 @@ class RemoteMixture:
     def __init__(
         self,
         network: RemoteNetwork,
-        names: Sequence[str] = (),
         about: Mapping[str, float] = PLAIN,
         again: Callable[[Sequence[str]], None] = lambda names: None,
     ) -> None:
         self.network, self.about, self.again = network, dict(about), again
-        self.names = sorted(names or network.clients)
+        self.names = sorted(network.clients)
 
     def ask(self, request: Request[Any, Given], names: Sequence[str] | None = None) -> Answers[Given]:
-        """FedcarError for a request that is none of the mixture's."""
-        asked = self.names if names is None else names
+        names = self.names if names is None else names
         payload, shapes, read = self._written(request)
         given: dict[str, Any] = {}
         failed: Mapping[str, str] = {}
         seconds = 0.0
         for _ in range(TRIES):
-            replies = self.network.ask({name: payload for name in asked if name not in given})
+            replies = self.network.ask({name: payload for name in names if name not in given})
             given |= {name: read(reply) for name, reply in replies.payloads.items() if sound(reply, shapes)}
             failed, seconds = replies.failed, seconds + replies.seconds
-            if len(given) == len(asked):
+            if len(given) == len(names):
                 break
             self.again([name for name, why in failed.items() if why == REASONS["taught"]])
-        return Answers({name: given[name] for name in asked if name in given}, failed, seconds)
+        return Answers({name: given[name] for name in names if name in given}, failed, seconds)
 
     def keep(self, names: Sequence[str]) -> None:
-        self.network.say(f"the mixture goes on without {', '.join(sorted(set(self.names) - set(names)))}")
         self.names = list(names)
 
     def _written(

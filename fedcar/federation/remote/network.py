@@ -191,7 +191,7 @@ class RemoteNetwork:
 
     def held_out_by(self, among: Sequence[NDArray[np.float32]]) -> list[float]:
         """The share of the devices' held-out questions that search gets right with each of these weights."""
-        held_out, right, _ = self._counted(torch.stack([torch.from_numpy(one) for one in among]), None)
+        held_out, right, _ = self._counted(torch.stack([torch.from_numpy(weights) for weights in among]), None)
         return [float(count) / max(1, held_out) for count in right]
 
     def _counted(self, among: Tensor, state: ServerState | None) -> tuple[int, Tensor, int]:
@@ -203,23 +203,23 @@ class RemoteNetwork:
             tensors = {"weights": self.weights, "among": among, **with_prefix(wire, STATE)}
             values: dict[str, Value] = {"setup": self.setup.json, "round": 0 if state is None else state.round}
             requests[name] = Payload("count", values, tensors)
-        found: dict[str, Payload] = {}
+        replies: dict[str, Payload] = {}
         for _ in range(2):
-            missing = {name: request for name, request in requests.items() if name not in found}
-            found |= self.ask(missing).payloads if missing else {}
-        for _, payload in sorted(found.items()):
-            questions, own = int(payload.values["held_out"]), int(payload.values["trained"])
+            missing = {name: request for name, request in requests.items() if name not in replies}
+            replies |= self.ask(missing).payloads if missing else {}
+        for _, payload in sorted(replies.items()):
+            questions, by_state = int(payload.values["held_out"]), int(payload.values["trained"])
             right = payload.tensors["right"]
-            if right.shape == total.shape and right.dtype == torch.int64 and 0 <= own <= questions:
-                held_out, trained = held_out + questions, trained + own
+            if right.shape == total.shape and right.dtype == torch.int64 and 0 <= by_state <= questions:
+                held_out, trained = held_out + questions, trained + by_state
                 total += right.clamp(0, questions)
         return held_out, total, trained
 
     def sent_to(self, device: Enrolled, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What a device receives, against zeros: with private documents only the rows of its own."""
         if self.settings.private_documents:
-            own = (device.row_questions > 0)[:, None]
-            rows = {name: tensors[name] * own for name in ROW_TENSORS if name in tensors}
+            its_rows = (device.row_questions > 0)[:, None]
+            rows = {name: tensors[name] * its_rows for name in ROW_TENSORS if name in tensors}
             tensors = {**tensors, **rows}
         trained = {name: tensor for name, tensor in tensors.items() if name not in FIXED}
         zeros = {name: torch.zeros_like(tensor) for name, tensor in trained.items()}

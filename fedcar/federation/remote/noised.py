@@ -58,7 +58,7 @@ class Asking:
         given: dict[str, Tensors] = {}
         for name, payload in sorted(replies.payloads.items()):
             tensors = named(payload.tensors, GIVEN)
-            if {one: (tensor.dtype, tensor.shape) for one, tensor in tensors.items()} == expected:
+            if {key: (tensor.dtype, tensor.shape) for key, tensor in tensors.items()} == expected:
                 given[name] = tensors
             else:
                 replies.failed[name] = "sent rubbish: tensors of another form"
@@ -112,23 +112,23 @@ class RemoteDevices:
     def ask(self, request: Request[Any, Given], names: Sequence[str] | None = None) -> Answers[Given]:
         """FedcarError where fewer than the quorum answer, however often they are asked."""
         assert isinstance(request, NoisedRequest), request
-        found: dict[str, Any] = {}
+        answers: dict[str, Any] = {}
         failed: dict[str, str] = {}
         number, seconds = request.number + 1, 0.0
         for attempt in range(1, self.settings.attempts + 1):
             everyone: dict[str, Any] = dict.fromkeys(self.names if names is None else names)
             cohort = choose_cohort(everyone, self.failures, self.settings, number, attempt)
             least = quorum(len(cohort), self.settings)
-            missing = [name for name in cohort if name not in found]
-            given, replies = self.asking("noised", request, missing, self.heads, max(0, least - len(found)))
+            missing = [name for name in cohort if name not in answers]
+            given, replies = self.asking("noised", request, missing, self.heads, max(0, least - len(answers)))
             self._note(replies)
-            found, failed, seconds = {**found, **given}, {**failed, **replies.failed}, seconds + replies.seconds
-            self._refused(request, found, replies.failed)
-            self.failures = note_failures(self.failures, cohort, list(found), number)
-            if len(found) >= least:
+            answers, failed, seconds = {**answers, **given}, {**failed, **replies.failed}, seconds + replies.seconds
+            self._refused(request, replies.failed)
+            self.failures = note_failures(self.failures, cohort, list(answers), number)
+            if len(answers) >= least:
                 self.given.append(request.release)
-                failed = {name: why for name, why in failed.items() if name not in found}
-                return Answers(dict(sorted(found.items())), failed, round(seconds, 4))
+                failed = {name: why for name, why in failed.items() if name not in answers}
+                return Answers(dict(sorted(answers.items())), failed, round(seconds, 4))
         raise too_few(request.number, self.settings, failed)
 
     def _note(self, replies: Replies) -> None:
@@ -136,7 +136,7 @@ class RemoteDevices:
             with suppress(ValueError):  # a device that cannot say where its ledger stands is not held to it
                 self.heads[name] = head_of(payload.values["head"])
 
-    def _refused(self, request: NoisedRequest, found: Mapping[str, Tensors], failed: Mapping[str, str]) -> None:
+    def _refused(self, request: NoisedRequest, failed: Mapping[str, str]) -> None:
         """A device whose budget would be crossed ends the run, as it does in one process."""
         refusing = sorted(name for name, why in failed.items() if why == REASONS["budget"])
         if refusing:
@@ -198,9 +198,9 @@ class RemoteCohort:
 
     def _drawn(self, request: NoisedRequest) -> list[str]:
         if self.coins.exists():
-            kept = json.loads(self.coins.read_text(encoding="utf-8"))
-            if kept["exchange"] == request.number:
-                return [str(name) for name in kept["clients"]]
+            stored = json.loads(self.coins.read_text(encoding="utf-8"))
+            if stored["exchange"] == request.number:
+                return [str(name) for name in stored["clients"]]
         drawn = [self.names[place] for place in poisson(len(self.names), request.release.sampling_rate).tolist()]
         replace_json(self.coins, {"exchange": request.number, "clients": drawn})
         return drawn
@@ -209,22 +209,22 @@ class RemoteCohort:
         """The drawn clients' means, summed; FedcarError where fewer than the quorum of them answer."""
         drawn = self._drawn(request)
         total, least = self.asking.zeros(request), quorum(len(drawn), self.settings) if drawn else 0
-        found: dict[str, Tensors] = {}
+        answers: dict[str, Tensors] = {}
         failed: dict[str, str] = {}
         seconds = 0.0
         for _ in range(self.settings.attempts):
-            missing = [name for name in drawn if name not in found]
-            given, replies = self.asking("clipped", request, missing, {}, max(0, least - len(found)))
-            found, failed, seconds = {**found, **given}, {**failed, **replies.failed}, seconds + replies.seconds
-            if len(found) >= least:
+            missing = [name for name in drawn if name not in answers]
+            given, replies = self.asking("clipped", request, missing, {}, max(0, least - len(answers)))
+            answers, failed, seconds = {**answers, **given}, {**failed, **replies.failed}, seconds + replies.seconds
+            if len(answers) >= least:
                 break
         else:
             raise too_few(request.number, self.settings, failed)
         bound = float(request.release.sensitivity or 0.0)
-        for _, tensors in sorted(found.items()):
+        for _, tensors in sorted(answers.items()):
             for name, tensor in within(tensors, bound).items():
                 total[name] += tensor
-        self.last = Answers({}, {name: why for name, why in failed.items() if name not in found}, round(seconds, 4))
+        self.last = Answers({}, {name: why for name, why in failed.items() if name not in answers}, round(seconds, 4))
         return total
 
 

@@ -1,127 +1,115 @@
-"""The server's side of the method `ridge` over a network: devices behind the interface of `RidgeClients`."""
+"""The method `ridge` over a network: devices in its round, behind the interface of `Clients`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Any, TypeVar
 
 import torch
 
-from fedcar.errors import FedcarError
 from fedcar.federation.remote.mixture import RemoteMixture
 from fedcar.federation.remote.network import RemoteNetwork
 from fedcar.federation.sums.forms import PSEUDO, check_client, sums_from, tensors_of, words_of
-from fedcar.federation.sums.ridge import share_of_right
-from fedcar.federation.wire.exchange import MOST
+from fedcar.federation.sums.ridge import (
+    MeasuredSums,
+    OfLeftOut,
+    QuestionSums,
+    RightByStrength,
+    RightCounts,
+    RightOnFolds,
+)
+from fedcar.federation.wire.exchange import MOST, Replies
 from fedcar.federation.wire.payload import REASONS, Payload, Value
-from fedcar.head.closed_form import Ridge, solve
-from fedcar.retriever.retriever import Retriever
+from fedcar.training.clients import Answers, Request
 from fedcar.training.ridge import STRENGTHS, RidgeSums, Taught
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+Given = TypeVar("Given")
+WORDS = 1 << 28  # bytes of words and cross terms that a device may send; the gram is known
+TRIES = 3
 
 
 class RemoteRidge:
-    """Devices behind a network in the round of `ridge`; see `RidgeClients`.
+    """Devices in the round of `ridge`: one that was restarted meanwhile hears everybody's sums again."""
 
-    `held_out` keeps what share of the devices' held-out questions each weighting got right, to choose by where the
-    server has none. A device that fails before its sums came is left out of everything, later only of what is still
-    learned.
-    """
-
-    def __init__(self, network: RemoteNetwork, retriever: Retriever, dimension: int, seed: int) -> None:
-        self.network, self.retriever, self.dimension = network, retriever, dimension
+    def __init__(self, network: RemoteNetwork, documents: int, dimension: int, seed: int) -> None:
+        self.network, self.documents, self.dimension = network, documents, dimension
         network.setup = replace(network.setup, settings={"seed": seed})
-        self.failed: dict[str, str] = {}
-        self.seconds: dict[str, float] = {}
-        self.parts: dict[str, RidgeSums] = {}
-        self.names: list[str] = []
-        self.told: Callable[[], Payload] = lambda: Payload("greet")
-        self.strength = 0.0
-        self.held_out: dict[bytes, float] = {}
+        self.names = sorted(network.clients)
+        self.told: Payload | None = None
 
-    def sums(self) -> dict[str, RidgeSums]:
-        """Asked for once, and kept for the second candidate."""
-        if not self.parts:
-            missing = sorted(self.network.clients)
-            for _ in range(2):
-                replies = self._ask({name: Payload("statistics", self._setup()) for name in missing})
-                missing = [name for name in missing if name not in replies]
-                self.parts |= {name: found for name, one in replies.items() if (found := self._sound(name, one))}
-                if not missing:
-                    break
-        if not self.parts:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(self.failed.items())[:5])
-            raise FedcarError(f"no device gave any sums ({reasons}); see fedcar doctor on them, then fedcar resume")
-        self.names = sorted(self.parts)
-        return dict(sorted(self.parts.items()))
+    def keep(self, names: Sequence[str]) -> None:
+        self.names = list(names)
 
-    def choose(self, taught: Taught) -> Ridge:
-        tensors = {
-            **tensors_of(RidgeSums(taught.statistics, taught.sums.words)),
-            **words_of(taught.pseudo.words, PSEUDO),
-        }
-        tensors["pseudo_counts"] = torch.from_numpy(taught.pseudo.counts)
-        self.told = lambda: Payload("taught", {**self._setup(), "questions": taught.statistics.questions}, tensors)
-        replies = self._all(self.told)
-        right = [replies[name].tensors["right"] for name in sorted(replies)]
-        good = [one for one in right if one.shape == (len(STRENGTHS),) and bool(torch.isfinite(one).all())]
-        counts = [sum(float(one[place]) for one in good) for place in range(len(STRENGTHS))]
-        self.strength = STRENGTHS[counts.index(max(counts))]
-        return solve(taught.statistics, self.strength)
-
-    def mixing(self, share: float) -> RemoteMixture:
-        return RemoteMixture(self.network, self.names, {"strength": self.strength, "share": share}, self._tell)
-
-    def unseen_success(self, weights: NDArray[np.float32]) -> float:
-        values: dict[str, Value] = {**self._setup(), "strength": self.strength}
-        replies = self._all(lambda: Payload("unseen", values, {"weights": torch.from_numpy(weights)}))
-        found = [(float(one.values["right"]), int(one.values["questions"])) for _, one in sorted(replies.items())]
-        held = [(float(one.values["held_out_right"]), int(one.values["held_out"])) for one in replies.values()]
-        self.held_out[weights.tobytes()] = share_of_right(held)
-        return share_of_right(found)
-
-    def held_out_share(self, weights: NDArray[np.float32]) -> float:
-        """As it came with what was asked about document folds."""
-        return self.held_out[weights.tobytes()]
-
-    # ---------------------------------------------------------------- asking
-
-    def _setup(self) -> dict[str, Value]:
-        return {"setup": self.network.setup.json}
-
-    def _ask(self, payloads: Mapping[str, Payload]) -> dict[str, Payload]:
-        words = 1 << 28  # bytes of words and cross terms; the gram is known
-        replies = self.network.ask(payloads, None, None, MOST + words + 4 * self.dimension**2)
-        self.failed = {name: why for name, why in self.failed.items() if name not in replies.payloads} | replies.failed
-        return replies.payloads
-
-    def _all(self, payload: Callable[[], Payload]) -> dict[str, Payload]:
-        """The replies of those that gave sums; one that was restarted meanwhile hears everybody's again."""
-        found: dict[str, Payload] = {}
-        for _ in range(3):
-            found |= self._ask({name: payload() for name in self.names if name not in found})
-            if len(found) == len(self.names):
+    def ask(self, request: Request[Any, Given], names: Sequence[str] | None = None) -> Answers[Given]:
+        names = self.names if names is None else names
+        if isinstance(request, OfLeftOut):
+            about = {"strength": request.solution.strength, "share": request.share}
+            return RemoteMixture(self.network, about, self._tell).ask(request.request, names)
+        payload, read = self._written(request)
+        if isinstance(request, RightByStrength):
+            self.told = payload
+        given: dict[str, Any] = {}
+        failed: dict[str, str] = {}
+        missing, seconds = list(names), 0.0
+        for _ in range(TRIES):
+            replies = self._replies(payload, missing)
+            failed, seconds = {**failed, **replies.failed}, seconds + replies.seconds
+            for name, reply in replies.payloads.items():
+                failed.pop(name, None)
+                try:
+                    given[name] = read(name, reply)
+                except ValueError as error:
+                    failed[name] = f"sent rubbish: {error}"
+            missing = [name for name in missing if name not in replies.payloads]
+            if not missing:
                 break
-            self._tell([name for name in self.names if self.failed.get(name) == REASONS["taught"]])
-        if not found:
-            raise FedcarError("no device answers any more; see fedcar status, then fedcar resume")
-        return found
+            self._tell([name for name in missing if failed.get(name) == REASONS["taught"]])
+        return Answers(given, failed, seconds)
+
+    def _replies(self, payload: Payload, names: Sequence[str]) -> Replies:
+        return self.network.ask(dict.fromkeys(names, payload), None, None, MOST + WORDS + 4 * self.dimension**2)
 
     def _tell(self, names: Sequence[str]) -> None:
-        if names:
-            self._ask({name: self.told() for name in names})
+        if names and self.told is not None:
+            self._replies(self.told, names)
 
-    def _sound(self, name: str, payload: Payload) -> RidgeSums | None:
-        known = self.network.clients[name].enrol()
-        try:
-            questions = int(payload.values["questions"])
-            found = sums_from(payload.tensors, questions, len(self.retriever.documents), self.dimension)
-            check_client(found.statistics, known.questions, known.row_questions)
-        except ValueError as error:
-            self.failed[name] = f"sent rubbish: {error}"
-            return None
-        return found
+    def _written(self, request: Request[Any, Any]) -> tuple[Payload, Callable[[str, Payload], Any]]:
+        """The request as it travels, and how a device's answer is read."""
+        setup: dict[str, Value] = {"setup": self.network.setup.json}
+        if isinstance(request, QuestionSums):
+            return Payload("statistics", setup), self._sums
+        if isinstance(request, RightByStrength):
+            taught = request.taught
+            return Payload(
+                "taught", {**setup, "questions": taught.statistics.questions}, tensors_of_taught(taught)
+            ), by_strength
+        assert isinstance(request, RightOnFolds), request
+        values = {**setup, "strength": request.solution.strength}
+        return Payload("unseen", values, {"weights": torch.from_numpy(request.weights)}), right_counts
+
+    def _sums(self, name: str, reply: Payload) -> MeasuredSums:
+        enrolled, questions = self.network.clients[name].enrol(), int(reply.values["questions"])
+        sums = sums_from(reply.tensors, questions, self.documents, self.dimension)
+        check_client(sums.statistics, enrolled.questions, enrolled.row_questions)
+        return MeasuredSums(sums)
+
+
+def tensors_of_taught(taught: Taught) -> dict[str, torch.Tensor]:
+    sums = tensors_of(RidgeSums(taught.statistics, taught.sums.words))
+    counts = torch.from_numpy(taught.pseudo.counts)
+    return {**sums, **words_of(taught.pseudo.words, PSEUDO), "pseudo_counts": counts}
+
+
+def by_strength(name: str, reply: Payload) -> list[float]:
+    right = reply.tensors["right"]
+    if right.shape != (len(STRENGTHS),) or not bool(torch.isfinite(right).all()):
+        raise ValueError("counts that are not one number a strength")
+    return [float(count) for count in right]
+
+
+def right_counts(name: str, reply: Payload) -> RightCounts:
+    values = reply.values
+    return RightCounts(
+        float(values["right"]), int(values["questions"]), int(values["held_out_right"]), int(values["held_out"])
+    )

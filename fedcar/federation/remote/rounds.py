@@ -9,7 +9,7 @@ from fedcar.federation.remote.network import RemoteClient, RemoteNetwork
 from fedcar.federation.rounds.client import Train
 from fedcar.federation.rounds.compress import wire_bytes
 from fedcar.federation.rounds.round import quorum
-from fedcar.federation.rounds.update import Update
+from fedcar.federation.rounds.update import ServerState, Update
 from fedcar.federation.wire.exchange import MOST
 from fedcar.federation.wire.payload import STATE, UPDATE, Payload, named, with_prefix
 from fedcar.training.clients import Answers, Request
@@ -31,6 +31,9 @@ class RemoteRounds:
     @property
     def names(self) -> list[str]:
         return sorted(self.network.clients)
+
+    def held_out(self, state: ServerState) -> dict[str, float]:
+        return self.network.held_out(state)
 
     def keep(self, names: Sequence[str]) -> None:
         self.network.clients = {name: self.network.clients[name] for name in names}

@@ -6,6 +6,7 @@ What other folders take:
     client.Client: One client: its questions, its trainer, and the state it keeps from round to round.
     client.Train: Local training from the server's state; `attempt` counts how often this round was begun.
     client.first_moments: The state of an Adam that has made no step yet, by name.
+    clients.RoundClients: Clients who `Train`.
     clock.VirtualClock: What a device and its connection are like; the default is this machine without a network.
     clock.parse_clock: `bandwidth=20mbps,latency=50ms,...` as a clock; refuses unknown keys, units and values.
     compress.decode: What `encode` was given, up to what its kind loses; ValueError, with the reason, for what is
@@ -16,7 +17,10 @@ What other folders take:
     compress.wire_bytes: The bytes that travel: a safetensors payload with its header.
     in_process.LocalNetwork: Clients in this process, who `Train` beside a virtual clock: some drop out, some come
         after the deadline.
+    record.Record: of a round, or of an exchange under epsilon.
     record.RoundRecord: What a round came to, in plain values.
+    record.Watch: what hears of each round as it ends, and what stands beside it.
+    record.shown: A record with all columns of tables and `--json`; what would need an un-noised look is empty.
     round.choose_cohort: The clients asked, seeded by seed, round and attempt; failed ones wait their turn unless
         too few are left.
     round.federated_round: One round of federated averaging (McMahan et al. 2017): the state after it, and its

@@ -213,5 +213,5 @@ def load_moments(trainer: Trainer, state: Tensors) -> None:
     tensors["steps"] = state[STEPS]
     for number, name in enumerate(trainer.parameters()):
         shared = {f"{what}.{number}": f"{MOMENTS}{name}.{what}" for what in MOMENT_NAMES}
-        tensors |= {own: state[key] for own, key in shared.items() if key in state}
+        tensors |= {of_optimizer: state[key] for of_optimizer, key in shared.items() if key in state}
     trainer.optimizer.load_tensors(tensors)

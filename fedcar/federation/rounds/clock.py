@@ -60,7 +60,7 @@ def parse_clock(text: str | None) -> VirtualClock:
             raise FedcarError(
                 f"--clock {quoted(text)}: {quoted(key)} is none of {', '.join(KEYS)}; try {quoted(EXAMPLE)}"
             )
-        numbers = tuple(_number(one, key, text) for one in value.split("/"))
+        numbers = tuple(_number(number, key, text) for number in value.split("/"))
         if len(numbers) > 1 and key != "speed":
             raise FedcarError(f"--clock {quoted(text)}: {key} takes one value; try {quoted(EXAMPLE)}")
         values[key] = numbers if key == "speed" else numbers[0]

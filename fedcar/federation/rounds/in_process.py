@@ -13,7 +13,7 @@ from fedcar.federation.rounds.client import Client, Train, first_moments
 from fedcar.federation.rounds.clock import VirtualClock
 from fedcar.federation.rounds.compress import encode, wire_bytes
 from fedcar.federation.rounds.settings import RoundSettings
-from fedcar.federation.rounds.update import Tensors
+from fedcar.federation.rounds.update import ServerState, Tensors
 from fedcar.training.clients import Answers, Request
 
 Given = TypeVar("Given")
@@ -64,12 +64,16 @@ class LocalNetwork:
         waited = deadline if deadline is not None and failed else self.clock.round_seconds(seconds, traffic, deadline)
         return Answers(updates, failed, waited, down_all)
 
+    def held_out(self, state: ServerState) -> dict[str, float]:
+        """Nothing: all questions are divided into those to learn from and those that the server chooses by."""
+        return {}
+
     def sent_to(self, client: Client, tensors: Tensors) -> tuple[Tensors, int]:
         """What a client receives, and its bytes: with private documents only the rows of its own."""
         known = {**first_moments(client.initial), **client.initial}
         if self.settings.private_documents:
-            own = client.own_rows[:, None]
-            rows = {name: torch.where(own, tensors[name], known[name]) for name in ROW_TENSORS if name in tensors}
+            its_rows = client.own_rows[:, None]
+            rows = {name: torch.where(its_rows, tensors[name], known[name]) for name in ROW_TENSORS if name in tensors}
             tensors = {**tensors, **rows}
         trained = {name: tensor for name, tensor in tensors.items() if name not in FIXED}
         fixed = {name: tensors[name] for name in FIXED if name in tensors}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
+
+from fedcar.training.noised.record import ExchangeRecord
 
 ALWAYS = ("selection", "loss")  # told also where there is none; all else is left out where it is None
 
@@ -41,3 +43,13 @@ class RoundRecord:
         """As it stands in history.jsonl."""
         content = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in content.items() if value is not None or name in ALWAYS}
+
+
+Record = RoundRecord | ExchangeRecord
+Watch = Callable[[Record, Mapping[str, float | None]], None]  # a round as it ends, and what stands beside it
+
+
+def shown(record: Record) -> dict[str, Any]:
+    """A record with all columns of tables and `--json`; what would need an un-noised look is empty."""
+    content = record.to_json()
+    return {**content, **{name: content.get(name) for name in ALWAYS}}

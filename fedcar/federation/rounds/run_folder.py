@@ -64,14 +64,14 @@ class RunFolder:
         """Only what a crash before the first record leaves."""
         return all(entry.name.startswith((f".{CHECKPOINT}.", f".{CENTRAL}")) for entry in self.folder.iterdir())
 
-    def write(self, state: ServerState, kept: Kept, best: Best, record: RoundRecord) -> None:
+    def write(self, state: ServerState, client_states: Kept, best: Best, record: RoundRecord) -> None:
         """All of the run after a round, then the round's record at the end of the history."""
 
         def fill(folder: Path) -> None:
             save_file(dict(state.tensors), folder / "state.safetensors")
             save_file(dict(state.optimizer), folder / "server.safetensors")
             save_file(best.tensors, folder / "best.safetensors")
-            save_file(_flat(kept), folder / "clients.safetensors")
+            save_file(_flat(client_states), folder / "clients.safetensors")
             content = {
                 "belongs_to": self.belongs_to,
                 "round": state.round,
@@ -104,9 +104,9 @@ class RunFolder:
             failures,
         )
         best = content["best"]
-        kept = _nested(load_file(folder / "clients.safetensors"))
+        client_states = _nested(load_file(folder / "clients.safetensors"))
         best_so_far = Best(best["round"], Score(*best["score"]), load_file(folder / "best.safetensors"))
-        return state, kept, best_so_far, [RoundRecord(**record) for record in records]
+        return state, client_states, best_so_far, [RoundRecord(**record) for record in records]
 
     def central(self) -> dict[str, Any] | None:
         """What central training came to, where this run has done it already."""
@@ -139,14 +139,14 @@ def refuse_another(folder: Path, before: Mapping[str, Any], now: Mapping[str, An
             )
 
 
-def _flat(kept: Kept) -> dict[str, Tensor]:
+def _flat(client_states: Kept) -> dict[str, Tensor]:
     """All clients' tensors in one mapping; the client's name comes last, since it may hold any character."""
-    return {f"{name}@{client}": tensor for client, tensors in kept.items() for name, tensor in tensors.items()}
+    return {f"{name}@{client}": tensor for client, tensors in client_states.items() for name, tensor in tensors.items()}
 
 
 def _nested(tensors: Mapping[str, Tensor]) -> Kept:
-    kept: Kept = {}
+    client_states: Kept = {}
     for key, tensor in tensors.items():
         name, client = key.split("@", 1)
-        kept.setdefault(client, {})[name] = tensor
-    return kept
+        client_states.setdefault(client, {})[name] = tensor
+    return client_states

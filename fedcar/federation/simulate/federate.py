@@ -22,7 +22,6 @@ from fedcar.errors import FedcarError
 from fedcar.evaluation.evaluate import evaluate
 from fedcar.federation.job.job import (
     FederatedJob,
-    Watch,
     baselines,
     bytes_per_round,
     check_method,
@@ -33,6 +32,7 @@ from fedcar.federation.job.job import (
     selected,
     with_federated_mixture,
 )
+from fedcar.federation.rounds.record import Watch
 from fedcar.federation.rounds.run_folder import RunFolder
 from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.federation.simulate.settings import Federation, PlainFederation
@@ -62,7 +62,7 @@ def federate(
     cache: str | Path | None = None,
     resume: bool = False,
     report: Silent | None = None,
-    watch: Watch = lambda record: None,
+    watch: Watch = lambda record, beside: None,
     **changes: Unpack[PlainOptions],
 ) -> Federation:
     """Train one retriever over clients simulated in this process, without noise; central training for comparison.
@@ -70,7 +70,7 @@ def federate(
     With noise: `federate_under_epsilon`. What it is asked for are `settings`, or its fields by name: federate(
     collection, run="run", clients=3, method="ridge"); see `PlainFederation`. First the mixture of the evidence (see
     `mixture`), then rounds of `method`. `run` is the folder of history and checkpoint, `watch` gets each round's
-    record.
+    record, and what stands beside it.
 
     Formal guarantees:
         over_a_network_equals_in_process: the same state after every round, with hidden states from the same cache.
@@ -78,54 +78,56 @@ def federate(
         same_seed_same_model: the same, as long as the clock drops nobody by measured seconds.
     """
     report, seconds = report or Silent(), Clock()
-    asked = replace(settings, **changes) if settings is not None else PlainFederation(**changes)
-    check_method(asked.method, asked.adapter, asked.rounds)
-    encoder, features = loaded(asked.encoder, asked.pooling), FeatureCache(Path(cache) if cache else None)
-    splits, parts = divided(collection, asked)
+    federation = replace(settings, **changes) if settings is not None else PlainFederation(**changes)
+    check_method(federation.method, federation.adapter, federation.rounds)
+    encoder, features = loaded(federation.encoder, federation.pooling), FeatureCache(Path(cache) if cache else None)
+    splits, parts = divided(collection, federation)
     folder = RunFolder(Path(run))
     folder.start(resume)
-    untrained = Retriever.untrained(collection.documents, encoder, features, report, seed=asked.rounds.seed)
+    untrained = Retriever.untrained(collection.documents, encoder, features, report, seed=federation.rounds.seed)
     job = prepare(collection, untrained, features, report, splits)
     seconds.lap("encode")
-    steps = fitted(asked.method, asked.adapter, asked.rounds.seed, untrained.encoder, untrained.evidence.deep)
-    steps, rounds = matched(steps, asked.rounds, len(job.training), len(parts))
-    steps = with_recipe(steps, asked.recipe, asked.method, None)
-    folder.belongs_to = belongs_to(job, steps, rounds, asked, len(parts))
+    steps = fitted(
+        federation.method, federation.adapter, federation.rounds.seed, untrained.encoder, untrained.evidence.deep
+    )
+    steps, rounds = matched(steps, federation.rounds, len(job.training), len(parts))
+    steps = with_recipe(steps, federation.recipe, federation.method, None)
+    folder.belongs_to = belongs_to(job, steps, rounds, federation, len(parts))
     measure = partial(measured, collection=collection, cache=cache)
-    central = central_training(folder, job, asked.method, steps, measure) if asked.compare else {}
+    central = central_training(folder, job, federation.method, steps, measure) if federation.compare else {}
     seconds.lap("central")
     network = None
-    if asked.over is not None:
+    if federation.over is not None:
         assert splits.training is not None
-        own = {name: share_of(collection, splits.training, rows) for name, rows in parts.items()}
-        network = asked.over(untrained, own)
+        collections = {name: share_of(collection, splits.training, rows) for name, rows in parts.items()}
+        network = federation.over(untrained, collections)
         network.enrol(1.0)
         seconds.lap("start")
     shares = {name: job.training.take(rows) for name, rows in parts.items()}
     mixed, mixture_rounds = with_federated_mixture(untrained, shares, network)
     federated = FederatedJob(
-        job, asked.method, steps, rounds, folder, shares, network, asked.clock, resume, watch
+        job, federation.method, steps, rounds, folder, shares, network, federation.clock, resume, watch
     )  # fmt: skip
     learned = learn(federated, mixed, {**baselines(untrained, job.selection), "central": central.get("selection")})
     seconds.lap("rounds")
-    kept = selected(job, mixed, learned, {})
-    told = {**asdict(rounds), "partition": asked.kind, "clients": len(parts), "mixture_rounds": mixture_rounds}
+    chosen = selected(job, mixed, learned, {})
+    told = {**asdict(rounds), "partition": federation.kind, "clients": len(parts), "mixture_rounds": mixture_rounds}
     record = TrainingRecord(asdict(steps), learned.history, len(job.training), federation=told)
-    claim = no_guarantee(kept.name, DELTA) if asked.recipe == "paper" else None
-    retriever = conclude(job, kept, record, claim)
+    claim = no_guarantee(chosen.name, DELTA) if federation.recipe == "paper" else None
+    retriever = conclude(job, chosen, record, claim)
     measures = measure(retriever)
     seconds.lap("evaluate")
     return Federation(
-        retriever, Path(run), learned.history, central.get("central"), measures, bytes_per_round(learned.records),
+        retriever, Path(run), learned.records, central.get("central"), measures, bytes_per_round(learned.records),
         seconds.seconds, retriever.training.privacy,
     )  # fmt: skip
 
 
-def divided(collection: Collection, asked: PlainFederation) -> tuple[Splits, dict[str, NDArray[np.int64]]]:
+def divided(collection: Collection, federation: PlainFederation) -> tuple[Splits, dict[str, NDArray[np.int64]]]:
     """The questions to learn from and to choose by, and which of the former each client has."""
-    splits = Splits.in_one_place(collection, asked.rounds.seed)
+    splits = Splits.in_one_place(collection, federation.rounds.seed)
     assert splits.training is not None
-    parts = partition(splits.training, asked.kind, asked.clients, asked.rounds.seed)
+    parts = partition(splits.training, federation.kind, federation.clients, federation.rounds.seed)
     if not len(splits.selection):
         few = len(splits.training)
         raise FedcarError(f"{few} training questions and no dev split: too few to choose by; bring a dev split")
@@ -133,10 +135,10 @@ def divided(collection: Collection, asked: PlainFederation) -> tuple[Splits, dic
 
 
 def belongs_to(
-    job: Job, settings: Settings, rounds: RoundSettings, asked: PlainFederation, clients: int
+    job: Job, settings: Settings, rounds: RoundSettings, federation: PlainFederation, clients: int
 ) -> dict[str, object]:
     """What a run belongs to; another collection, encoder or setting cannot be resumed from it."""
-    who = {"partition": asked.kind, "clients": clients, "clock": str(asked.clock)}
+    who = {"partition": federation.kind, "clients": clients, "clock": str(federation.clock)}
     return {
         "collection": job.collection.fingerprint,
         "encoder": job.untrained.encoder.fingerprint,
@@ -146,9 +148,9 @@ def belongs_to(
 
 def share_of(collection: Collection, judged: Judged, rows: NDArray[np.int64]) -> Collection:
     """The collection as one client has it: all documents, and of the training questions its own."""
-    own = {judged.queries[row].id: dict(judged.relevant[row]) for row in rows}
-    queries = {query: collection.queries[query] for query in own}
-    return Collection(collection.name, collection.documents, queries, {"train": own})
+    judgements = {judged.queries[row].id: dict(judged.relevant[row]) for row in rows}
+    queries = {query: collection.queries[query] for query in judgements}
+    return Collection(collection.name, collection.documents, queries, {"train": judgements})
 
 
 def measured(retriever: Retriever, collection: Collection, cache: str | Path | None) -> dict[str, float] | None:
@@ -179,8 +181,8 @@ def central_training(
         FoldView.of(untrained, job.training, settings.seed),
     )
     candidates = trained_candidates(quiet, method, settings, pseudo, view, Course())
-    kept = select(untrained, job.selection, candidates, view.standard, Silent())
-    result = {"central": measure(kept.retriever), "selection": kept.score.success}
+    chosen = select(untrained, job.selection, candidates, view.standard, Silent())
+    result = {"central": measure(chosen.retriever), "selection": chosen.score.success}
     folder.keep_central(result)
     return result
 

@@ -17,7 +17,7 @@ from fedcar.common.progress import Silent
 from fedcar.encoder.cache import FeatureCache
 from fedcar.errors import FedcarError
 from fedcar.evaluation.evaluate import evaluate
-from fedcar.federation.job.job import Watch, bytes_per_round
+from fedcar.federation.job.job import bytes_per_round
 from fedcar.federation.job.noised import (
     PrivateRun,
     belongs_to,
@@ -26,9 +26,9 @@ from fedcar.federation.job.noised import (
     noting,
     over_a_network,
     settings_of,
-    shown,
     stated,
 )
+from fedcar.federation.rounds.record import Watch
 from fedcar.federation.simulate.federate import share_of
 from fedcar.federation.simulate.settings import Federation, NoisedFederation
 from fedcar.retriever.retriever import Retriever
@@ -58,7 +58,7 @@ def federate_under_epsilon(
     cache: str | Path | None = None,
     resume: bool = False,
     report: Silent | None = None,
-    watch: Watch = lambda record: None,
+    watch: Watch = lambda record, beside: None,
     **options: Unpack[NoisedOptions],
 ) -> Federation:
     """Train one retriever over clients that each noise their own sums (unit "example"), or over noised sums of clients.
@@ -73,36 +73,36 @@ def federate_under_epsilon(
         resumed_equals_uninterrupted: stored updates are sent again unchanged, the server makes the same of them.
         over_a_network_equals_in_process: the same ledgers and statement; with noise that can be repeated the same rows.
     """
-    report, seconds, asked = report or Silent(), Clock(), NoisedFederation(target=target, **options)
-    encoder, features = loaded(asked.encoder, asked.pooling), FeatureCache(Path(cache) if cache else None)
-    questions, seed = collection.judged("train"), asked.rounds.seed
-    parts = partition(questions, asked.kind, asked.clients, seed)
-    check_participation(target, asked.rounds)
+    report, seconds, federation = report or Silent(), Clock(), NoisedFederation(target=target, **options)
+    encoder, features = loaded(federation.encoder, federation.pooling), FeatureCache(Path(cache) if cache else None)
+    questions, seed = collection.judged("train"), federation.rounds.seed
+    parts = partition(questions, federation.kind, federation.clients, seed)
+    check_participation(target, federation.rounds)
     held_out = collection.judged("dev") if target.held_out else NO_QUESTIONS
-    of_dev = partition_of_dev(held_out, asked.kind, asked.clients, seed) if target.held_out else {}
+    of_dev = partition_of_dev(held_out, federation.kind, federation.clients, seed) if target.held_out else {}
     target.check(len(parts) if target.unit == "client" else len(questions))
-    settings = settings_of(asked.method, asked.adapter, target, asked.rounds)
+    settings = settings_of(federation.method, federation.adapter, target, federation.rounds)
     plan = settings.plan(len(collection.documents))
-    splits = Splits.under_epsilon(collection, target.public_dev, questions if asked.over is None else None)
+    splits = Splits.under_epsilon(collection, target.public_dev, questions if federation.over is None else None)
     untrained = Retriever.untrained(collection.documents, encoder, features, report)
     if target.unit == "client" and len(parts) < UNIT_NEEDS_CLIENTS:
         report.say(f"{len(parts)} clients: hiding a whole client takes hundreds; --unit example hides each question")
-    place = PrivateRun(Path(run), resume, belongs_to(collection, encoder, plan, asked.kind, sorted(parts), seed))
+    place = PrivateRun(Path(run), resume, belongs_to(collection, encoder, plan, federation.kind, sorted(parts), seed))
     job = prepare(collection, untrained, features, report, splits)
-    module, ledgers = settings.module(encoder.embedding_width), Path(asked.ledgers or place.clients)
-    if asked.over is None:
+    module, ledgers = settings.module(encoder.embedding_width), Path(federation.ledgers or place.clients)
+    if federation.over is None:
         sums = {name: ClippedSums(untrained, job.training.take(rows), module) for name, rows in sorted(parts.items())}
         dev = prepare_privately(untrained, held_out, features)
         counts = {name: partial(held_out_counts, untrained, dev.take(rows), module) for name, rows in of_dev.items()}
         clients: NoisedClients = in_this_process(sums, plan, place, ledgers, counts)
     else:
-        own = {name: share_of(collection, questions, rows) for name, rows in parts.items()}
-        for name in own.keys() & of_dev.keys():
-            own[name] = with_held_out(own[name], share_of(collection, held_out, of_dev[name]))
-        network = asked.over(untrained, own, ledgers if target.unit == "example" else None)
+        collections = {name: share_of(collection, questions, rows) for name, rows in parts.items()}
+        for name in collections.keys() & of_dev.keys():
+            collections[name] = with_held_out(collections[name], share_of(collection, held_out, of_dev[name]))
+        network = federation.over(untrained, collections, ledgers if target.unit == "example" else None)
         network.private(settings, place.name)
         network.greet(1.0)
-        clients = over_a_network(network, plan, place, ledgers, asked.rounds)
+        clients = over_a_network(network, plan, place, ledgers, federation.rounds)
     seconds.lap("encode")
     server = PrivateTraining(
         untrained, clients, plan, selection=chosen_by(job), adapter=module, report=report,
@@ -110,15 +110,14 @@ def federate_under_epsilon(
     )  # fmt: skip
     outcome = server.run()
     seconds.lap("rounds")
-    told = {"clients": len(parts), "partition": asked.kind, "unit": target.unit}
+    told = {"clients": len(parts), "partition": federation.kind, "unit": target.unit}
     retriever = concluded(job, outcome, plan, told)
     statement = stated(place.folder, retriever)
     measures = measured(retriever, job, cache)
     seconds.lap("evaluate")
-    records = [shown(record) for record in outcome.records]
     return Federation(
-        retriever, place.folder, records, None, measures, bytes_per_round(outcome.records), seconds.seconds, statement,
-        outcome.refusal,
+        retriever, place.folder, outcome.records, None, measures, bytes_per_round(outcome.records), seconds.seconds,
+        statement, outcome.refusal,
     )  # fmt: skip
 
 
@@ -154,7 +153,10 @@ def in_this_process(
     """Clients of this process, each with its ledger; for unit "client" one for all, which the server keeps."""
     if plan.target.unit == "client":
         return InTurn([Cohort(list(sums.values()), device("server", None, plan, place, ledgers, 0))])
-    devices = [device(name, own, plan, place, ledgers, number) for number, (name, own) in enumerate(sums.items())]
+    devices = [
+        device(name, clipped_sums, plan, place, ledgers, number)
+        for number, (name, clipped_sums) in enumerate(sums.items())
+    ]
     for client in devices:
         client.held_out = held_out.get(client.name)
     return InTurn(devices)

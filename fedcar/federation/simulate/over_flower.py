@@ -13,8 +13,10 @@ from fedcar.collection.collection import Collection
 from fedcar.common.progress import Silent
 from fedcar.errors import FedcarError
 from fedcar.federation.deploy import keys
+from fedcar.federation.deploy.enroll import enroll
+from fedcar.federation.deploy.folder import ServerFolder
+from fedcar.federation.deploy.link import START_SECONDS, link_of, register
 from fedcar.federation.deploy.processes import Child, fedcar_command, free_port
-from fedcar.federation.deploy.server import START_SECONDS, ServerFolder, enroll
 from fedcar.federation.ledgers import file_name
 from fedcar.federation.remote.network import RemoteNetwork
 from fedcar.federation.simulate.settings import Over
@@ -53,7 +55,7 @@ class Deployment:
         device = self.folder / "devices" / name
         if name not in self.devices:
             _, public = keys.keygen(device, name)
-            enroll(self.place, public, None, None)
+            enroll(self.place, public, None, None, register)
         words = ["join", "--file", device / f"{name}.join", "--collection", collection, "--encoder", encoder]
         words += ["--data-dir", device / "state", *(("--cache", cache) if cache else ())]
         words += ("--ledger", ledger) if ledger else ()
@@ -65,7 +67,7 @@ class Deployment:
         """Until every device is online."""
         for name, child in self.devices.items():
             node = int(self.place.nodes()[name]["node"])
-            self.wait(lambda node=node: self.place.link().nodes()[node].online, DEVICE_SECONDS, child, name)  # type: ignore[misc]
+            self.wait(lambda node=node: link_of(self.place).nodes()[node].online, DEVICE_SECONDS, child, name)  # type: ignore[misc]
 
     def wait(self, done: Callable[[], bool], seconds: float, child: Child, what: str) -> None:
         end = time.monotonic() + seconds
@@ -112,7 +114,7 @@ def over_flower(cache: Path | None, deadline: float | None, report: Silent) -> I
             place = deployment.place
             enrolled = {client: int(place.nodes()[name]["node"]) for name, client in nodes.items()}
             network = RemoteNetwork(
-                lambda: place.link().session(), enrolled, untrained, place.settings().documents, folder.name,
+                lambda: link_of(place).session(), enrolled, untrained, place.settings().documents, folder.name,
                 deadline=deadline, say=report.say,
             )  # fmt: skip
             stack.callback(network.close)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
@@ -12,6 +12,7 @@ from fedcar.encoder.encoder import Encoder
 from fedcar.encoder.model_files import DEFAULT_ENCODER
 from fedcar.federation.remote.network import RemoteNetwork
 from fedcar.federation.rounds.clock import VirtualClock
+from fedcar.federation.rounds.record import Record
 from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.retriever.retriever import Retriever
 from fedcar.training.target import Target
@@ -90,11 +91,11 @@ class NoisedOptions(FederationOptions, total=False):
 
 @dataclass(frozen=True)
 class Federation:
-    """What a federation came to; the fields are those of `fedcar federate --json` (design, section 4)."""
+    """What a federation came to; the fields are those of `fedcar federate --json`."""
 
     retriever: Retriever
     run: Path
-    rounds: list[dict[str, Any]]
+    rounds: Sequence[Record]
     central: dict[str, float] | None
     federated: dict[str, float] | None
     bytes_per_round: int

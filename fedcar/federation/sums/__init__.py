@@ -20,15 +20,19 @@ What other folders take:
     mixture.SumsAt: A client's sums at the weights (F,), in float64.
     mixture.federated_mixture: The weights of `fedcar.training.mixture.fit_mixture` on all clients' questions
         together, and the rounds it took.
-    mixture.loss_sums: Loss, gradient and Hessian of a client's questions at the weights (F,).
-    mixture.spread_sums: (F + 1,): squared distances of the features from their question's mean, summed, and how
-        many there are.
-    ridge.LocalRidge: Clients of this process in the round of `ridge`.
-    ridge.RidgeClients: The clients' side of the round, in this process (`LocalRidge`) or behind a network; what
-        they answer is summed.
+    ridge.MeasuredSums: A client's statistics and words, and the CPU seconds they took; None where nobody measured.
+    ridge.OfLeftOut: What the mixture asks, asked of sampled questions that are left out; document folds count by
+        `share`.
+    ridge.QuestionSums: A client's statistics and words; asked for first.
     ridge.RidgeMember: One client in the round of `ridge`: its questions, and what it heard of everybody's sums.
+    ridge.RightByStrength: How many sampled questions are right at each strength when each is left out, once
+        everybody's sums are heard.
+    ridge.RightCounts: How many of a client's sampled questions are right on document folds, and of its held-out
+        ones, of how many.
+    ridge.RightOnFolds: How many questions are right with these weights (F,).
+    ridge.Solution: Ridge at a strength; only the strength travels, as a device solves for itself.
     ridge.feature_map: The same on every client: nothing in it comes from a question.
-    ridge.federated_ridge: `fedcar.training.ridge.fit_ridge` with the questions on clients.
-    ridge.share_of_right: Of clients' right answers and questions; a client that says more than all were right is
-        left out.
+    ridge.federated_ridge: `fedcar.training.ridge.fit_ridge` with the questions on clients, whose sums were gathered
+        (see `gather`).
+    ridge.gather: Ask every client for its sums, once for all candidates; who gives none is not asked again.
 """

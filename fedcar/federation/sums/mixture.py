@@ -42,9 +42,9 @@ class MixtureTerms:
         relevance: NDArray[np.float32],
         importance: NDArray[np.float32] | None = None,
     ) -> MixtureTerms:
-        kept = (relevance > 0).any(1) & ~(relevance > 0).all(1)
+        speaking = (relevance > 0).any(1) & ~(relevance > 0).all(1)
         counts = np.ones(len(features), dtype=np.float32) if importance is None else importance
-        return cls(*(torch.from_numpy(values[kept]).double() for values in (features, relevance, counts)))
+        return cls(*(torch.from_numpy(values[speaking]).double() for values in (features, relevance, counts)))
 
 
 @dataclass(frozen=True)
@@ -106,12 +106,15 @@ class SumsAt(Request[MixtureTerms, PooledSums]):
 
 
 def federated_mixture(
-    clients: Clients, prior: NDArray[np.float32], free: NDArray[np.bool_] | None = None
+    clients: Clients,
+    prior: NDArray[np.float32],
+    free: NDArray[np.bool_] | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[NDArray[np.float32], int]:
     """Weights as `fedcar.training.mixture.fit_mixture` learns them on all questions together, and the rounds it took.
 
     `free` (F,) tells which weights are learned. A client that does not answer is left out, and it begins again without
-    it; FedcarError where nobody is left.
+    it, and says so; FedcarError where nobody is left.
 
     The objective is the same sum, so its minimum is the same for every partition; it is convex, and damped Newton
     steps reach it in a few rounds of F^2 + F + 1 numbers a client.
@@ -123,6 +126,7 @@ def federated_mixture(
         try:
             return _mixture(clients, prior, free)
         except _Left as left:
+            say(f"the mixture goes on without {', '.join(left.names)}")
             clients.keep([name for name in clients.names if name not in left.names])
             if not clients.names:
                 line = "no device answered while the mixture was learned; see fedcar status, then fedcar resume"

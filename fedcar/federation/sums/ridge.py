@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import cached_property, reduce
 from operator import add
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -17,15 +17,16 @@ from fedcar.encoder.reference import reference_states
 from fedcar.errors import FedcarError
 from fedcar.federation.sums.additive import statistics_of, sums_of, total
 from fedcar.federation.sums.mixture import MixtureTerms, federated_mixture
-from fedcar.head.closed_form import Ridge, Statistics
+from fedcar.head.closed_form import Ridge, Statistics, solve
 from fedcar.head.feature_map import FeatureMap
 from fedcar.head.naive_bayes import NaiveBayes
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
-from fedcar.training.clients import Clients, InProcess
+from fedcar.training.clients import Answers, Clients, Request
 from fedcar.training.folds import SAMPLE, Folds
 from fedcar.training.ridge import (
     MOST_ROWS,
+    STRENGTHS,
     HeldOut,
     PseudoSums,
     RidgeQuestions,
@@ -39,52 +40,204 @@ from fedcar.training.selection import Fitted, Standard
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+Given = TypeVar("Given")
 
-class RidgeClients(Protocol):
-    """The clients' side of the round, in this process (`LocalRidge`) or behind a network; what they answer is summed.
 
-    `failed` says which of them answered something else, and why.
-    """
+class Solution(NamedTuple):
+    """Ridge at a strength; only the strength travels, as a device solves for itself."""
 
-    seconds: dict[str, float]
+    strength: float
+    ridge: Ridge
+
+
+@dataclass
+class RidgeMember:
+    """One client in the round of `ridge`: its questions, and what it heard of everybody's sums."""
+
+    retriever: Retriever
+    share: Questions
+    fixed: FeatureMap
+    seed: int
+    taught: Taught | None = field(init=False, default=None)
+    sample: RidgeQuestions = field(init=False)
+    held: HeldOut = field(init=False)
+    strength: float = field(init=False, default=0.0)
+
+    @cached_property
+    def questions(self) -> RidgeQuestions:
+        return RidgeQuestions.of(self.share, self.fixed, rows_of(self.retriever))
+
+    def hear(self, taught: Taught) -> None:
+        """Everybody's sums: which of its questions are looked at follows from them."""
+        self.taught, self.strength = taught, 0.0
+        self.sample = part_of_sample(self.questions, taught.folds(self.seed), taught.statistics.questions, self.seed)
+
+    def held_out_by(self, solution: Solution) -> HeldOut:
+        """What this solution would say of its sampled questions if they had not been trained on."""
+        assert self.taught is not None
+        if solution.strength != self.strength:
+            folds = self.taught.folds(self.seed)
+            self.held = HeldOut.of(solution.ridge, self.taught, self.sample, folds, self.retriever.empty)
+            self.strength = solution.strength
+        return self.held
+
+    def evidence(self, solution: Solution, share: float) -> MixtureTerms:
+        """Its sampled questions as the mixture sees them, each left out."""
+        return MixtureTerms.of(*self.held_out_by(solution).stacked(share))
+
+
+# ---------------------------------------------------------------- what clients are asked for
+
+
+class MeasuredSums(NamedTuple):
+    """A client's statistics and words, and the CPU seconds they took; None where nobody measured."""
+
+    sums: RidgeSums
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class QuestionSums(Request[RidgeMember, MeasuredSums]):
+    """A client's statistics and words; asked for first."""
+
+    def answered_by(self, member: RidgeMember) -> MeasuredSums:
+        start = time.perf_counter()
+        sums = member.questions.sums()
+        return MeasuredSums(sums, round(time.perf_counter() - start, 4))
+
+
+@dataclass(frozen=True)
+class RightByStrength(Request[RidgeMember, Sequence[float]]):
+    """How many sampled questions are right at each strength when each is left out, once everybody's sums are heard."""
+
+    taught: Taught
+
+    @cached_property
+    def ridges(self) -> tuple[Ridge, ...]:
+        """Solved once for all clients of a process."""
+        return tuple(self.taught.solutions())
+
+    def answered_by(self, member: RidgeMember) -> list[float]:
+        member.hear(self.taught)
+        return [right_without(ridge, member.sample) for ridge in self.ridges]
+
+
+@dataclass(frozen=True)
+class OfLeftOut(Request[RidgeMember, Given]):
+    """What the mixture asks, asked of sampled questions that are left out; document folds count by `share`."""
+
+    solution: Solution
+    share: float
+    request: Request[MixtureTerms, Given]
+
+    def answered_by(self, member: RidgeMember) -> Given:
+        return self.request.answered_by(member.evidence(self.solution, self.share))
+
+
+class RightCounts(NamedTuple):
+    """How many of a client's sampled questions are right on document folds, and of its held-out ones, of how many."""
+
+    right: float
+    questions: int
+    held_out_right: int = 0
+    held_out: int = 0
+
+
+@dataclass(frozen=True)
+class RightOnFolds(Request[RidgeMember, RightCounts]):
+    """How many questions are right with these weights (F,)."""
+
+    solution: Solution
+    weights: NDArray[np.float32]
+
+    def answered_by(self, member: RidgeMember) -> RightCounts:
+        held = member.held_out_by(self.solution)
+        return RightCounts(held.unseen_success(self.weights) * len(held.relevance), len(held.relevance))
+
+
+class LeftOutClients:
+    """Clients in the round of `ridge` as the mixture asks them; who fails there is left out of that mixture alone."""
+
+    def __init__(self, clients: Clients, solution: Solution, share: float) -> None:
+        self.clients, self.solution, self.share = clients, solution, share
+        self.names = list(clients.names)
+
+    def ask(self, request: Request[Any, Given], names: Sequence[str] | None = None) -> Answers[Given]:
+        request = OfLeftOut(self.solution, self.share, request)
+        return self.clients.ask(request, self.names if names is None else names)
+
+    def keep(self, names: Sequence[str]) -> None:
+        self.names = list(names)
+
+
+# ---------------------------------------------------------------- the round
+
+
+@dataclass
+class Gathered:
+    """Each client's sums and their CPU seconds; `failed` says who gave no answer since, and why."""
+
+    sums: Mapping[str, RidgeSums]
+    seconds: Mapping[str, float]
     failed: dict[str, str]
 
-    def sums(self) -> Mapping[str, RidgeSums]:
-        """Each client's statistics and words."""
-        ...
+    def answers(self, clients: Clients, request: Request[RidgeMember, Given]) -> list[Given]:
+        """What clients answer, in the order of their names; FedcarError where none does."""
+        answers = clients.ask(request)
+        self.failed = {name: why for name, why in self.failed.items() if name not in answers.given}
+        self.failed.update(answers.failed)
+        if not answers.given:
+            raise FedcarError("no device answers any more; see fedcar status, then fedcar resume")
+        return [answer for _, answer in sorted(answers.given.items())]
 
-    def choose(self, taught: Taught) -> Ridge:
-        """The strength at which most sampled questions are right when each is left out, and its solution."""
-        ...
 
-    def mixing(self, share: float) -> Clients:
-        """The clients as the mixture asks them: of sampled questions that are left out, by that solution."""
-        ...
+def gather(retriever: Retriever, clients: Clients) -> Gathered:
+    """Ask every client for its sums, once for all candidates; who gives none is not asked again.
 
-    def unseen_success(self, weights: NDArray[np.float32]) -> float:
-        """How many sampled questions are right on document folds, as a share."""
-        ...
+    Raises FedcarError past `MOST_ROWS` documents: which of them have questions is a client's own, so there is a column
+    for each. And where nobody gives any sums.
+    """
+    if len(retriever.documents) > MOST_ROWS:
+        raise FedcarError(
+            f"--method ridge: over clients every document gets a column, at most {MOST_ROWS:,}, and here are "
+            f"{len(retriever.documents):,}; take --method head"
+        )
+    answers = clients.ask(QuestionSums())
+    if not answers.given:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(answers.failed.items())[:5])
+        raise FedcarError(f"no device gave any sums ({reasons}); see fedcar doctor on them, then fedcar resume")
+    given = dict(sorted(answers.given.items()))
+    clients.keep(list(given))
+    seconds = {name: answer.seconds for name, answer in given.items() if answer.seconds is not None}
+    return Gathered({name: answer.sums for name, answer in given.items()}, seconds, dict(answers.failed))
 
 
 @dataclass(frozen=True)
 class RidgeRound:
     """The retriever with the mixtures to choose among, what document folds ask of them, and what the round cost.
 
-    Bytes are those of all clients together, CPU seconds those of each client's sums.
+    `held_out` is the share of the clients' held-out questions that is right with each mixture's weights. Bytes are
+    those of all clients together.
     """
 
     fitted: Fitted
     standard: Standard
+    held_out: Mapping[bytes, float]
     exchanges: int
     bytes_down: int
     bytes_up: int
-    client_seconds: Mapping[str, float]
 
 
 def federated_ridge(
-    retriever: Retriever, clients: RidgeClients, cache: FeatureCache, seed: int, pseudo: PseudoQueries
+    retriever: Retriever,
+    clients: Clients,
+    gathered: Gathered,
+    cache: FeatureCache,
+    seed: int,
+    pseudo: PseudoQueries,
+    say: Callable[[str], None] = lambda line: None,
 ) -> RidgeRound:
-    """`fedcar.training.ridge.fit_ridge` with the questions on clients.
+    """`fedcar.training.ridge.fit_ridge` with the questions on clients, whose sums were gathered (see `gather`).
 
     One round sums statistics and word counts. The server sends the sums; each client solves at every strength, says
     how often each is right on its own questions, left out one by one, and gives its part of the mixture's Newton
@@ -94,103 +247,34 @@ def federated_ridge(
     Formal guarantees:
         ridge_federated_equals_central: rows and words are those of all questions in one place, up to rounding.
         over_a_network_equals_in_process: what clients hear is the same there.
-
-    Raises FedcarError past `MOST_ROWS` documents: which of them have questions is a client's own, so there is a column
-    for each.
     """
-    if len(retriever.documents) > MOST_ROWS:
-        raise FedcarError(
-            f"--method ridge: over clients every document gets a column, at most {MOST_ROWS:,}, and here are "
-            f"{len(retriever.documents):,}; take --method head"
-        )
-    fixed = feature_map(retriever, cache, seed)
-    parts = clients.sums()
+    fixed, parts = feature_map(retriever, cache, seed), gathered.sums
     taught = joined(summed(parts), PseudoSums.of(pseudo, rows_of(retriever), retriever, fixed, cache))
-    ridge = clients.choose(taught)
-    exchanges = 2
+    right = [sum(counts) for counts in zip(*gathered.answers(clients, RightByStrength(taught)), strict=True)]
+    strength = STRENGTHS[right.index(max(right))]
+    solution = Solution(strength, solve(taught.statistics, strength))
+    exchanges, held_out = 2, {}
 
     def fit(share: float, prior: NDArray[np.float32], free: NDArray[np.bool_]) -> NDArray[np.float32]:
         nonlocal exchanges
-        weights, rounds = federated_mixture(clients.mixing(share), prior, free)
+        weights, rounds = federated_mixture(LeftOutClients(clients, solution, share), prior, free, say)
         exchanges += rounds
         return weights
 
+    def unseen_success(weights: NDArray[np.float32]) -> float:
+        counts = gathered.answers(clients, RightOnFolds(solution, weights))
+        held_out[weights.tobytes()] = share_of_right([(count.held_out_right, count.held_out) for count in counts])
+        return share_of_right([(count.right, count.questions) for count in counts])
+
     folds = taught.folds(seed)
-    found = taught.retriever(retriever, ridge, fixed)
-    fitted = Fitted(found, weightings(fit, clients.unseen_success, found.weights, folds))
+    learned = taught.retriever(retriever, solution.ridge, fixed)
+    fitted = Fitted(learned, weightings(fit, unseen_success, learned.weights, folds))
     up = sum(bytes_of_sums(part) for part in parts.values())
     down = len(parts) * bytes_of_taught(taught)
-    return RidgeRound(fitted, Standard(folds.share, clients.unseen_success), exchanges, down, up, clients.seconds)
+    return RidgeRound(fitted, Standard(folds.share, unseen_success), held_out, exchanges, down, up)
 
 
-@dataclass
-class RidgeMember:
-    """One client in the round of `ridge`: its questions, and what it heard of everybody's sums.
-
-    `solutions` are solved once for all clients of a process.
-    """
-
-    questions: RidgeQuestions
-    seed: int
-    empty: NDArray[np.bool_]
-    sample: RidgeQuestions = field(init=False)
-    held: HeldOut = field(init=False)
-
-    @classmethod
-    def of(cls, retriever: Retriever, share: Questions, fixed: FeatureMap, seed: int) -> RidgeMember:
-        return cls(RidgeQuestions.of(share, fixed, rows_of(retriever)), seed, retriever.empty)
-
-    def hear(self, taught: Taught) -> None:
-        """Everybody's sums: which of its questions are looked at follows from them."""
-        self.sample = part_of_sample(self.questions, taught.folds(self.seed), taught.statistics.questions, self.seed)
-
-    def hold_out(self, ridge: Ridge, taught: Taught) -> None:
-        """What this solution would say of its questions if they had not been trained on."""
-        self.held = HeldOut.of(ridge, taught, self.sample, taught.folds(self.seed), self.empty)
-
-    def evidence(self, share: float) -> MixtureTerms:
-        return MixtureTerms.of(*self.held.stacked(share))
-
-    def unseen_right(self, weights: NDArray[np.float32]) -> tuple[float, int]:
-        """How many of its sampled questions are right on document folds, and of how many."""
-        return self.held.unseen_success(weights) * len(self.held.relevance), len(self.held.relevance)
-
-
-class LocalRidge:
-    """Clients of this process in the round of `ridge`."""
-
-    def __init__(self, retriever: Retriever, shares: Mapping[str, Questions], cache: FeatureCache, seed: int) -> None:
-        fixed = feature_map(retriever, cache, seed)
-        self.failed: dict[str, str] = {}
-        self.seconds: dict[str, float] = {}
-        self.members: dict[str, RidgeMember] = {}
-        self.parts: dict[str, RidgeSums] = {}
-        for name, share in sorted(shares.items()):
-            start = time.perf_counter()
-            self.members[name] = RidgeMember.of(retriever, share, fixed, seed)
-            self.parts[name] = self.members[name].questions.sums()
-            self.seconds[name] = round(time.perf_counter() - start, 4)
-
-    def sums(self) -> dict[str, RidgeSums]:
-        return self.parts
-
-    def choose(self, taught: Taught) -> Ridge:
-        members = list(self.members.values())
-        for member in members:
-            member.hear(taught)
-        ridge = max(taught.solutions(), key=lambda ridge: sum(right_without(ridge, one.sample) for one in members))
-        for member in members:
-            member.hold_out(ridge, taught)
-        return ridge
-
-    def mixing(self, share: float) -> InProcess[MixtureTerms]:
-        return InProcess({name: member.evidence(share) for name, member in self.members.items()})
-
-    def unseen_success(self, weights: NDArray[np.float32]) -> float:
-        return share_of_right([member.unseen_right(weights) for member in self.members.values()])
-
-
-def share_of_right(counts: list[tuple[float, int]]) -> float:
+def share_of_right(counts: Sequence[tuple[float, int]]) -> float:
     """Of clients' right answers and questions; a client that says more than all were right is left out."""
     possible = [(right, questions) for right, questions in counts if 0 <= right <= questions]
     return sum(right for right, _ in possible) / max(1, sum(questions for _, questions in possible))
@@ -240,7 +324,7 @@ def bytes_of_words(words: NaiveBayes) -> int:
     return int(words.counts.nnz * 8 + 8 * (words.counts.shape[0] + 1))
 
 
-def part_of_sample(own: RidgeQuestions, folds: Folds, questions: int, seed: int) -> RidgeQuestions:
+def part_of_sample(share: RidgeQuestions, folds: Folds, questions: int, seed: int) -> RidgeQuestions:
     """A client's share of the sample on which strength and weights are learned; `questions` are those of all."""
-    size = max(1, round(SAMPLE * len(own.questions) / questions))
-    return own.take(folds.sample(own.targets, np.random.default_rng(seed), size))
+    size = max(1, round(SAMPLE * len(share.questions) / questions))
+    return share.take(folds.sample(share.targets, np.random.default_rng(seed), size))

@@ -85,9 +85,9 @@ class Exchange:
             self.devices[name] = Addressee(self.nodes[name], payload, conversation(payload, REPLIES, self.most))
             self._begin(name)
         while self.devices and not self._over():
-            asked = {device.message: name for name, device in self.devices.items() if device.message is not None}
-            for message, reply in self.carrier.collect(list(asked)):
-                self._heard(asked[message], reply)
+            name_of = {device.message: name for name, device in self.devices.items() if device.message is not None}
+            for message, reply in self.carrier.collect(list(name_of)):
+                self._heard(name_of[message], reply)
             self._look()
             if self.devices:
                 time.sleep(POLL)
@@ -136,14 +136,14 @@ class Exchange:
             self._done(name, end.value)
 
     def _done(self, name: str, reply: Payload | str) -> None:
-        asked = self.devices.pop(name).payload
+        request = self.devices.pop(name).payload
         if isinstance(reply, str):
             self.replies.failed[name] = reply
         elif reply.kind == "refused":
-            found = f" ({reply.values['found']})" if str(reply.values["found"]).isalnum() else ""
-            self.replies.failed[name] = REASONS[str(reply.values["reason"])] + found
-        elif reply.kind != asked.kind:
-            self.replies.failed[name] = f"answered {reply.kind!r} to {asked.kind!r}"
+            detail = f" ({reply.values['found']})" if str(reply.values["found"]).isalnum() else ""
+            self.replies.failed[name] = REASONS[str(reply.values["reason"])] + detail
+        elif reply.kind != request.kind:
+            self.replies.failed[name] = f"answered {reply.kind!r} to {request.kind!r}"
         else:
             self.replies.payloads[name] = reply
 

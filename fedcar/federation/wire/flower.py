@@ -210,8 +210,8 @@ class Link:
         return int(self.control.RegisterNode(request).node_id)
 
     def nodes(self) -> dict[int, Node]:
-        found = self.control.ListNodes(control_pb2.ListNodesRequest()).nodes_info
-        return {node.node_id: Node(node.node_id, node.status == "online", node.last_activated_at) for node in found}
+        nodes = self.control.ListNodes(control_pb2.ListNodesRequest()).nodes_info
+        return {node.node_id: Node(node.node_id, node.status == "online", node.last_activated_at) for node in nodes}
 
     def session(self, files: Mapping[str, bytes] | None = None, client: str = "fedcar:none") -> Session:
         """A run of Flower's, whose server task is this process itself; `files` and `client` for a stock SuperNode."""
@@ -244,9 +244,9 @@ class Session:
         self.grid = HttpGrid(link.address, False, link.ca, token=token)
         self.grid._retry_invoker.max_tries = 3
         self.grid._retry_invoker.should_giveup = is_final
-        found = self.grid._runtime_client.PullTaskInput(runtime_pb2.PullTaskInputRequest())
-        self.grid.set_run(run_from_proto(found.run))
-        self.task, self.node = found.task_id, found.context.node_id
+        task_input = self.grid._runtime_client.PullTaskInput(runtime_pb2.PullTaskInputRequest())
+        self.grid.set_run(run_from_proto(task_input.run))
+        self.task, self.node = task_input.task_id, task_input.context.node_id
         self.heartbeat = Heartbeat(self.grid._runtime_client)
 
     def send(self, node: int, payload: Payload, seconds: float) -> str:
@@ -254,10 +254,10 @@ class Session:
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = self.run, self.node, self.task
         kind = "train" if payload.kind == "train" else "query"
         message = Message(records(checked(payload, ASKED)), node, kind, ttl=max(seconds, 10.0))
-        (found,) = self.grid.push_messages([message])
-        if not found:
+        (message_id,) = self.grid.push_messages([message])
+        if not message_id:
             raise ValueError("not connected")
-        return str(found)
+        return str(message_id)
 
     def collect(self, ids: Iterable[str]) -> list[tuple[str, Payload | str]]:
         """What has come back so far: message id and the reply, or why there is none.
@@ -265,13 +265,13 @@ class Session:
         Nothing is waited for: a reply is announced before its parts are there, and a device that is killed in between
         would otherwise keep all others waiting for three minutes, past any deadline.
         """
-        asked = set(ids)
-        self.coming = {name: coming for name, coming in self.coming.items() if name in asked}
+        message_ids = set(ids)
+        self.coming = {name: coming for name, coming in self.coming.items() if name in message_ids}
         client = self.grid._runtime_client
-        if wanted := asked - set(self.coming):
-            found = client.PullMessages(runtime_pb2.PullAppMessagesRequest(message_ids=wanted))
-            for message, tree in zip(found.messages_list, found.message_object_trees, strict=True):
-                pieces = list(dict.fromkeys(one.object_id for one in iterate_object_tree(tree)))
+        if wanted := message_ids - set(self.coming):
+            pulled = client.PullMessages(runtime_pb2.PullAppMessagesRequest(message_ids=wanted))
+            for message, tree in zip(pulled.messages_list, pulled.message_object_trees, strict=True):
+                pieces = list(dict.fromkeys(piece.object_id for piece in iterate_object_tree(tree)))
                 self.coming[message.metadata.reply_to_message_id] = Coming(message.metadata.message_id, pieces)
         replies: list[tuple[str, Payload | str]] = []
         for name, coming in list(self.coming.items()):
@@ -374,11 +374,11 @@ def work(address: str, secret: bytes, answer: Answer, stopped: threading.Event) 
     with executor(address, True, None, secret) as client:
         while not stopped.wait(TASK_POLL):
             try:
-                found = client.AcquireTask(
+                acquired = client.AcquireTask(
                     runtime_pb2.AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP.value])
                 )
-                if found.HasField("task") and found.token:
-                    _work_once(address, found.token, answer)
+                if acquired.HasField("task") and acquired.token:
+                    _work_once(address, acquired.token, answer)
             except httpx.HTTPError:  # the SuperNode is not there yet, or is coming back
                 stopped.wait(1.0)
             except Exception:  # whatever it was, the next message is answered; the server hears that this one was not
@@ -432,9 +432,9 @@ def claim(client: RuntimeHttpClient, kind: TaskType, run: int, seconds: float = 
     """The token of the run's task; what is left over of other runs is claimed on the way and dies out."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        found = client.AcquireTask(runtime_pb2.AcquireTaskRequest(supported_task_types=[kind.value]))
-        if found.HasField("task") and found.token and found.task.run_id == run:
-            return str(found.token)
+        acquired = client.AcquireTask(runtime_pb2.AcquireTaskRequest(supported_task_types=[kind.value]))
+        if acquired.HasField("task") and acquired.token and acquired.task.run_id == run:
+            return str(acquired.token)
         time.sleep(TASK_POLL)
     raise FedcarError("the SuperLink gave out no task; restart fedcar serve")
 

@@ -70,10 +70,10 @@ class Joiner:
         if number != self.next or count != self.count or not self.next < self.count:
             raise ValueError(f"part {number} of {count} out of turn")
         for name, piece in part.tensors.items():
-            own, start = self.flat[name.removeprefix("part/")], self.filled[name.removeprefix("part/")]
-            if piece.dtype != torch.uint8 or piece.dim() != 1 or start + len(piece) > len(own):
+            tensor, start = self.flat[name.removeprefix("part/")], self.filled[name.removeprefix("part/")]
+            if piece.dtype != torch.uint8 or piece.dim() != 1 or start + len(piece) > len(tensor):
                 raise ValueError(f"a part of {name[:60]!r} does not fit")
-            own[start : start + len(piece)] = piece
+            tensor[start : start + len(piece)] = piece
             self.filled[name.removeprefix("part/")] += len(piece)
         self.next += 1
         return self.next == self.count

@@ -55,13 +55,15 @@ def attack_collection(
     chosen, others = few_words(collection, encoder, questions, seed)
     asked_of = prepare(untrained, chosen, features, report, "questions")
     adapter = Adapter("full", encoder.embedding_width)
-    asked = ClippedSums(untrained, asked_of, adapter)
+    members = ClippedSums(untrained, asked_of, adapter)
     plan = make_plan(replace(target, public_dev=False), "adapter", len(collection.documents))
-    device = NoisedClient("victim", asked)
+    device = NoisedClient("victim", members)
     server = PrivateTraining(untrained, InTurn([device]), plan, adapter=adapter)
     state = {ROWS: server.first_rows(torch.zeros(server.untrained.head.rows.shape))} | server.first_adapter()
-    report.say(f"{len(asked)} questions of {collection.name}, one batch: without noise, then {plan.steps} noised steps")
-    plain = asked.gradients(state, UNCLIPPED)
+    report.say(
+        f"{len(members)} questions of {collection.name}, one batch: without noise, then {plan.steps} noised steps"
+    )
+    plain = members.gradients(state, UNCLIPPED)
     assert plan.step is not None
     noised = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
     for number in range(plan.steps):
@@ -69,11 +71,11 @@ def attack_collection(
             noised[name] += tensor
     deviation = plan.step.standard_deviation * plan.steps**0.5
     return {
-        "questions": len(asked),
+        "questions": len(members),
         "epsilon": target.epsilon,
         "delta": target.delta,
-        "words": words(encoder, asked, plain, noised, deviation),
-        "documents": labels(untrained, asked, plain, noised, deviation),
+        "words": words(encoder, members, plain, noised, deviation),
+        "documents": labels(untrained, members, plain, noised, deviation),
         "class_sums": class_sums(untrained, collection, chosen, others, target, features, report),
         "note": "a failed attack is not privacy: only the statement's epsilon says what no attack can do",
     }
@@ -98,11 +100,11 @@ def few_words(collection: Collection, encoder: Encoder, questions: int, seed: in
 
 
 def words(
-    encoder: Encoder, asked: ClippedSums, plain: dict[str, Tensor], noised: dict[str, Tensor], deviation: float
+    encoder: Encoder, members: ClippedSums, plain: dict[str, Tensor], noised: dict[str, Tensor], deviation: float
 ) -> dict[str, Any]:
     """The row-space test on the adapter's update: all words, and those that only one question has."""
     table = encoder.model.embedding.weight.detach().float().cpu().numpy()
-    counts = Counter(token for ids in asked.token_ids for token in set(ids))
+    counts = Counter(token for ids in members.token_ids for token in set(ids))
     truth, single = set(counts), {token for token, count in counts.items() if count == 1}
     absent = set(range(len(table))) - truth
     before = row_space_tokens((plain["difference"] / ADAPTER_SCALE).numpy(), table)
@@ -121,11 +123,11 @@ def words(
 
 
 def labels(
-    untrained: Retriever, asked: ClippedSums, plain: dict[str, Tensor], noised: dict[str, Tensor], deviation: float
+    untrained: Retriever, members: ClippedSums, plain: dict[str, Tensor], noised: dict[str, Tensor], deviation: float
 ) -> dict[str, Any]:
     """The direction of each row's update: which documents had questions."""
-    truth = set(torch.nonzero(asked.targets.any(0)).flatten().tolist())
-    everything = set(range(asked.documents))
+    truth = set(torch.nonzero(members.targets.any(0)).flatten().tolist())
+    everything = set(range(members.documents))
     mean_query = untrained.head.embeddings - untrained.head.centre
     before = row_labels((-plain[ROWS]).numpy(), mean_query.numpy())
     after = row_labels((-noised[ROWS]).numpy(), mean_query.numpy(), deviation)
@@ -147,30 +149,32 @@ def class_sums(
 ) -> dict[str, Any]:
     """Class sums over few questions against candidates, half of which are in them; and what one row is closest to."""
     size = min(QUESTIONS_OF_CLASS_SUMS, len(chosen), len(others))
-    few, rest = (subset(one, [row < size for row in range(len(one))]) for one in (chosen, others))
-    asked, strangers = (ClippedSums(untrained, found(untrained, one, features, report)) for one in (few, rest))
+    few, rest = (subset(judged, [row < size for row in range(len(judged))]) for judged in (chosen, others))
+    members, strangers = (
+        ClippedSums(untrained, questions(untrained, judged, features, report)) for judged in (few, rest)
+    )
     release = make_plan(target, "ridge", len(collection.documents)).sums
-    candidates = torch.cat([asked.x, strangers.x]).numpy()
-    truth = set(range(len(asked)))
-    plain = asked.class_sums()[SUMS].numpy()
-    noised = NoisedClient("victim", asked).answer(NoisedRequest(1, release))[ROWS].numpy()
-    row = int(asked.targets.sum(0).masked_fill(asked.targets.sum(0) == 0, 1e9).argmin())
+    candidates = torch.cat([members.x, strangers.x]).numpy()
+    truth = set(range(len(members)))
+    plain = members.class_sums()[SUMS].numpy()
+    noised = NoisedClient("victim", members).answer(NoisedRequest(1, release))[ROWS].numpy()
+    row = int(members.targets.sum(0).masked_fill(members.targets.sum(0) == 0, 1e9).argmin())
     texts = [*few.texts, *rest.texts]
     nearest = {
         name: [texts[place] for place in nearest_texts(sums[row], candidates, 1)[0]]
         for name, sums in (("without_noise", plain), ("with_noise", noised))
     }
-    told_of_row = [few.texts[place] for place in torch.nonzero(asked.targets[:, row]).flatten().tolist()]
+    told_of_row = [few.texts[place] for place in torch.nonzero(members.targets[:, row]).flatten().tolist()]
     everything = set(range(len(candidates)))
     return {
-        "questions": len(asked),
+        "questions": len(members),
         "without_noise": told(class_sum_questions(plain, candidates), truth, everything),
         "with_noise": told(class_sum_questions(noised, candidates), truth, everything),
         "one_row": {"true": told_of_row, **{f"nearest_{name}": texts for name, texts in nearest.items()}},
     }
 
 
-def found(untrained: Retriever, judged: Judged, features: FeatureCache, report: Silent) -> Questions:
+def questions(untrained: Retriever, judged: Judged, features: FeatureCache, report: Silent) -> Questions:
     return prepare(untrained, judged, features, report, "questions")
 
 

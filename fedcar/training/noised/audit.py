@@ -58,24 +58,32 @@ def audit_collection(
     some = prepare(untrained, subset(train, [row in order for row in range(len(train))]), features, report, "questions")
     plan = make_plan(replace(target, against_advice=True), method, len(collection.documents))
     adapter = Adapter("full", encoder.embedding_width, seed) if plan.method == "adapter" else None
-    asked = ClippedSums(untrained, some, adapter)
-    checks = [*replayed(untrained, asked, plan, adapter), *of_the_noise(asked, plan), *of_a_run(untrained, asked, plan)]
-    return [*checks, with_canaries(asked, plan)]
+    clipped_sums = ClippedSums(untrained, some, adapter)
+    checks = [
+        *replayed(untrained, clipped_sums, plan, adapter),
+        *of_the_noise(clipped_sums, plan),
+        *of_a_run(untrained, clipped_sums, plan),
+    ]
+    return [*checks, with_canaries(clipped_sums, plan)]
 
 
-def replayed(untrained: Retriever, asked: ClippedSums, plan: PrivatePlan, adapter: Adapter | None) -> list[Check]:
+def replayed(
+    untrained: Retriever, clipped_sums: ClippedSums, plan: PrivatePlan, adapter: Adapter | None
+) -> list[Check]:
     """Class sums and gradients without noise: neighbours, halves, and the empty batch."""
-    server = PrivateTraining(untrained, InTurn([NoisedClient("audited", asked)]), plan, adapter=adapter)
-    state = {ROWS: server.first_rows(asked.class_sums()[SUMS])} | server.first_adapter()
-    sums: list[tuple[str, Callable[[Tensor], dict[str, Tensor]], float]] = [("class sums", asked.class_sums, 1.0)]
+    server = PrivateTraining(untrained, InTurn([NoisedClient("audited", clipped_sums)]), plan, adapter=adapter)
+    state = {ROWS: server.first_rows(clipped_sums.class_sums()[SUMS])} | server.first_adapter()
+    sums: list[tuple[str, Callable[[Tensor], dict[str, Tensor]], float]] = [
+        ("class sums", clipped_sums.class_sums, 1.0)
+    ]
     if plan.step is not None:
-        sums.append((plan.method, lambda rows: asked.gradients(state, plan.clip_norm, rows), plan.clip_norm))
-    count, checks = min(NEIGHBOURS, len(asked)), []
+        sums.append((plan.method, lambda rows: clipped_sums.gradients(state, plan.clip_norm, rows), plan.clip_norm))
+    count, checks = min(NEIGHBOURS, len(clipped_sums)), []
     for name, clipped, bound in sums:
 
         def flat(rows: Sequence[int], clipped: Callable[[Tensor], dict[str, Tensor]] = clipped) -> NDArray[np.float32]:
-            found = clipped(torch.tensor(list(rows), dtype=torch.long))
-            whole: NDArray[np.float32] = torch.cat([found[key].flatten() for key in sorted(found)]).numpy()
+            tensors = clipped(torch.tensor(list(rows), dtype=torch.long))
+            whole: NDArray[np.float32] = torch.cat([tensors[key].flatten() for key in sorted(tensors)]).numpy()
             return whole
 
         for check in (audit.clipping_holds_on_neighbours(flat, count, bound), audit.sums_add_up(flat, count)):
@@ -83,12 +91,12 @@ def replayed(untrained: Retriever, asked: ClippedSums, plan: PrivatePlan, adapte
     return checks
 
 
-def of_the_noise(asked: ClippedSums, plan: PrivatePlan) -> list[Check]:
+def of_the_noise(clipped_sums: ClippedSums, plan: PrivatePlan) -> list[Check]:
     """What two devices give out on empty batches: as large as stated, and never the same twice."""
     release = plan.step or plan.sums
     release = replace(release, steps=1)
-    empty = {ROWS: torch.zeros(asked.documents, asked.x.shape[1])}
-    devices = [NoisedClient("one", asked), NoisedClient("other", asked)]
+    empty = {ROWS: torch.zeros(clipped_sums.documents, clipped_sums.x.shape[1])}
+    devices = [NoisedClient("one", clipped_sums), NoisedClient("other", clipped_sums)]
     draws = np.stack(
         [
             devices[number % 2].release(number, release, lambda: empty)[ROWS].flatten().double().numpy()
@@ -98,29 +106,29 @@ def of_the_noise(asked: ClippedSums, plan: PrivatePlan) -> list[Check]:
     return [audit.noise_is_as_large_as_stated(draws, release.standard_deviation), audit.noise_is_fresh(draws)]
 
 
-def of_a_run(untrained: Retriever, asked: ClippedSums, plan: PrivatePlan) -> list[Check]:
+def of_a_run(untrained: Retriever, clipped_sums: ClippedSums, plan: PrivatePlan) -> list[Check]:
     """A whole training with a ledger of its own: every draw of noise was charged, and the budget holds."""
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger(Path(folder) / "ledger.jsonl")
         ledger.create(Budget(plan.target.epsilon, plan.target.delta))
-        device = NoisedClient("audited", asked, ledger=ledger, run="audit")
-        PrivateTraining(untrained, InTurn([device]), plan, adapter=asked.adapter).run()
+        device = NoisedClient("audited", clipped_sums, ledger=ledger, run="audit")
+        PrivateTraining(untrained, InTurn([device]), plan, adapter=clipped_sums.adapter).run()
         charged, spent = len(ledger.releases()), ledger.spent()
-    kept = Check(
+    check = Check(
         "the budget holds", float(spent <= plan.target.epsilon), f"{spent:.4g} of epsilon {plan.target.epsilon:g} spent"
     )
-    return [audit.steps_charged_equal_steps_noised(charged, device.source.draws), kept]
+    return [audit.steps_charged_equal_steps_noised(charged, device.source.draws), check]
 
 
-def with_canaries(asked: ClippedSums, plan: PrivatePlan) -> Check:
+def with_canaries(clipped_sums: ClippedSums, plan: PrivatePlan) -> Check:
     """All releases of the plan with planted directions in half of the sums, drawn by coins: can they be told?"""
     release = plan.step or plan.sums
     steps, single = release.steps, replace(release, steps=1, sampler="full-batch", sampling_rate=1.0)
-    shape = (asked.documents, asked.x.shape[1])
+    shape = (clipped_sums.documents, clipped_sums.x.shape[1])
     canaries = audit.canary_gradients(CANARIES, shape[0] * shape[1], float(release.sensitivity or 1.0))
     included = audit.draw_inclusion(CANARIES)
     planted: Tensors = {ROWS: torch.from_numpy(canaries[included].sum(0).reshape(shape))}
-    device = NoisedClient("audited", asked)
+    device = NoisedClient("audited", clipped_sums)
     total = np.zeros(shape)
     for number in range(steps):
         total += device.release(number, single, lambda: planted)[ROWS].double().numpy()

@@ -192,7 +192,7 @@ class InTurn(InProcess["NoisedClient | Cohort"]):
 
     @property
     def units(self) -> int:
-        return sum(len(one.members) if isinstance(one, Cohort) else 1 for one in self.devices)
+        return sum(len(device.members) if isinstance(device, Cohort) else 1 for device in self.devices)
 
     @property
     def given(self) -> list[Release]:
@@ -200,7 +200,7 @@ class InTurn(InProcess["NoisedClient | Cohort"]):
 
     @property
     def heads(self) -> dict[str, LedgerHead]:
-        doors = [one.device if isinstance(one, Cohort) else one for one in self.devices]
+        doors = [device.device if isinstance(device, Cohort) else device for device in self.devices]
         return {door.name: door.known_head for door in doors if door.known_head is not None}
 
 
@@ -210,8 +210,8 @@ def noised(sums: Tensors, release: Release, source: NoiseSource) -> dict[str, Te
     PrivacyError where the noise would come from elsewhere than what was charged says.
     """
     require(source.name == release.noise, f"noise of kind {source.name} for what is charged as {release.noise}")
-    found = add_noise(sums, release.standard_deviation, source)
-    return {name: torch.from_numpy(values).float() for name, values in found.values.items()}
+    noisy = add_noise(sums, release.standard_deviation, source)
+    return {name: torch.from_numpy(values).float() for name, values in noisy.values.items()}
 
 
 def poisson(count: int, rate: float) -> Tensor:

@@ -48,11 +48,11 @@ def advise(
     target.check(clients if unit == "client" else total)
     if documents < 1:
         raise FedcarError(f"--documents {documents}: must be 1 or more")
-    found = make_plan(target, method, documents, steps=steps)
+    plan = make_plan(target, method, documents, steps=steps)
     usual = median_low(questions)
-    weights = [min(1.0, one / usual) for one in questions] if unit == "example" else [1.0]
+    weights = [min(1.0, number / usual) for number in questions] if unit == "example" else [1.0]
     units = float(clients) if unit == "client" else sum(w * n for w, n in zip(weights, questions, strict=True))
-    strength = found.strength(units, float(np.sqrt(np.square(weights).sum())))
+    strength = plan.strength(units, float(np.sqrt(np.square(weights).sum())))
     share = float(np.interp(np.log(strength), np.log(STRENGTHS), SHARES)) if strength >= LEAST_STRENGTH else 0.0
     expected = f"train: about {100 * share:.0f} % (+-15) of what un-noised training gains over search is to be expected"
     few = [place for place, weight in enumerate(weights, 1) if weight < 0.1]
@@ -61,13 +61,13 @@ def advise(
     if few:
         expected += f"; client {', '.join(map(str, few))} has too few questions for this plan and hardly counts"
     return {
-        **found.in_words(),
+        **plan.in_words(),
         "clients": clients,
         "units": f"{total} questions" if unit == "example" else f"{clients} clients with {total} questions",
         "strength": strength,
         "train": strength >= LEAST_STRENGTH,
         "expected_share_of_gain": share,
-        "advice": f"{expected} (method {found.method}, strength {strength:.1f})",
+        "advice": f"{expected} (method {plan.method}, strength {strength:.1f})",
     }
 
 
@@ -199,8 +199,8 @@ def make_plan(
             steps=steps or (STEPS if rate == 1 else round(SAMPLED_EPOCHS / rate)),
         )
         before = [release for release in (count, sums, held_out) if release is not None]
-        found = calibrated(template, target, before)
-        step = replace(template, noise_multiplier=found * SLACK)
+        multiplier = calibrated(template, target, before)
+        step = replace(template, noise_multiplier=multiplier * SLACK)
     if target.noise_seed is not None:
         sums = replace(sums, noise="seeded-test")
         count, step, held_out = (part and replace(part, noise="seeded-test") for part in (count, step, held_out))

@@ -220,11 +220,11 @@ class PrivateTraining:
         if not any(noised.values()):  # noise alone: nobody is known to have more than anybody else
             return 1.0
         usual = max(1.0, median_low(noised.values()))
-        self.weights = {name: min(1.0, found / usual) for name, found in noised.items()}
+        self.weights = {name: min(1.0, number / usual) for name, number in noised.items()}
         if any(weight < LEAST_WEIGHT for weight in self.weights.values()):
             few = sum(weight < LEAST_WEIGHT for weight in self.weights.values())
             self.report.say(f"{few} of {len(noised)} clients have too few questions for this plan and hardly count")
-        return max(1.0, sum(self.weights[name] * found for name, found in noised.items()))
+        return max(1.0, sum(self.weights[name] * number for name, number in noised.items()))
 
     @property
     def loudness(self) -> float:
@@ -273,8 +273,8 @@ class PrivateTraining:
         record = self.told(what=what)
         look = self.adapter is None or last or number % STEPS_PER_LOOK == 0
         if self.selection is not None and look:
-            found = self.retriever(state)
-            reached = Standard().score(self.selection, found.scores_of(self.selection))
+            retriever = self.retriever(state)
+            reached = Standard().score(self.selection, retriever.scores_of(self.selection))
             record = self.told(selection=reached.success)
             self.outcome.scores[what] = reached.success
             if self.best[1] is None or reached > self.best[1]:
@@ -298,12 +298,12 @@ class PrivateTraining:
     def finish(self) -> None:
         state, reached, name = self.best
         if state is None:
-            kept = self.untrained if self.selection is None else self.untrained_best
+            retriever = self.untrained if self.selection is None else self.untrained_best
             if len(self.outcome.records) > 1 and self.outcome.refusal is None:
                 self.report.say("nothing trained under this budget was better on the public dev questions than search")
         else:
-            kept = self.retriever(state)
-        self.outcome.retriever, self.outcome.name = kept, name
+            retriever = self.retriever(state)
+        self.outcome.retriever, self.outcome.name = retriever, name
         if reached is not None:
             self.report.say(f"kept: {name} ({reached.success:.3f} of the public dev questions right)")
         self.outcome.statement = self.plan.statement(tuple(self.clients.given), self.clients.units, choices(self.plan))

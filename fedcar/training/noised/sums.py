@@ -92,9 +92,9 @@ class ClippedSums:
         """Sums of clipped gradients; the number of those that were not clipped less half of all."""
         total, below = {name: torch.zeros_like(tensor) for name, tensor in state.items()}, 0.0
         for part in self.batches(rows):
-            found = clip(self.parts(state, part), clip_norm)
-            below += found.examples / 2 - found.clipped - found.non_finite
-            for name, tensor in found.sums.items():
+            clipping = clip(self.parts(state, part), clip_norm)
+            below += clipping.examples / 2 - clipping.clipped - clipping.non_finite
+            for name, tensor in clipping.sums.items():
                 total[name] += tensor
         return total, below
 

@@ -21,6 +21,7 @@ from fedcar.errors import FedcarError  # noqa: E402
 from fedcar.federation.deploy import front as deploy_front
 from fedcar.federation.deploy import keys  # noqa: E402
 from fedcar.federation.deploy import server as deploy  # noqa: E402
+from fedcar.federation.deploy.folder import ServerFolder  # noqa: E402
 from fedcar.federation.deploy.processes import free_port  # noqa: E402
 
 pytest_plugins = ("support.served",)
@@ -50,7 +51,7 @@ def test_a_name_that_is_no_name_of_a_file_is_refused(tmp_path: Path, name: str) 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_no_public_key_is_refused(tmp_path: Path, place: deploy.ServerFolder) -> None:
+def test_what_is_no_public_key_is_refused(tmp_path: Path, place: ServerFolder) -> None:
     (tmp_path / "text.pub").write_text("ssh-rsa nothing me\n")
     other = ec.generate_private_key(ec.SECP256R1()).public_key()
     line = other.public_bytes(keys.OPENSSH, keys.serialization.PublicFormat.OpenSSH)
@@ -62,7 +63,7 @@ def test_what_is_no_public_key_is_refused(tmp_path: Path, place: deploy.ServerFo
 # -------------------------------------------------------------------- certificates
 
 
-def test_certificates_are_made_once_and_again_before_they_run_out(place: deploy.ServerFolder) -> None:
+def test_certificates_are_made_once_and_again_before_they_run_out(place: ServerFolder) -> None:
     before = {name: (place.folder / name).read_bytes() for name in ("ca.pem", "link.pem", "front.pem")}
     for name in ("ca.key", "link.key", "front.key", "secret"):
         assert stat.S_IMODE((place.folder / name).stat().st_mode) == 0o600
@@ -78,7 +79,7 @@ def test_certificates_are_made_once_and_again_before_they_run_out(place: deploy.
 
 
 def test_a_crash_while_a_certificate_is_written_leaves_none(
-    place: deploy.ServerFolder, monkeypatch: pytest.MonkeyPatch
+    place: ServerFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half a one would end every later start: it cannot be read, and is not made again."""
 
@@ -95,14 +96,14 @@ def test_a_crash_while_a_certificate_is_written_leaves_none(
     assert keys.hosts_of(place.folder / "link.pem") == ["elsewhere.example"]
 
 
-def test_a_certificate_is_signed_by_the_folders_authority(place: deploy.ServerFolder) -> None:
+def test_a_certificate_is_signed_by_the_folders_authority(place: ServerFolder) -> None:
     authority = x509.load_pem_x509_certificate(place.ca.read_bytes())
     front = x509.load_pem_x509_certificate((place.folder / "front.pem").read_bytes())
     front.verify_directly_issued_by(authority)
     assert set(keys.hosts_of(place.folder / "front.pem")) >= {"127.0.0.1"}
 
 
-def test_a_stale_certificate_of_ones_own_is_refused(place: deploy.ServerFolder, tmp_path: Path) -> None:
+def test_a_stale_certificate_of_ones_own_is_refused(place: ServerFolder, tmp_path: Path) -> None:
     keys.make_certificate(place.folder, "stale", ["127.0.0.1"], days=-3)
     given = (place.folder / "stale.pem", place.folder / "stale.key", place.ca)
     with pytest.raises(FedcarError, match=r"stale.pem: ran out 3 days ago; give a new one"):
@@ -116,7 +117,7 @@ def test_a_stale_certificate_of_ones_own_is_refused(place: deploy.ServerFolder, 
 
 
 def test_the_front_passes_only_the_fleet_prefix(
-    front: str, place: deploy.ServerFolder, monkeypatch: pytest.MonkeyPatch
+    front: str, place: ServerFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import httpx
 
@@ -140,7 +141,7 @@ def test_the_front_passes_only_the_fleet_prefix(
     assert len(Upstream.asked) == 1, "nothing else reached the SuperLink"
 
 
-def test_the_front_speaks_tls_alone_and_says_when_the_superlink_is_away(place: deploy.ServerFolder) -> None:
+def test_the_front_speaks_tls_alone_and_says_when_the_superlink_is_away(place: ServerFolder) -> None:
     import httpx
 
     port = free_port()
@@ -159,7 +160,7 @@ def test_the_front_speaks_tls_alone_and_says_when_the_superlink_is_away(place: d
         server.should_exit = True
 
 
-def test_expiry_is_counted_in_days(place: deploy.ServerFolder) -> None:
+def test_expiry_is_counted_in_days(place: ServerFolder) -> None:
     loaded = x509.load_pem_x509_certificate(place.ca.read_bytes())
     assert loaded.not_valid_after_utc - datetime.now(timezone.utc) > timedelta(days=3600)
     assert keys.days_left(place.ca) == pytest.approx(3650, abs=1)

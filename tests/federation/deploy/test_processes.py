@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ def test_who_looks_is_not_taken_for_who_holds(tmp_path: Path, monkeypatch: pytes
     looks = threading.Event()
 
     def look() -> None:
-        with lock_of(tmp_path / "run.lock"):
+        with lock_of(tmp_path / "run.lock", shared=True):
             looks.set()
             time.sleep(0.1)
 
@@ -26,6 +27,13 @@ def test_who_looks_is_not_taken_for_who_holds(tmp_path: Path, monkeypatch: pytes
     looks.wait(10)
     assert not processes.held(tmp_path / "run.lock")
     other.join()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="those who look cannot share a lock there")
+def test_looking_at_a_lock_waits_for_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with processes.locked(tmp_path / "run.lock"):
+        monkeypatch.setattr("fedcar.common.files.time.sleep", lambda seconds: pytest.fail("waited"))
+        assert processes.held(tmp_path / "run.lock")
 
 
 def test_a_lock_says_what_it_is_for_while_others_look(tmp_path: Path) -> None:

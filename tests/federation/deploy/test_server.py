@@ -23,8 +23,12 @@ from fedcar.errors import FedcarError  # noqa: E402
 from fedcar.federation.deploy import front as deploy_front
 from fedcar.federation.deploy import keys  # noqa: E402
 from fedcar.federation.deploy import run as deploy_run
-from fedcar.federation.deploy import server as deploy  # noqa: E402
+from fedcar.federation.deploy.enroll import enroll  # noqa: E402
+from fedcar.federation.deploy.folder import ServerFolder  # noqa: E402
+from fedcar.federation.deploy.link import register  # noqa: E402
+from fedcar.federation.deploy.options import RunOptions  # noqa: E402
 from fedcar.federation.deploy.processes import free_port, locked  # noqa: E402
+from fedcar.federation.deploy.runs import new_run, one_run  # noqa: E402
 from fedcar.privacy.ledger import Budget, Ledger  # noqa: E402
 from fedcar.version import __version__  # noqa: E402
 
@@ -35,7 +39,7 @@ pytest_plugins = ("support.served",)
 
 
 @pytest.fixture
-def joined(place: deploy.ServerFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def joined(place: ServerFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A device's folder with key and join file; the SuperLink's part of enrolling is played."""
 
     class Played:
@@ -45,14 +49,14 @@ def joined(place: deploy.ServerFolder, tmp_path: Path, monkeypatch: pytest.Monke
         def register(self, key: bytes, name: str) -> int:
             return 17
 
-    monkeypatch.setattr(deploy.ServerFolder, "link", lambda self: Played())
-    monkeypatch.setattr(deploy.ServerFolder, "serving", lambda self: True)
+    monkeypatch.setattr("fedcar.federation.deploy.link.link_of", lambda place: Played())
+    monkeypatch.setattr(ServerFolder, "serving", lambda self: True)
     keys.keygen(tmp_path, "a")
-    deploy.enroll(place, tmp_path / "a.pub", None, None)
+    enroll(place, tmp_path / "a.pub", None, None, register)
     return tmp_path
 
 
-def test_a_join_file_holds_no_secret(joined: Path, place: deploy.ServerFolder) -> None:
+def test_a_join_file_holds_no_secret(joined: Path, place: ServerFolder) -> None:
     content = (joined / "a.join").read_text()
     assert "PRIVATE" not in content and place.secret.read_text() not in content
     assert json.loads(content).keys() == {
@@ -61,7 +65,7 @@ def test_a_join_file_holds_no_secret(joined: Path, place: deploy.ServerFolder) -
     }  # fmt: skip
 
 
-def test_enrolling_again_writes_the_same_and_another_key_is_refused(joined: Path, place: deploy.ServerFolder) -> None:
+def test_enrolling_again_writes_the_same_and_another_key_is_refused(joined: Path, place: ServerFolder) -> None:
     before = (joined / "a.join").read_bytes()
     assert fedcar("enroll", joined / "a.pub", "--data-dir", place.folder).code == 0
     assert (joined / "a.join").read_bytes() == before
@@ -73,7 +77,7 @@ def test_enrolling_again_writes_the_same_and_another_key_is_refused(joined: Path
 
 
 def test_enrolling_waits_for_a_superlink_that_is_starting(
-    place: deploy.ServerFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: ServerFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys.keygen(tmp_path, "a")
     tries: list[int] = []
@@ -88,20 +92,20 @@ def test_enrolling_waits_for_a_superlink_that_is_starting(
         def register(self, key: bytes, name: str) -> int:
             return 17
 
-    monkeypatch.setattr(deploy.ServerFolder, "link", lambda self: Starting())
+    monkeypatch.setattr("fedcar.federation.deploy.link.link_of", lambda place: Starting())
     assert 'start it, and wait until it says "serving on"' in one_line(
         fedcar("enroll", tmp_path / "a.pub", "--data-dir", place.folder)
     )
     serving = [False, True]
-    monkeypatch.setattr(deploy.ServerFolder, "serving", lambda self: serving.pop())
+    monkeypatch.setattr(ServerFolder, "serving", lambda self: serving.pop())
     line = one_line(fedcar("enroll", tmp_path / "a.pub", "--data-dir", place.folder))
     assert "its SuperLink does not answer" in line and "superlink.log" in line
-    monkeypatch.setattr(deploy.ServerFolder, "serving", lambda self: True)
+    monkeypatch.setattr(ServerFolder, "serving", lambda self: True)
     assert fedcar("enroll", tmp_path / "a.pub", "--data-dir", place.folder).code == 0 and len(tries) == 3
 
 
 def test_two_devices_enrolled_at_once_are_both_kept(
-    joined: Path, place: deploy.ServerFolder, monkeypatch: pytest.MonkeyPatch
+    joined: Path, place: ServerFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each reads who is known, registers and writes; without a lock who writes last forgets the other."""
     for name in "bc":
@@ -117,10 +121,10 @@ def test_two_devices_enrolled_at_once_are_both_kept(
                 meanwhile.append(one_line(fedcar("enroll", joined / "c.pub", "--data-dir", place.folder)))
             return ord(name)
 
-    monkeypatch.setattr(deploy.ServerFolder, "link", lambda self: Meanwhile())
-    deploy.enroll(place, joined / "b.pub", None, None)
+    monkeypatch.setattr("fedcar.federation.deploy.link.link_of", lambda place: Meanwhile())
+    enroll(place, joined / "b.pub", None, None, register)
     assert "another fedcar enroll is on" in meanwhile[0]
-    deploy.enroll(place, joined / "c.pub", None, None)
+    enroll(place, joined / "c.pub", None, None, register)
     assert sorted(place.nodes()) == ["a", "b", "c"]
 
 
@@ -208,7 +212,7 @@ def test_the_servers_certificate_is_checked_by_the_device(joined: Path, collecti
 
 
 def test_a_servers_certificate_that_ran_out_is_named(
-    joined: Path, collection_folder: Path, place: deploy.ServerFolder
+    joined: Path, collection_folder: Path, place: ServerFolder
 ) -> None:
     keys.make_certificate(place.folder, "stale", ["127.0.0.1"], days=-1)
     port = free_port()
@@ -230,7 +234,7 @@ def test_a_servers_certificate_that_ran_out_is_named(
 
 
 def test_serving_with_what_does_not_fit_is_one_line(
-    place: deploy.ServerFolder, collection_folder: Path, encoder: Path, tmp_path: Path, tiny_model: Callable[..., Path]
+    place: ServerFolder, collection_folder: Path, encoder: Path, tmp_path: Path, tiny_model: Callable[..., Path]
 ) -> None:
     def serve(*more: object, folder: Path = place.folder) -> str:
         return one_line(fedcar("serve", "--data-dir", folder, "--host", "127.0.0.1", *more))
@@ -262,7 +266,7 @@ def test_serving_with_what_does_not_fit_is_one_line(
     assert place.file.read_bytes() == before, "the one that runs is still found at its port"
 
 
-def test_running_with_what_does_not_fit_is_one_line(place: deploy.ServerFolder) -> None:
+def test_running_with_what_does_not_fit_is_one_line(place: ServerFolder) -> None:
     def run(*more: object) -> str:
         return one_line(fedcar("run", "--data-dir", place.folder, *more))
 
@@ -285,11 +289,11 @@ def test_running_with_what_does_not_fit_is_one_line(place: deploy.ServerFolder) 
     assert "no server's folder" in one_line(fedcar("status", "--data-dir", place.folder / "none"))
 
 
-def test_a_full_disk_on_the_server_is_one_line(place: deploy.ServerFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_on_the_server_is_one_line(place: ServerFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the system says it, and as safetensors does."""
     from safetensors import SafetensorError
 
-    monkeypatch.setattr(deploy.ServerFolder, "serving", lambda self: True)
+    monkeypatch.setattr(ServerFolder, "serving", lambda self: True)
     written = "I/O error: No space left on device (os error 28)"
     for error in (OSError(errno.ENOSPC, "No space left on device"), SafetensorError(written)):
 
@@ -303,10 +307,10 @@ def test_a_full_disk_on_the_server_is_one_line(place: deploy.ServerFolder, monke
 
 
 def test_a_disk_that_is_full_for_the_superlink_is_named_too(
-    place: deploy.ServerFolder, monkeypatch: pytest.MonkeyPatch
+    place: ServerFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It only stops to answer then, and the run finds no devices."""
-    monkeypatch.setattr(deploy.ServerFolder, "serving", lambda self: True)
+    monkeypatch.setattr(ServerFolder, "serving", lambda self: True)
 
     def nobody(*_: Any, **__: Any) -> None:
         raise FedcarError("too few devices: bring devices back, or lower the quorum (0.5), and go on with --resume")
@@ -322,11 +326,11 @@ def test_a_disk_that_is_full_for_the_superlink_is_named_too(
         assert result.code == 1 and says in result.err.splitlines()[-1]
 
 
-def test_status_and_doctor_of_a_server_that_does_not_run(place: deploy.ServerFolder) -> None:
-    options = deploy_run.RunOptions("head", "full", {"rounds": 4})
-    run = deploy_run.new_run(place, options)
+def test_status_and_doctor_of_a_server_that_does_not_run(place: ServerFolder) -> None:
+    options = RunOptions("head", "full", {"rounds": 4})
+    run = new_run(place, options)
     (run / "history.jsonl").write_text('{"round": 1, "selection": 0.5}\n{"round": 2, "sel')
-    later = deploy_run.new_run(place, options)
+    later = new_run(place, options)
     (later / "run.json").unlink()  # what a crash leaves that comes before it
     found = fedcar("status", "--data-dir", place.folder, "--json").json
     assert found["serving"] is False and found["devices"] == {}
@@ -334,8 +338,8 @@ def test_status_and_doctor_of_a_server_that_does_not_run(place: deploy.ServerFol
         {"run": run.name, "method": "head", "rounds": 1, "of": 4, "selection": 0.5, "finished": False, "on": False}
     ]
     assert (run / "history.jsonl").read_text().endswith('"sel'), "status changes nothing"
-    deploy_run.new_run(place, options)
-    with deploy_run.one_run(place, run.name):  # the former one was resumed
+    new_run(place, options)
+    with one_run(place, run.name):  # the former one was resumed
         lines = fedcar("status", "--data-dir", place.folder).out.splitlines()
     assert [line.rsplit(", ", 1)[1] for line in lines[1:]] == ["on", "stopped"]
     os.chmod(place.secret, 0o644)
@@ -348,7 +352,7 @@ def test_status_and_doctor_of_a_server_that_does_not_run(place: deploy.ServerFol
 
 
 def test_doctor_finds_a_certificate_near_its_end_and_a_changed_collection(
-    place: deploy.ServerFolder, collection_folder: Path, tmp_path: Path
+    place: ServerFolder, collection_folder: Path, tmp_path: Path
 ) -> None:
     loaded = Collection.read(collection_folder)
     fewer = replace(loaded, documents=loaded.documents[:-1])

@@ -67,7 +67,7 @@ def test_over_a_network_equals_in_process(
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         assert torch.equal(tensor, theirs[name]), name
-    assert all(record["failed"] == {} and record["refused"] == {} for record in there.rounds)
+    assert all(record.failed == {} and record.refused == {} for record in there.rounds)
 
 
 @pytest.mark.parametrize("method", ["head", "adapter"])
@@ -202,8 +202,8 @@ def test_a_bad_device_costs_a_line_in_the_history_not_the_run(
 ) -> None:
     with over_wire(tmp_path / "d", encoder, cache, deadline=0.5, spoil={"client-2": bad}) as over:
         result = train(collection, encoder, cache, tmp_path / "run", over)
-    assert [record["clients"] for record in result.rounds] == [["client-1", "client-3"]] * 3
-    first = {**result.rounds[0]["failed"], **result.rounds[0]["refused"]}
+    assert [record.clients for record in result.rounds] == [["client-1", "client-3"]] * 3
+    first = {**result.rounds[0].failed, **result.rounds[0].refused}
     assert list(first) == ["client-2"] and first["client-2"]
 
 
@@ -230,14 +230,14 @@ def test_a_connection_that_breaks_is_opened_again(
     train(collection, encoder, cache, tmp_path / "whole", **options)
     with over_wire(tmp_path / "d", encoder, cache) as over:
 
-        def mixed(*arguments: Any) -> Any:
-            found = federated_mixture(*arguments)
+        def mixed(*arguments: Any, **options: Any) -> Any:
+            mixture = federated_mixture(*arguments, **options)
             over.wire.breaks_at = {over.wire.sent + 5}  # the second device in the second round
-            return found
+            return mixture
 
         with patch.object(job, "federated_mixture", mixed):
             result = train(collection, encoder, cache, tmp_path / "run", over, quorum=1.0, **options)
-    assert result.rounds[1]["attempts"] == 2 and over.wire.opened == 2
+    assert result.rounds[1].attempts == 2 and over.wire.opened == 2
     for name, tensor in state(tmp_path / "whole").items():
         assert torch.equal(tensor, state(tmp_path / "run")[name]), name
 
@@ -247,9 +247,9 @@ def test_over_selection_goes_on_without_the_slowest(
 ) -> None:
     with over_wire(tmp_path / "d", encoder, cache, over_selection=1.5, spoil={"client-1": never}) as over:
         result = train(collection, encoder, cache, tmp_path / "run", over)
-    assert result.rounds[0]["clients"] == ["client-2", "client-3"]
-    assert "others were faster" in result.rounds[0]["failed"]["client-1"]
-    assert result.rounds[0]["clock_seconds"] < 30, "nobody waited for the deadline of ten minutes"
+    assert result.rounds[0].clients == ["client-2", "client-3"]
+    assert "others were faster" in result.rounds[0].failed["client-1"]
+    assert result.rounds[0].clock_seconds < 30, "nobody waited for the deadline of ten minutes"
 
 
 def test_resumed_equals_uninterrupted_with_devices_that_were_killed(
@@ -260,10 +260,10 @@ def test_resumed_equals_uninterrupted_with_devices_that_were_killed(
     train(collection, encoder, cache, tmp_path / "whole", **options)
     with over_wire(tmp_path / "devices", encoder, cache) as over:
 
-        def mixed(*arguments: Any) -> Any:
-            found, over.network.deadline = federated_mixture(*arguments), 1.0
+        def mixed(*arguments: Any, **options: Any) -> Any:
+            mixture, over.network.deadline = federated_mixture(*arguments, **options), 1.0
             over.wire.breaks_at = set(range(over.wire.sent + 6, over.wire.sent + 60))  # round 2, one device short
-            return found
+            return mixture
 
         with (
             patch.object(job, "federated_mixture", mixed),
@@ -358,10 +358,10 @@ def test_held_out_questions_of_devices_are_counted_in_the_record(
             )
 
         result = train(collection, encoder, cache, tmp_path / "run", with_dev, method="adapter")
-    counts = [record["held_out"] for record in result.rounds]
-    assert all(one["questions"] == 30.0 for one in counts)
+    counts = [record.held_out for record in result.rounds]
+    assert all(count["questions"] == 30.0 for count in counts)
     for before, after in zip(result.rounds[:-1], counts[1:], strict=True):
-        assert after["right"] == pytest.approx(30 * before["selection"])
+        assert after["right"] == pytest.approx(30 * before.selection)
 
 
 def test_a_full_disk_or_memory_on_a_device_is_named(

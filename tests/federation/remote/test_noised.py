@@ -214,7 +214,7 @@ def test_a_killed_server_gets_the_stored_answers_and_nothing_is_charged_twice(
     stored = {file: file.read_bytes() for file in (tmp_path / "run" / "clients").rglob("*.bin")}
     with over_wire(tmp_path / "devices", encoder, cache) as over:
         whole = train(collection, encoder, cache, tmp_path / "run", over, resume=True)
-    assert whole.refusal is None and [record["round"] for record in whole.rounds] == list(range(5))
+    assert whole.refusal is None and [record.round for record in whole.rounds] == list(range(5))
     assert [len(Ledger(file).releases()) for file in files] == [5, 5]
     assert all(Ledger(file).spent() <= 8 for file in files)
     assert len(stored) == 8 and all(file.read_bytes() == content for file, content in stored.items())
@@ -235,7 +235,7 @@ def test_a_device_killed_after_its_charge_is_charged_again_and_refuses_the_last_
     with over_wire(tmp_path / "devices", encoder, cache) as over:
         found = train(collection, encoder, cache, tmp_path / "run", over, quorum=1.0)
     assert getattr(found.refusal, "exit_code", 0) == 3 and "not charged there" in str(found.refusal)
-    assert [record["round"] for record in found.rounds] == [0, 1, 2, 3]
+    assert [record.round for record in found.rounds] == [0, 1, 2, 3]
     charged = [entry.values["round"] for entry in Ledger(killed[0]).open() if entry.kind == "charge"]
     assert charged == [0, 1, 2, 2, 3], "both charges of exchange 2 count"
     assert found.privacy is not None and found.privacy["epsilon"] <= 8
@@ -360,10 +360,10 @@ def test_a_bad_device_costs_a_line_in_the_history_not_the_run(
 
     with over_wire(tmp_path / "devices", encoder, cache, spoil={"client-2": short}) as over:
         found = train(collection, encoder, cache, tmp_path / "run", over)
-    assert [record["clients"] for record in found.rounds] == [["client-1", "client-2"], *[["client-1"]] * 4]
-    assert found.rounds[1]["failed"] == {"client-2": "sent rubbish: tensors of another form"}
+    assert [record.clients for record in found.rounds] == [["client-1", "client-2"], *[["client-1"]] * 4]
+    assert found.rounds[1].failed == {"client-2": "sent rubbish: tensors of another form"}
     history = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
-    assert history[1]["failed"] == found.rounds[1]["failed"]
+    assert history[1]["failed"] == found.rounds[1].failed
 
 
 def test_too_few_devices_is_one_line(collection: Collection, encoder: Path, cache: Path, tmp_path: Path) -> None:

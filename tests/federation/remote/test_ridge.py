@@ -55,7 +55,8 @@ def test_over_a_network_equals_in_process(
     def forgetful(self: RidgeSide, *arguments: Any) -> Any:
         if not forgot:
             forgot.append(1)
-            self.taught = None
+            assert self.member is not None
+            self.member.taught = None
         return evidence(self, *arguments)
 
     monkeypatch.setattr(RidgeSide, "evidence", forgetful)
@@ -64,7 +65,8 @@ def test_over_a_network_equals_in_process(
     assert here.retriever.ridge is not None, "ridge is what was kept, so there is something to compare"
     check_same(here, there)
     (ours,), (theirs,) = here.rounds, there.rounds
-    assert {**ours, "client_seconds": 0, "clock_seconds": 0} == {**theirs, "client_seconds": 0, "clock_seconds": 0}
+    unmeasured = {"client_seconds": {}, "clock_seconds": 0.0}
+    assert replace(ours, **unmeasured) == replace(theirs, **unmeasured)
     kinds = [request.kind for _, request, _ in over.wire.seen]
     assert "part" in kinds and "train" not in kinds
     assert [reply.values["reason"] for _, _, reply in over.wire.seen if reply.kind == "refused"] == ["taught"]
@@ -80,13 +82,34 @@ def test_a_device_that_sends_rubbish_is_left_out(
 
     with over_wire(tmp_path / "d", encoder, cache, spoil={"client-2": loud}) as over:
         found = train(collection, encoder, cache, tmp_path / "run", over)
-    assert found.rounds[0]["clients"] == ["client-1", "client-3"]
-    assert "longer than its questions can make it" in found.rounds[0]["failed"]["client-2"]
+    assert found.rounds[0].clients == ["client-1", "client-3"]
+    assert "longer than its questions can make it" in found.rounds[0].failed["client-2"]
     with over_wire(
         tmp_path / "e", encoder, cache, spoil=dict.fromkeys(("client-1", "client-2", "client-3"), loud)
     ) as o:
         with pytest.raises(FedcarError, match="no device gave any sums"):
             train(collection, encoder, cache, tmp_path / "other", o)
+
+
+def test_a_device_that_sends_rubbish_later_is_left_out_of_that_alone(
+    collection: Collection, encoder: Path, cache: Path, tmp_path: Path
+) -> None:
+    def lies(request: Payload, reply: Payload) -> Payload:
+        if request.kind == "taught":
+            return replace(reply, tensors={"right": torch.ones(1, dtype=torch.float64)})
+        if request.kind == "sums" and request.values["strength"]:
+            return replace(reply, tensors={name: tensor * float("inf") for name, tensor in reply.tensors.items()})
+        return reply
+
+    lines: list[str] = []
+    with over_wire(tmp_path / "d", encoder, cache, spoil={"client-2": lies}, say=lines.append) as over:
+        result = train(collection, encoder, cache, tmp_path / "run", over)
+        unseen = [node for node, request, _ in over.wire.seen if request.kind == "unseen"]
+    assert result.rounds[0].clients == ["client-1", "client-2", "client-3"]
+    assert set(lines) == {"the mixture goes on without client-2"} and len(set(unseen)) == 3
+    with over_wire(tmp_path / "e", encoder, cache, spoil=dict.fromkeys(result.rounds[0].clients, lies)) as over:
+        with pytest.raises(FedcarError, match="no device answers any more"):
+            train(collection, encoder, cache, tmp_path / "other", over)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +118,7 @@ def sums(collection: Collection, encoder: Path, cache: Path, tmp_path_factory: p
     from fedcar.federation.wire.setup import Setup
 
     device = Device(collection, tmp_path_factory.mktemp("device"), Encoder.load(encoder), FeatureCache(cache))
-    return device.ridge._member(Setup("run", "", "", "", {"seed": 0}, {})).questions.sums()
+    return device.ridge.of(Setup("run", "", "", "", {"seed": 0}, {})).questions.sums()
 
 
 def test_more_documents_than_columns_are_refused_before_any_client_sums(

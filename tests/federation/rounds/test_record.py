@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from fedcar.federation.rounds.record import RoundRecord
+from fedcar.federation.rounds.record import RoundRecord, shown
+from fedcar.training.noised.record import ExchangeRecord
 
 COMMON: dict[str, Any] = {
     "clients": ["a"], "questions": 3, "refused": {}, "failed": {"b": "away"}, "bytes_down": 7, "bytes_up": 8,
@@ -26,3 +27,12 @@ def test_the_keys_are_those_of_a_round_of_steps_or_of_ridge_in_the_order_of_the_
     assert list(ridge.to_json()) == ["round", "what", "exchanges", "selection", "loss", *ENDS, "clock_seconds"]
     for record in (steps, ridge):
         assert RoundRecord(**json.loads(json.dumps(record.to_json()))) == record
+
+
+def test_every_record_is_shown_with_all_columns() -> None:
+    """An exchange has no loss, since that would be an un-noised look; its keys stand there all the same."""
+    exchange = ExchangeRecord(
+        round=0, clients=["a"], refused={}, failed={}, bytes_up=1, clock_seconds=0.5, bytes_down=2, what="count"
+    )
+    assert "loss" not in exchange.to_json()
+    assert shown(exchange) == {**exchange.to_json(), "selection": None, "loss": None}

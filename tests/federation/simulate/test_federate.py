@@ -24,7 +24,7 @@ from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.federation.sums import additive
 from fedcar.federation.sums.additive import statistics_of, sums_of
 from fedcar.federation.sums.mixture import MixtureTerms, federated_mixture
-from fedcar.federation.sums.ridge import LocalRidge, federated_ridge
+from fedcar.federation.sums.ridge import RidgeMember, feature_map, federated_ridge, gather
 from fedcar.head import closed_form
 from fedcar.head.closed_form import Statistics
 from fedcar.retriever.prepare import prepare
@@ -107,9 +107,10 @@ def test_ridge_federated_equals_central_in_the_whole_retriever(
     training = prepare(untrained, judged, features, Silent(), "")
     shares = {name: training.take(rows) for name, rows in partition(judged, "dirichlet:0.5", 3, 0).items()}
     central = fit_ridge(untrained, training, features, 0).retriever
-    federated = federated_ridge(
-        untrained, LocalRidge(untrained, shares, features, 0), features, 0, PseudoQueries()
-    ).fitted.retriever
+    fixed = feature_map(untrained, features, 0)
+    clients = InProcess({name: RidgeMember(untrained, share, fixed, 0) for name, share in shares.items()})
+    gathered = gather(untrained, clients)
+    federated = federated_ridge(untrained, clients, gathered, features, 0, PseudoQueries()).fitted.retriever
     scores = [one.ridge.scores(training.texts, training.states) for one in (central, federated)]
     np.testing.assert_allclose(scores[0][..., 0], scores[1][..., 0], atol=1e-3)  # kept in float16
     np.testing.assert_allclose(scores[0][..., 1], scores[1][..., 1], atol=1e-5)

@@ -280,8 +280,8 @@ def test_a_run_goes_on_with_the_participation_it_was_started_with(
             **options,
         )  # fmt: skip
 
-    def interrupted(record: Any) -> None:
-        if record["round"] == 3:
+    def interrupted(record: Any, beside: Any) -> None:
+        if record.round == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

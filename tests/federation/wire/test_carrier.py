@@ -21,6 +21,8 @@ pytest.importorskip("flwr")
 from fedcar.errors import FedcarError  # noqa: E402
 from fedcar.federation.deploy import keys  # noqa: E402
 from fedcar.federation.deploy import server as deploy  # noqa: E402
+from fedcar.federation.deploy.folder import ServerFolder  # noqa: E402
+from fedcar.federation.deploy.link import link_of  # noqa: E402
 from fedcar.federation.deploy.processes import Child, free_port  # noqa: E402
 from fedcar.federation.wire import flower  # noqa: E402
 from fedcar.federation.wire.exchange import Exchange  # noqa: E402
@@ -30,7 +32,7 @@ pytest_plugins = ("support.served",)
 
 
 @pytest.mark.slow
-def test_a_message_travels_through_superlink_and_supernode(place: deploy.ServerFolder, tmp_path: Path) -> None:
+def test_a_message_travels_through_superlink_and_supernode(place: ServerFolder, tmp_path: Path) -> None:
     """The real ones, as processes: TLS, the device's key, the executor's secrets, a payload in parts and back."""
     settings = place.settings()
     link_process = deploy.superlink(place, settings)
@@ -46,7 +48,7 @@ def test_a_message_travels_through_superlink_and_supernode(place: deploy.ServerF
     node_process = None
     try:
         link_process.start()
-        link = place.link()
+        link = link_of(place)
         deploy.wait_for(link, link_process)
         node = link.register(keys.read_public(tmp_path / "a.pub")[1], "a")
         address = f"127.0.0.1:{settings.link_port}"
