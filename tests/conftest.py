@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import signal
 import socket
 from collections.abc import Callable
@@ -66,6 +67,26 @@ def few_frequencies() -> Any:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(feature_map, "FREQUENCIES", 64)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """An encoder is exported once a process, and copied for whoever exports an equal one again: seconds each."""
+    from fedcar.encoder.encoder import Encoder
+    from fedcar.encoder.runtimes import onnx_file
+
+    write, kept = onnx_file.write, tmp_path_factory.mktemp("exported")
+
+    def write_once(model: Any, file: Path, precision: str = "fp32", adapter: Any = None) -> None:
+        states = Encoder(model, adapter).state_fingerprint
+        whole = kept / f"{states}-{model.pooling}-{precision}-{adapter and adapter.variant}.onnx"
+        if not whole.exists():
+            write(model, whole, precision, adapter)
+        shutil.copy(whole, file)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_file, "write", write_once)
         yield
 
 

@@ -14,7 +14,7 @@ What other folders take:
     files.write_json: Write a JSON file, indented and in UTF-8.
     files.written_whole: A place to write to that takes the file's name in one step: who looks finds the former file
         or all of this.
-    folders.RESTORE: TODO
+    folders.RESTORE: The way out that an error about a changed folder names.
     folders.ReplacedError: Somebody else has replaced the folder meanwhile.
     folders.check_folder: Refuse a folder that is not a sealed fedcar folder of this kind, or of which any file has
         changed.
@@ -23,9 +23,9 @@ What other folders take:
     folders.kind_of: Which kind of fedcar folder this is, before anything in it is checked; None where it is none.
     folders.new_folder: A folder to fill that takes the place of `target`, missing or empty, when it is whole; an
         error leaves nothing.
-    folders.opened_folder: A sealed folder to read from, checked as by `check_folder`:
+    folders.opened_folder: A sealed folder to read from: what was checked is what is read.
     folders.remove_folder: Remove a folder that fedcar wrote, if it is there.
-    folders.seal_of: What changes whenever the folder is written anew with other content;
+    folders.seal_of: What changes whenever the folder is written anew with other content.
     folders.write_folder: Let `write` fill a temporary folder, seal it with hashes and put it in the place of
         `target` in one step.
     history.History: A list of records, one an epoch or a round, each a flat mapping of plain values; records are

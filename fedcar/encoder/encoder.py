@@ -204,6 +204,10 @@ class Encoder:
         """See `FrozenModel.tokenize`."""
         return self.model.tokenize(texts)
 
+    def unknown(self, texts: Sequence[str]) -> NDArray[np.bool_]:
+        """See `FrozenModel.unknown`."""
+        return self.model.unknown(texts)
+
     def read(self, texts: Sequence[str], tokens: bool = True) -> Reading:
         """Everything that searching asks of questions, by one pass; with an adapter of a batch twice as large."""
         rows = self._rows(texts, tokens)

@@ -30,10 +30,11 @@ from fedcar.encoder.model_files import (
     tokenizer_files,
     weight_files,
 )
-from fedcar.encoder.reading import Tokens, state_type
+from fedcar.encoder.reading import Tokens, all_unknown, state_type
 from fedcar.errors import FedcarError, FedcarWarning
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import nn
 
 POOLINGS = ("mean", "last", "cls")
@@ -243,6 +244,10 @@ class FrozenModel:
             ids = [row if row and row[-1] == end else [*row, end] for row in ids]
         self._check_known(ids)
         return [row or [self.padding_id] for row in ids]
+
+    def unknown(self, texts: Sequence[str]) -> NDArray[np.bool_]:
+        """Which texts hold nothing that the tokenizer knows (n,): see `reading.all_unknown`."""
+        return all_unknown(self.tokens(texts), self.tokenizer.unk_token_id)
 
     def _warn_of_cut(self, found: Any, texts: int) -> None:  # noqa: ANN401 - a tokenizer's answer
         cut = sum(bool(encoding.overflowing) for encoding in found.encodings or [])

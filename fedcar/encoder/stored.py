@@ -15,6 +15,7 @@ from fedcar.encoder.reading import (
     TOKENS_PER_BATCH,
     Reading,
     Tokens,
+    all_unknown,
     read,
     state_type,
 )
@@ -45,6 +46,7 @@ class StoredEncoder:
     padding_id: int
     end: int | None
     adapter: str | None
+    unknown_id: int | None = None
 
     @classmethod
     def of(cls, folder: Path, settings: Mapping[str, Any]) -> StoredEncoder:
@@ -88,8 +90,17 @@ class StoredEncoder:
 
     def read(self, texts: Sequence[str], tokens: bool = True) -> Reading:
         """As `Encoder.read`: everything that searching asks of questions, by one pass."""
+        rows = self._rows(texts)
+        size = TOKENS_PER_BATCH if self.precision == "fp32" else 1
+        return read(self._runtime, rows, self.state_type, self.padding_id, None, size, tokens=tokens)
+
+    def unknown(self, texts: Sequence[str]) -> NDArray[np.bool_]:
+        """As `Encoder.unknown`: which texts hold nothing that the tokenizer knows."""
+        return all_unknown(self._rows(texts), self.unknown_id)
+
+    def _rows(self, texts: Sequence[str]) -> list[Tokens]:
         behind = [] if self.end is None else [self.end]
-        rows = [
+        return [
             Tokens(
                 [*encoding.ids, *behind],
                 [*encoding.offsets, *((0, 0) for _ in behind)],
@@ -97,8 +108,6 @@ class StoredEncoder:
             )
             for encoding in self._cut(texts)
         ]
-        size = TOKENS_PER_BATCH if self.precision == "fp32" else 1
-        return read(self._runtime, rows, self.state_type, self.padding_id, None, size, tokens=tokens)
 
     def _cut(self, texts: Sequence[str]) -> list[Any]:
         encodings: list[Any] = self._tokenizer.encode_batch(

@@ -42,6 +42,7 @@ def write_encoder(encoder: Encoder, folder: Path, precision: str = "fp32") -> di
         "padding_id": model.padding_id,
         "end": tokenizer.eos_token_id if encoder.pooling == "last" and not model.adds_end else None,
         "adapter": encoder.adapter.variant if encoder.adapter is not None else None,
+        "unknown_id": tokenizer.unk_token_id,
     }
 
 

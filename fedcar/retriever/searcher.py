@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 CHUNK = 256
 READ_AT_ONCE = 1024  # questions; a batch of the encoder holds those of like length
 FEATURES = 16  # numbers, about, that stand for a question and a candidate
+OF_WORDS = [Evidence.NAMES.index(name) for name in ("lexical", "stems", "bigrams", "coverage")]
+STRANGE = "neither the encoder nor any document knows anything of this question"
 POOL = 400  # documents nearest by encoder, and by words, among which the candidates are chosen
 
 
@@ -46,6 +48,10 @@ class Reader(Protocol):
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Hidden states (n, d) with the adapter."""
+        ...
+
+    def unknown(self, texts: Sequence[str]) -> NDArray[np.bool_]:
+        """Which texts hold nothing that the encoder knows (n,), so that their states are alike."""
         ...
 
 
@@ -85,7 +91,8 @@ class Hit:
 class Answer:
     """The hits of one question, best first; not `answered` where the retriever does not know.
 
-    None where it cannot tell, for the `reason` that no threshold could be learned.
+    None where it cannot tell, for the `reason` that no threshold could be learned. Where neither encoder nor documents
+    know anything of a question, the confidence is 0 and the `reason` says so.
     """
 
     query: str
@@ -153,9 +160,13 @@ class Searcher:
             scores = self.scores(questions[part], states, candidates, evidence, reading.adapted[part])
             first = scores[:, : self.evidence.together]
             confidences, answered = self.calibration.confidences(first), self.calibration.answers(first)
+            strange = self.encoder.unknown(questions[part]) & ~evidence[..., OF_WORDS].any(axis=(1, 2))
+            confidences = np.where(strange[:, None], 0.0, confidences)
             for row, question in enumerate(questions[part]):
                 hits = tuple(self._hits(candidates[row], scores[row], confidences[row], k))
-                if hits and (reason := self.calibration.no_threshold):
+                if strange[row]:
+                    yield Answer(question, False, hits, STRANGE)
+                elif hits and (reason := self.calibration.no_threshold):
                     yield Answer(question, None, hits, reason)
                 else:
                     yield Answer(question, bool(hits) and bool(answered[row]), hits)

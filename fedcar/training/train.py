@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from fedcar.training.settings import TrainingOptions
 
 LEAST_PSEUDO = 0.01  # of the questions' weight
+MOST_CELLS = 100_000_000  # training questions times rows, up to which `auto` tries gradient steps over rows
 
 
 def train(
@@ -185,7 +186,9 @@ def trained_candidates(
         for name, joined in possible:
             fitted = fit_ridge(mixed, training, job.features, settings.seed, joined, summed)
             candidates.append(candidate(name, fitted, selection, standard, report))
-    if method in ("auto", "head", "adapter"):
+    if method == "auto" and len(candidates) > 1 and (reason := too_dear(training, settings)):
+        report.say(f"head: {reason}")
+    elif method in ("auto", "head", "adapter"):
         folds = view.folds[:1] if settings.method == "adapter" else view.folds
         fitted = fit(mixed, training, selection, settings, course, report, folds, standard)
         candidates.append(candidate(settings.method, fitted, selection, standard, report))
@@ -194,6 +197,18 @@ def trained_candidates(
         fitted = fit(mixed, training, selection, chosen, Course(), report, view.folds[:1], standard)
         candidates.append(candidate("adapter", fitted, selection, standard, report))
     return candidates
+
+
+def too_dear(training: Questions, settings: Settings) -> str:
+    """Why `auto` does not train rows by gradient steps, in words; empty where it does.
+
+    Each step passes over all rows, so that an epoch takes questions times rows, where ridge takes one solution.
+    """
+    rows = len({document for judged in training.relevant for document, score in judged.items() if score > 0})
+    if settings.query_map or rows * len(training) <= MOST_CELLS:
+        return ""
+    what = f"{len(training):,} questions in steps over {rows:,} rows take many times what ridge takes"
+    return f"not tried: {what}; --method head trains it"
 
 
 def can_matter(pseudo: PseudoQueries, training: Questions) -> bool:

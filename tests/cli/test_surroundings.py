@@ -9,10 +9,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
-import click
 import pytest
 from support.command import environment, fedcar, learnable, python
 
@@ -264,9 +264,9 @@ def test_a_file_of_somebody_else_is_not_to_be_restored(place: Path, monkeypatch:
 )
 def test_a_question_may_begin_with_a_dash(words: list[str], question: str | None, k: int | None) -> None:
     command = commands.commands["search"]
-    if question is None:
-        with pytest.raises(click.MissingParameter):
-            command.make_context("search", words)
+    if question is None:  # it stands where the retriever is wanted
+        result = fedcar("search", *words)
+        assert result.code == 2 and "give a question, or a file of questions with --file" in result.err
         return
     found = command.make_context("search", words).params
     assert (found["question"], found["k"], str(found["retriever"])) == (question, k, "R")
@@ -318,14 +318,17 @@ def test_a_plan_is_in_words(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_rounds_without_news_share_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     from fedcar.cli.tables import live_table
+    from fedcar.federation.rounds.record import RoundRecord
 
-    record = {"selection": None, "loss": None, "clients": ["a"], "refused": {}, "failed": {}}
-    record |= {"bytes_down": 0, "bytes_up": 4, "clock_seconds": 0.0}
+    record = RoundRecord(
+        round=0, clients=["a"], questions=1, refused={}, failed={}, bytes_down=0, bytes_up=4, client_seconds={},
+        clock_seconds=0.0,
+    )  # fmt: skip
     with live_table() as show:
         for number in range(31):
-            show({**record, "round": number})
-        show({**record, "round": 31, "failed": {"b": "away"}})
-        show({**record, "round": 32, "selection": 0.5, "clock_seconds": 0.25})
+            show(replace(record, round=number), {})
+        show(replace(record, round=31, failed={"b": "away"}), {})
+        show(replace(record, round=32, selection=0.5, clock_seconds=0.25), {})
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(",")[0] for line in lines] == ["round 0", "round 31", "round 32"]
     assert "s 0.00" not in "".join(lines) and "b: away" in lines[1] and lines[2].endswith("s 0.25")

@@ -27,7 +27,7 @@ from fedcar.export.bundle_writing import write_bundle
 from fedcar.retriever import evidence, searcher
 from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.row_index import RowIndex, is_installed
-from fedcar.retriever.searcher import Answer, Searcher
+from fedcar.retriever.searcher import STRANGE, Answer, Searcher
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* tokens and were cut")  # the tiny encoders' window is short
 
@@ -89,18 +89,25 @@ def test_threads_give_what_one_gives(retriever_of: MakeRetriever, kind: str) -> 
     check_same(found, [retriever.search(question) for question in QUESTIONS] * 2)
 
 
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the encoder is kept in other runtimes' forms."""
+    return tmp_path_factory.mktemp("converted")
+
+
 @pytest.mark.parametrize("runtime", names.NAMES)
 def test_threads_by_each_runtime(
-    retriever_of: MakeRetriever, runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    retriever_of: MakeRetriever, runtime: str, converted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not choice.is_installed(runtime):
         pytest.skip(f"{runtime} is not installed")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(converted))
     monkeypatch.setattr(names, "setting", names.Setting(runtime))
     retriever = retriever_of("head")
+    questions = QUESTIONS[::2]
     with ThreadPoolExecutor(8) as threads:
-        found = list(threads.map(retriever.search, QUESTIONS))
-    check_same(found, [retriever.search(question) for question in QUESTIONS])
+        found = list(threads.map(retriever.search, questions))
+    check_same(found, [retriever.search(question) for question in questions])
 
 
 @pytest.mark.parametrize("kind", ["ridge", "adapter", "texts"])
@@ -228,3 +235,21 @@ def test_a_hit_carries_the_metadata(retriever_of: MakeRetriever, tmp_path: Path)
     for one in (retriever, Retriever.load(tmp_path / "retriever"), load_bundle(tmp_path / "bundle")):
         hits = one.search("fan", 6).hits
         assert all(hit.metadata == {"shelf": [hit.id, None]} for hit in hits) and len(set(hits)) == 6
+
+
+@pytest.mark.filterwarnings("ignore:.* nothing but stop words")
+@pytest.mark.parametrize("kind", ["labels", "head", "ridge"])
+def test_a_question_of_which_nothing_is_known_is_not_answered(
+    toy_collection: Path, tiny_model: Callable[..., Path], tmp_path: Path, kind: str
+) -> None:
+    """Emoji, another script: every such text has one state. One known word, or one that a document has, is enough."""
+    encoder, cache = Encoder.load(tiny_model("bert"), "mean"), FeatureCache(tmp_path / "cache")
+    retriever = made(kind, Collection.read(toy_collection).documents, encoder, cache)
+    write_bundle(retriever, tmp_path / "bundle")
+    for either in (retriever, load_bundle(tmp_path / "bundle")):
+        answers = either.search_many(["🦄🦄", "pump 🦄", "Ωμέγα"])
+        assert [answer.reason == STRANGE for answer in answers] == [True, False, True]
+        assert answers[0].answered is False and {hit.confidence for hit in answers[0]} == {0.0}
+        assert answers[1].hits[0].confidence > 0
+    named = retriever.add([Document("omega", "", "Ωμέγα pump")])
+    assert named.search("Ωμέγα").reason != STRANGE

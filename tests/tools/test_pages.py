@@ -16,6 +16,8 @@ def test_a_page_read_from_the_code_is_up_to_date(name: str) -> None:
     assert (pages.DOCS / name).read_text(encoding="utf-8") == pages.PAGES[name](), f"docs/{name}: run make docs"
 
 
+@pytest.mark.ci
+@pytest.mark.slow
 def test_the_pages_of_a_small_run_are_up_to_date() -> None:
     """Commands with their JSON, files with their fields: one run for both."""
     for name in ("cli.md", "files.md"):

@@ -312,6 +312,21 @@ def test_a_dry_run_says_what_training_uses(
     assert {name: said[name] for name in used} == used and used["query_map"] is texts
 
 
+def test_auto_leaves_steps_over_very_many_rows_out_where_ridge_can_be_had(
+    collection: Collection, encoder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20,000 labels with a question each; who asks for the head gets it, and so does auto where ridge is refused."""
+    candidates = train(collection, encoder=encoder, cache=cache, epochs=1).training.selection
+    assert {"ridge", "head"} <= set(candidates)
+    monkeypatch.setattr("fedcar.training.train.MOST_CELLS", 19)
+    candidates = train(collection, encoder=encoder, cache=cache, epochs=1).training.selection
+    assert "ridge" in candidates and "head" not in candidates
+    assert "head" in train(collection, encoder=encoder, cache=cache, epochs=1, method="head").training.selection
+    monkeypatch.setattr("fedcar.training.ridge.MOST_ROWS", 1)
+    candidates = train(collection, encoder=encoder, cache=cache, epochs=1).training.selection
+    assert "ridge" not in candidates and "head" in candidates
+
+
 def test_a_dry_run_of_auto_names_the_adapter_of_a_small_encoder(
     arguments: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
