@@ -13,8 +13,8 @@ from tools.guarantees import guarantees, of_name
 from tools.guarantees import tests as all_tests  # pytest takes a function whose name begins so for a test
 
 FLOORS = (
-    {"privacy", "errors", "version"},
-    {"common"},
+    {"errors", "version"},
+    {"common", "privacy"},
     {"collection"},
     {"encoder", "head"},
     {"retriever"},

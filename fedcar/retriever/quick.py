@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedcar.common.files import default_cache
-from fedcar.common.folders import check_folder
+from fedcar.common.folders import opened_folder
 from fedcar.common.tensors import mapped_tensors
 from fedcar.encoder.model_files import find, fingerprint, fingerprint_with
 from fedcar.encoder.stored import StoredEncoder
@@ -79,18 +79,23 @@ def stored_encoder(place: Path) -> StoredEncoder | None:
     if any(find_spec(package) is None for package in ("onnxruntime", "tokenizers")):
         return None
     try:
-        check_folder(place, KIND)
+        with opened_folder(place, KIND) as opened:
+            settings = json.loads((opened / SETTINGS).read_text(encoding="utf-8"))
+            if "reason" in settings:
+                return None
+            stored = StoredEncoder.of(opened, settings)
+            stored.open()
     except FedcarError:  # not there, or changed: then it is made anew
         return None
-    settings = json.loads((place / SETTINGS).read_text(encoding="utf-8"))
-    return None if "reason" in settings else StoredEncoder.of(place, settings)
+    stored.folder = place  # where a copy finds the files
+    return stored
 
 
 def with_frequencies(feature_map: FeatureMap) -> FeatureMap:
     """The map with its frequencies from the cache, where they are; otherwise they are drawn again."""
     place = place_of_frequencies(feature_map)
     with suppress(FedcarError):
-        check_folder(place, FREQUENCIES_KIND)
-        tensors = mapped_tensors(place / FREQUENCIES)
+        with opened_folder(place, FREQUENCIES_KIND) as opened:
+            tensors = mapped_tensors(opened / FREQUENCIES)
         return replace(feature_map, drawn=(tensors["hidden"], tensors["layers"]))
     return feature_map
