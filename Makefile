@@ -14,7 +14,7 @@ demo: .venv/core  ## set everything up and run the main job: train, evaluate, se
 	$(BIN)/fedcar demo
 
 test: .venv/dev  ## the fast tests; make test T=tests/head runs those of one folder or file
-	OMP_NUM_THREADS=1 $(BIN)/pytest $(if $(T),$(T),--numprocesses auto)
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(if $(T),$(T),--numprocesses auto --dist worksteal)
 
 test-ci: .venv/dev  ## the slow tests that every change must pass: real processes, kill -9, a real encoder
 	$(BIN)/pytest -m ci -W ignore::fedcar.errors.FedcarWarning --durations=0 $(T)

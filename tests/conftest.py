@@ -51,6 +51,14 @@ def offline() -> Any:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Nothing that a test leaves in the user's cache, nor what lies there, has a say in another run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("user-cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def no_quick_starts() -> Any:
     """No search leaves a quick start, which takes seconds; what tests them undoes this."""
     from fedcar.retriever import quick_writing
@@ -72,17 +80,22 @@ def few_frequencies() -> Any:
 
 @pytest.fixture(scope="session", autouse=True)
 def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """An encoder is exported once a process, and copied for whoever exports an equal one again: seconds each."""
+    """An encoder is exported once a run, and copied for whoever exports an equal one again: seconds each."""
+    from fedcar.common.files import written_whole
     from fedcar.encoder.encoder import Encoder
     from fedcar.encoder.runtimes import onnx_file
 
-    write, kept = onnx_file.write, tmp_path_factory.mktemp("exported")
+    parallel = "PYTEST_XDIST_WORKER" in os.environ  # then all processes of the run share the folder above
+    base = tmp_path_factory.getbasetemp()
+    write, kept = onnx_file.write, (base.parent if parallel else base) / "exported"
+    kept.mkdir(exist_ok=True)
 
     def write_once(model: Any, file: Path, precision: str = "fp32", adapter: Any = None) -> None:
         states = Encoder(model, adapter).state_fingerprint
         whole = kept / f"{states}-{model.pooling}-{precision}-{adapter and adapter.variant}.onnx"
         if not whole.exists():
-            write(model, whole, precision, adapter)
+            with written_whole(whole) as new:
+                write(model, new, precision, adapter)
         shutil.copy(whole, file)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -264,12 +264,12 @@ def test_the_version() -> None:
 
 
 def test_interrupted_is_exit_code_130(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedcar.retriever.retriever import Retriever
+    from fedcar.retriever.searcher import Searcher
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Retriever, "search", interrupt)
+    monkeypatch.setattr(Searcher, "search", interrupt)
     result = fedcar("search", place / "retriever", "blower")
     assert (result.code, result.out, result.err.strip()) == (130, "", "interrupted")
 

@@ -87,11 +87,14 @@ def test_json_is_json_on_every_terminal(encoding: str) -> None:
     assert json.loads(written.getvalue().decode("utf-8")) == content
 
 
-def test_a_search_on_a_terminal_of_ascii(place: Path) -> None:
-    """A process of its own: the whole way from the words to the table."""
+def test_a_search_on_a_terminal_of_ascii(place: Path, tmp_path: Path) -> None:
+    """A process of its own: the whole way from the words to the table; its cache has no room for a quick start."""
+    (tmp_path / "fedcar").mkdir()
+    (tmp_path / "fedcar" / "encoders").write_text("no folder")
+    quick = {"XDG_CACHE_HOME": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", START, "search", place / "foreign-retriever", "水泵", "-k", "1"],
-        env=environment(PYTHONIOENCODING="ascii", PYTHONUTF8="0", LC_ALL="C", PYTHONCOERCECLOCALE="0"),
+        env=environment(PYTHONIOENCODING="ascii", PYTHONUTF8="0", LC_ALL="C", PYTHONCOERCECLOCALE="0", **quick),
         capture_output=True,
     )
     assert done.returncode == 0, done.stderr

@@ -95,7 +95,13 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("converted")
 
 
-@pytest.mark.parametrize("runtime", names.NAMES)
+@pytest.mark.parametrize(
+    "runtime",
+    [
+        pytest.param(name, marks=[pytest.mark.slow, pytest.mark.ci] if name.startswith("openvino") else [])
+        for name in names.NAMES
+    ],
+)
 def test_threads_by_each_runtime(
     retriever_of: MakeRetriever, runtime: str, converted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

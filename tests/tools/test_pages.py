@@ -56,6 +56,8 @@ def test_all_arrows_point_down(inside: str) -> None:
 # ---------------------------------------------------------------- commands, files, guarantees
 
 
+@pytest.mark.ci
+@pytest.mark.slow
 def test_every_command_says_what_json_it_prints_or_why_not() -> None:
     speaking = {words for words, command in commands.commands() if any("--json" in one.opts for one in command.params)}
     printed = set(files.small_run().printed)
