@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -43,6 +44,10 @@ LAYERS_KEPT = 6
 POSITIONS_START_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "data2vec-text", "mpnet", "longformer")
 LOADING = threading.RLock()  # for all, as the library that reads models is not made for several at a time
 TOKENIZING = threading.Lock()  # for all: a tokenizer's cut is a setting of its own, and a lock cannot be copied
+
+
+if hasattr(os, "register_at_fork"):  # threads of OpenMP stay behind in a fork, and who waits for them waits for ever
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 class FrozenModel:

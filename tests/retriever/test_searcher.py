@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.command import python
 from support.processes import PROCESSES
 from support.retrievers import made, passes_of
 from support.toy import TOY_DOCUMENTS, TOY_QUESTIONS
@@ -241,6 +242,32 @@ def test_a_hit_carries_the_metadata(retriever_of: MakeRetriever, tmp_path: Path)
     for one in (retriever, Retriever.load(tmp_path / "retriever"), load_bundle(tmp_path / "bundle")):
         hits = one.search("fan", 6).hits
         assert all(hit.metadata == {"shelf": [hit.id, None]} for hit in hits) and len(set(hits)) == 6
+
+
+FORKED = """
+import os, signal, sys, warnings
+import torch
+from fedcar import Retriever
+warnings.simplefilter("ignore")
+torch.set_num_threads(2)
+retriever, question = Retriever.load(sys.argv[1]), "who looks after the pump"
+wanted, large = retriever.search(question), torch.ones(10**6)
+assert large.exp().sum() > 0  # by the threads of OpenMP
+child = os.fork()
+if not child:
+    signal.alarm(60)
+    same = [hit.id for hit in retriever.search(question)] == [hit.id for hit in wanted]
+    os._exit(0 if same and large.exp().sum() > 0 else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_forked_process_searches_on(retriever_of: MakeRetriever, tmp_path: Path) -> None:
+    """As servers do that load once and fork their workers; the threads of the first one are not in the others."""
+    retriever_of("ridge").save(tmp_path / "retriever")
+    process = python(FORKED, tmp_path / "retriever")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
 
 
 @pytest.mark.filterwarnings("ignore:.* nothing but stop words")
