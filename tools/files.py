@@ -31,7 +31,7 @@ SEALS = {
 FOREIGN = (
     "config.json",
     "tokenizer.json",
-    "encoders/*-quick/tokenizer.json",
+    "encoders/*-quick-*/tokenizer.json",
     "tokenizer_config.json",
     "model.safetensors",
     "1_Pooling/config.json",
@@ -253,10 +253,10 @@ def folders() -> list[Folder]:
                 "*/sums.crc32": "each record's checksum",
                 "*/keys.sha256": "which text each record is of, by hash",
                 "*/lock": "held while it is written",
-                "encoders/*-quick/encoder.json": "of a sealed folder that a search leaves, so that later ones need no "
-                "torch: settings of the encoder, or the reason why ONNX cannot express it",
-                "encoders/*-quick/encoder.onnx": "the encoder with the adapter, as in a bundle",
-                "encoders/*-quick/tokenizer.json": "its tokenizer, as in a bundle",
+                "encoders/*-quick-*/encoder.json": "of a sealed folder that a search leaves, so that later ones "
+                "need no torch: settings of the encoder, or the reason why ONNX cannot express it",
+                "encoders/*-quick-*/encoder.onnx": "the encoder with the adapter, as in a bundle",
+                "encoders/*-quick-*/tokenizer.json": "its tokenizer, as in a bundle",
                 "encoders/frequencies-*/frequencies.safetensors": "the random frequencies of ridge, for equal widths "
                 "and seeds; sealed too",
                 "encoders/*/manifest.*": "their seals",

@@ -65,7 +65,7 @@ def _opened(folder: Path) -> Parts | Bundle | None:
     if kind == "retriever":
         from fedcar.retriever.parts import read_parts
 
-        return read_parts(folder)
+        return read_parts(folder, mapped=True)
     return None
 
 
@@ -74,16 +74,16 @@ def _of_searcher(folder: Path, opened: Parts | Bundle) -> dict[str, Any]:
 
     from fedcar.retriever.parts import Parts
 
-    privacy = folder / "privacy.json"
-    statement = json.loads(privacy.read_text(encoding="utf-8")) if privacy.is_file() else {}
     if isinstance(opened, Parts):
         training, encoder = opened.training, opened.encoder
+        statement = training.privacy or {}
         about: dict[str, Any] = {"kind": "retriever", "version": opened.version, "method": training.method}
         about["encoder"] = {name: encoder[name] for name in ("name", "pooling", "fingerprint")}
         about |= {"adapter": opened.adapter_variant, "precision": "fp32"}
         trained = {"collection": (training.collection or {}).get("name"), "questions": training.questions}
     else:
-        origin = opened.origin
+        origin, privacy = opened.origin, folder / "privacy.json"
+        statement = json.loads(privacy.read_text(encoding="utf-8")) if privacy.is_file() else {}
         about = {"kind": "bundle", "version": origin.get("fedcar"), "method": origin.get("method")}
         about["encoder"] = {"name": origin.get("encoder"), "pooling": opened.encoder.pooling}
         about["encoder"]["fingerprint"] = origin.get("fingerprint")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
@@ -31,7 +32,7 @@ def main() -> None:
 
 
 class _Signals:
-    """Ctrl-C and a request to terminate (SIGTERM) are a KeyboardInterrupt, until all is `over`; then they do nothing.
+    """Ctrl-C and a request to terminate (SIGTERM) are a KeyboardInterrupt, until all is `over`; then they end it.
 
     One that an import or a callback swallows is raised again. What the process was told to ignore it goes on ignoring.
     """
@@ -48,9 +49,10 @@ class _Signals:
         self._unraisable, sys.unraisablehook = sys.unraisablehook, self._again
 
     def _interrupt(self, number: int, _: object) -> None:
-        if not self.over:
-            self.heard = number
-            raise KeyboardInterrupt
+        if self.over:  # threads may keep the process, and this one has said all that it has to say
+            os._exit(130)
+        self.heard = number
+        raise KeyboardInterrupt
 
     def _again(self, what: sys.UnraisableHookArgs) -> None:
         if not isinstance(what.exc_value, KeyboardInterrupt):

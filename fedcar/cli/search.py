@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,6 +77,7 @@ def search(
         _show(searcher.search(question, k), as_json)
     elif file is not None:
         _search_file(searcher, file, k, as_json)
+    sys.stdout.flush()
     afterwards()
 
 

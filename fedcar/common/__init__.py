@@ -14,6 +14,7 @@ What other folders take:
     files.write_json: Write a JSON file, indented and in UTF-8.
     files.written_whole: A place to write to that takes the file's name in one step: who looks finds the former file
         or all of this.
+    folders.ANYTHING: What `replaces` is where any folder may be replaced.
     folders.RESTORE: The way out that an error about a changed folder names.
     folders.ReplacedError: Somebody else has replaced the folder meanwhile.
     folders.check_folder: Refuse a folder that is not a sealed fedcar folder of this kind, or of which any file has

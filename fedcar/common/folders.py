@@ -22,6 +22,7 @@ from fedcar.errors import FedcarError
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 MANIFEST_HASH = "manifest.sha256"
+ANYTHING = "anything"  # of `replaces`: whatever is there
 RESTORE = "restore the folder from a copy"
 READERS_SECONDS = 60.0  # so long a replaced folder waits for its readers; after that the next writer removes it
 _AT_FDCWD = -100
@@ -33,7 +34,7 @@ class ReplacedError(FedcarError):
 
 
 def write_folder(
-    target: Path, kind: str, write: Callable[[Path], None], replaces: str | None = None, *, private: bool = False
+    target: Path, kind: str, write: Callable[[Path], None], replaces: str | None = ANYTHING, *, private: bool = False
 ) -> None:
     """Let `write` fill a temporary folder, seal it with hashes and put it in the place of `target` in one step.
 
@@ -41,8 +42,8 @@ def write_folder(
     An existing fedcar folder of the same kind is replaced; any other existing folder is refused. A crash, a full disk
     or an error in `write` leaves what was there before. What others are reading is removed when they have read it.
 
-    With `replaces`, a `seal_of`, only the folder with that seal is replaced: ReplacedError where another one is there,
-    also where another writer is ready at the same moment.
+    With `replaces`, a `seal_of`, only the folder with that seal is replaced, with None none at all: ReplacedError where
+    another one is there, also where another writer is ready at the same moment.
     """
     check_replaceable(target, kind)
     try:
@@ -53,7 +54,7 @@ def write_folder(
             write(temporary)
             _seal(temporary, kind)
             with _locked(place.parent, math.inf):  # writers come one after the other here, for this moment
-                if replaces is not None and seal_of(place) != replaces:
+                if replaces not in (ANYTHING, seal_of(place)):
                     raise ReplacedError(f"{target}: changed by somebody else meanwhile, so nothing was written")
                 _put_in_place(temporary, place)
     except (OSError, SafetensorError) as error:
@@ -294,14 +295,14 @@ def _put_in_place(temporary: Path, place: Path) -> None:
                 raise  # otherwise another writer was first, and what it wrote is replaced
     if not _exchange(temporary, place):
         aside = place.with_name(f".{place.name}.before")
-        _remove_read(aside)
+        remove_tree(aside)  # of a process that was killed here
         place.rename(aside)
         try:
             temporary.rename(place)
         except BaseException:
             aside.rename(place)
             raise
-        _remove_read(aside)
+        aside.rename(temporary)  # as after an exchange
     to_disk(place.parent)
 
 

@@ -59,7 +59,7 @@ class FeatureCache:
     def _found(
         self, encoder: Encoder, texts: Sequence[str], progress: Progress | None, field_alone: str | None = None
     ) -> NDArray[Any]:
-        """The records of these texts, or one field of them: the others then stay on the disk."""
+        """The records of these texts, each held against its checksum, or one field of them."""
         keys = list(map(_key, texts))
         with self._place(encoder, texts) as place:
             rows = self._rows(place, encoder)

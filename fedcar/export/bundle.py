@@ -89,7 +89,9 @@ def load_bundle(folder: str | Path) -> Bundle:
     """
     folder = Path(folder).absolute()
     with opened_folder(folder, KIND) as place:
-        return replace(read_bundle(place), folder=folder, seal=seal_of(place))
+        bundle = replace(read_bundle(place), folder=folder, seal=seal_of(place))
+    bundle.encoder.folder = folder  # where a copy of it alone finds the files
+    return bundle
 
 
 def _load_again(folder: Path, seal: str | None) -> Bundle:

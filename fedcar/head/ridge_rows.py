@@ -95,6 +95,10 @@ class RidgeRows:
             words=NaiveBayes(sparse.csr_array((counts.data, counts.indices, starts), shape=shape)),
         )
 
+    def knows(self, text: str) -> bool:
+        """Whether a training question had any of the text's words."""
+        return bool((gram_counts([text]) @ self.words.of_gram).any())
+
     def scores(self, texts: Sequence[str], states: NDArray[np.void]) -> NDArray[np.float32]:
         """Questions and their states -> (n, documents, 2).
 

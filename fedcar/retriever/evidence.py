@@ -13,7 +13,7 @@ from fedcar.collection.collection import Document
 from fedcar.collection.words import bigrams, stems, word_count
 from fedcar.common.files import write_json
 from fedcar.common.progress import Silent
-from fedcar.common.tensors import mapped_tensors
+from fedcar.common.tensors import mapped_tensors, read_tensors
 from fedcar.common.vectors import top_k, unit
 from fedcar.retriever.late_interaction import LateInteraction, body_sentences
 from fedcar.retriever.lexical import LexicalIndex, SentenceCoverage, numbered, relative
@@ -129,6 +129,10 @@ class Evidence:
         """BM25 divided by its maximum for the question: (n, N) in [0, 1]."""
         return self.indices["lexical"].relative_scores(questions)
 
+    def knows(self, question: str) -> bool:
+        """Whether any document has a word of the question, or its stem."""
+        return any(bool((index.scores([question]) > 0).any()) for index in self.indices.values())
+
     def candidates(self, cosines: NDArray[np.float32], lexical: NDArray[np.float32], k: int = 0) -> NDArray[np.int64]:
         """The documents worth a closer look (n, c), best hybrid score first: 100, or all where there are up to 200.
 
@@ -232,9 +236,9 @@ class Evidence:
         write_json(folder / "words.json", self.vocabularies())
 
     @classmethod
-    def read(cls, folder: Path) -> Evidence:
-        """What `write` wrote; the arrays are mapped into memory and read from the file when they are first needed."""
-        tensors = mapped_tensors(folder / "evidence.safetensors")
+    def read(cls, folder: Path, mapped: bool = False) -> Evidence:
+        """What `write` wrote; with `mapped` arrays are read from the file when they are first needed."""
+        tensors = (mapped_tensors if mapped else read_tensors)(folder / "evidence.safetensors")
         return cls.from_tensors(tensors, json.loads((folder / "words.json").read_text(encoding="utf-8")))
 
 

@@ -49,14 +49,17 @@ class Parts(NamedTuple):
         return active if self.ridge is None else self.ridge.has_row
 
 
-def read_parts(folder: Path) -> Parts:
+def read_parts(folder: Path, mapped: bool = False) -> Parts:
     """Read a sealed folder. Raises FedcarError for one that is not a retriever, and for a changed file.
+
+    With `mapped` the evidence is read from the disk when it is needed: for who does not stay, since a file that is
+    written over in its place would then be seen.
 
     Formal guarantees:
         what_is_checked_is_what_is_read: also while others replace the folder; its parts are those of one version.
     """
     with opened_folder(folder, KIND) as place:
-        parts = _parts(place)
+        parts = _parts(place, mapped)
     numbers = {len(parts.head["rows"]), len(parts.evidence.embeddings), len(parts.documents)}
     if parts.ridge is not None:
         numbers.add(parts.ridge.words.counts.shape[0])
@@ -65,7 +68,7 @@ def read_parts(folder: Path) -> Parts:
     return parts
 
 
-def _parts(folder: Path) -> Parts:
+def _parts(folder: Path, mapped: bool) -> Parts:
     settings = json.loads((folder / "retriever.json").read_text(encoding="utf-8"))
     head, ridge = read_tensors(folder / "head.safetensors"), None
     if (seed := settings["feature_seed"]) is not None:
@@ -79,7 +82,7 @@ def _parts(folder: Path) -> Parts:
         settings["adapter"],
         read_tensors(folder / "adapter.safetensors") if settings["adapter"] else {},
         tuple(Document(record["_id"], record["title"], record["text"], record["metadata"]) for record in records),
-        Evidence.read(folder),
+        Evidence.read(folder, mapped),
         np.array([settings["weights"][name] for name in WEIGHT_NAMES], dtype=np.float32),
         ridge,
         Calibration(**settings["calibration"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
@@ -14,7 +15,7 @@ from fedcar.common.folders import opened_folder
 from fedcar.common.tensors import mapped_tensors
 from fedcar.encoder.model_files import find, fingerprint, fingerprint_with
 from fedcar.encoder.stored import StoredEncoder
-from fedcar.errors import FedcarError
+from fedcar.errors import FedcarError, FedcarWarning
 from fedcar.head.frozen import FrozenHead
 from fedcar.head.rows import Rows
 from fedcar.retriever.parts import read_parts
@@ -23,6 +24,7 @@ from fedcar.retriever.searcher import Searcher
 if TYPE_CHECKING:
     from fedcar.head.feature_map import FeatureMap
 
+FORMAT = 1  # of what is kept in the cache
 KIND, FREQUENCIES_KIND = "quick start", "frequencies"
 SETTINGS, FREQUENCIES = "encoder.json", "frequencies.safetensors"
 
@@ -39,12 +41,17 @@ def quick_searcher(folder: str | Path, encoder: str | Path | None = None) -> Sea
         quick_start_equals_retriever: the same hits, up to ties of 1e-5 in the score.
         quick_start_imports_no_torch: neither reading nor searching it.
     """
-    parts = read_parts(Path(folder))
+    parts = read_parts(Path(folder), mapped=True)
     about = parts.encoder
     if encoder is not None and fingerprint(find(str(encoder), offline=True)[0]) != about["fingerprint"]:
         return None
     states = fingerprint_with(about["fingerprint"], parts.adapter) if parts.adapter else about["fingerprint"]
-    stored = stored_encoder(place_of(states, about["pooling"]))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FedcarWarning)  # of a cache that is not the user's: nothing is kept here
+            stored = stored_encoder(place_of(states, about["pooling"]))
+    except FedcarError:  # no cache at all
+        return None
     if stored is None:
         return None
     ridge = parts.ridge
@@ -65,13 +72,13 @@ def quick_searcher(folder: str | Path, encoder: str | Path | None = None) -> Sea
 
 def place_of(state_fingerprint: str, pooling: str) -> Path:
     """Where the cache keeps an encoder for quick starts."""
-    return default_cache() / "encoders" / f"{state_fingerprint[:24]}-{pooling}-quick"
+    return default_cache() / "encoders" / f"{state_fingerprint[:24]}-{pooling}-quick-{FORMAT}"
 
 
 def place_of_frequencies(feature_map: FeatureMap) -> Path:
     """Where it keeps the random frequencies of a map, which are the same for equal widths and seeds."""
     widths = len(feature_map.centre), feature_map.layer_centre.size
-    return default_cache() / "encoders" / f"frequencies-{widths[0]}-{widths[1]}-{feature_map.seed}"
+    return default_cache() / "encoders" / f"frequencies-{widths[0]}-{widths[1]}-{feature_map.seed}-{FORMAT}"
 
 
 def stored_encoder(place: Path) -> StoredEncoder | None:
@@ -85,7 +92,7 @@ def stored_encoder(place: Path) -> StoredEncoder | None:
                 return None
             stored = StoredEncoder.of(opened, settings)
             stored.open()
-    except FedcarError:  # not there, or changed: then it is made anew
+    except (FedcarError, KeyError, TypeError, ValueError):  # not there, changed, or of another making
         return None
     stored.folder = place  # where a copy finds the files
     return stored
@@ -93,8 +100,8 @@ def stored_encoder(place: Path) -> StoredEncoder | None:
 
 def with_frequencies(feature_map: FeatureMap) -> FeatureMap:
     """The map with its frequencies from the cache, where they are; otherwise they are drawn again."""
-    place = place_of_frequencies(feature_map)
     with suppress(FedcarError):
+        place = place_of_frequencies(feature_map)
         with opened_folder(place, FREQUENCIES_KIND) as opened:
             tensors = mapped_tensors(opened / FREQUENCIES)
         return replace(feature_map, drawn=(tensors["hidden"], tensors["layers"]))

@@ -44,6 +44,11 @@ def leave_quick_start(retriever: Retriever, report: Silent | None = None) -> Non
         return
     if parameter_count(retriever.encoder.folder) > MOST_PARAMETERS:
         return
+    with suppress(FedcarError):  # no cache at all
+        _leave_parts(retriever, report or Silent())
+
+
+def _leave_parts(retriever: Retriever, report: Silent) -> None:
     if retriever.ridge is not None:
         hidden, layers = retriever.ridge.feature_map.frequencies
         drawn = {"hidden": np.ascontiguousarray(hidden), "layers": np.ascontiguousarray(layers)}  # or it is garbled
@@ -51,7 +56,7 @@ def leave_quick_start(retriever: Retriever, report: Silent | None = None) -> Non
         _leave(place, FREQUENCIES_KIND, lambda folder: save_file(drawn, folder / FREQUENCIES))
 
     def write(folder: Path) -> None:
-        with (report or Silent()).track("keeping the encoder for quick starts", 1) as advance:
+        with report.track("keeping the encoder for quick starts", 1) as advance:
             write_json(folder / SETTINGS, _written(retriever, folder))
             advance(1)
 
@@ -64,7 +69,8 @@ def _leave(place: Path, kind: str, write: Callable[[Path], None]) -> None:
         check_folder(place, kind)
         return
     with suppress(FedcarError, OSError):
-        place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for folder in (place.parent.parent, place.parent):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_folder(place, kind, write)
 
 
@@ -78,6 +84,8 @@ def _written(retriever: Retriever, folder: Path) -> dict[str, Any]:
             stored = StoredEncoder.of(folder, settings)
             check_encoder(retriever.encoder, stored, "the quick start", [*texts, "who?", "3.5 % or"])
     except FedcarError as error:
+        if isinstance(error.__cause__, OSError | MemoryError):  # another time there may be room
+            raise
         for file in folder.iterdir():
             file.unlink()
         return {"reason": str(error)}

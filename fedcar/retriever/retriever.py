@@ -15,7 +15,7 @@ import torch
 from fedcar.collection.collection import Document
 from fedcar.collection.lines import check_identifier, check_text
 from fedcar.common.files import write_json
-from fedcar.common.folders import write_folder
+from fedcar.common.folders import ANYTHING, write_folder
 from fedcar.common.progress import Silent
 from fedcar.encoder.adapter import Adapter
 from fedcar.encoder.encoder import Encoder
@@ -173,6 +173,7 @@ class Retriever(Searcher):
         if not changed:
             return replace(self, documents=present)
         gone = [places[document.id] for document in changed]
+        moved = set(gone)
         hidden_states = self._hidden_states(changed, report)
         ridge, index = self.ridge, self.row_index
         if forget:
@@ -185,7 +186,7 @@ class Retriever(Searcher):
         evidence = self.evidence.added(changed, self.encoder, embeddings, report)
         return replace(
             self,
-            documents=(*(one for one in present if places[one.id] not in {*gone}), *changed),
+            documents=(*(one for one in present if places[one.id] not in moved), *changed),
             evidence=evidence.without(gone),
             head=head,
             ridge=ridge,
@@ -202,10 +203,10 @@ class Retriever(Searcher):
 
     # ---------------------------------------------------------------- on disk
 
-    def save(self, folder: str | Path, *, replaces: str | None = None) -> None:
+    def save(self, folder: str | Path, *, replaces: str | None = ANYTHING) -> None:
         """Write a folder of safetensors and json; replaces a retriever that stands there in one step.
 
-        With `replaces`, a `common.folders.seal_of`, only that one: ReplacedError where somebody else was faster.
+        With `replaces`, a `common.folders.seal_of`, only that one, or None: ReplacedError where somebody was faster.
         """
         write_folder(Path(folder), KIND, self._write, replaces)
 

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 CHUNK = 256
 READ_AT_ONCE = 1024  # questions; a batch of the encoder holds those of like length
 FEATURES = 16  # numbers, about, that stand for a question and a candidate
-OF_WORDS = [Evidence.NAMES.index(name) for name in ("lexical", "stems", "bigrams", "coverage")]
 STRANGE = "neither the encoder nor any document knows anything of this question"
 POOL = 400  # documents nearest by encoder, and by words, among which the candidates are chosen
 
@@ -144,6 +143,7 @@ class Searcher:
         if k > len(self.documents):
             message = f"k is {k}, but there are {len(self.documents)} documents; all are returned"
             warnings.warn(message, FedcarWarning, stacklevel=2)
+            k = len(self.documents)
         return [
             answer
             for start in range(0, len(questions), READ_AT_ONCE)
@@ -160,7 +160,7 @@ class Searcher:
             scores = self.scores(questions[part], states, candidates, evidence, reading.adapted[part])
             first = scores[:, : self.evidence.together]
             confidences, answered = self.calibration.confidences(first), self.calibration.answers(first)
-            strange = self.encoder.unknown(questions[part]) & ~evidence[..., OF_WORDS].any(axis=(1, 2))
+            strange = self._strange(questions[part])
             confidences = np.where(strange[:, None], 0.0, confidences)
             for row, question in enumerate(questions[part]):
                 hits = tuple(self._hits(candidates[row], scores[row], confidences[row], k))
@@ -170,6 +170,15 @@ class Searcher:
                     yield Answer(question, None, hits, reason)
                 else:
                     yield Answer(question, bool(hits) and bool(answered[row]), hits)
+
+    def _strange(self, questions: Sequence[str]) -> NDArray[np.bool_]:
+        """Of which questions neither the encoder, nor a document, nor what was learned of words knows anything (n,)."""
+        strange = self.encoder.unknown(questions)
+        for row, question in enumerate(questions):
+            if strange[row]:
+                learned = self.ridge is not None and self.ridge.knows(question)
+                strange[row] = not (learned or self.evidence.knows(question))
+        return strange
 
     def _hits(
         self, candidates: NDArray[np.int64], scores: NDArray[np.float32], confidences: NDArray[np.float64], k: int

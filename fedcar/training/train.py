@@ -186,13 +186,14 @@ def trained_candidates(
         for name, joined in possible:
             fitted = fit_ridge(mixed, training, job.features, settings.seed, joined, summed)
             candidates.append(candidate(name, fitted, selection, standard, report))
-    if method == "auto" and len(candidates) > 1 and (reason := too_dear(training, settings)):
-        report.say(f"head: {reason}")
+    dear = too_dear(training, settings) if method == "auto" and len(candidates) > 1 else ""
+    if dear:
+        report.say(f"head: {dear}")
     elif method in ("auto", "head", "adapter"):
         folds = view.folds[:1] if settings.method == "adapter" else view.folds
         fitted = fit(mixed, training, selection, settings, course, report, folds, standard)
         candidates.append(candidate(settings.method, fitted, selection, standard, report))
-    if method == "auto" and is_small(job.untrained.encoder):
+    if method == "auto" and not dear and is_small(job.untrained.encoder):
         chosen = suited(of_adapter(settings), job.untrained)
         fitted = fit(mixed, training, selection, chosen, Course(), report, view.folds[:1], standard)
         candidates.append(candidate("adapter", fitted, selection, standard, report))

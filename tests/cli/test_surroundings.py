@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -299,6 +300,28 @@ def test_a_folder_with_a_blank_is_quoted_where_a_command_is_named(place: Path, e
 def test_every_command_takes_json() -> None:
     left = [words for words, command in all_commands() if not any("--json" in one.opts for one in command.params)]
     assert left == []
+
+
+THREAD_THAT_STAYS = """
+import threading, time
+import fedcar.cli.commands as commands
+from fedcar.cli.main import main
+def run():
+    threading.Thread(target=time.sleep, args=(60,)).start()
+    print("on", flush=True)
+    time.sleep(60)
+commands.run = run
+main()
+"""
+
+
+def test_who_was_interrupted_and_waits_for_a_thread_is_ended_by_the_next_signal() -> None:
+    process = python(THREAD_THAT_STAYS)
+    assert process.stdout and process.stderr and process.stdout.readline() == "on\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline() == "interrupted\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 130
 
 
 def test_keygen_prints_json(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from support.command import environment, fedcar, python, tree
 from support.retrievers import made
 
 from fedcar.collection.collection import Collection
+from fedcar.common.folders import write_folder
 from fedcar.encoder.adapter import Adapter
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
@@ -190,6 +191,35 @@ def test_a_file_that_gives_other_states_does_not_stay(
     monkeypatch.setattr(quick_writing, "write_encoder", lambda encoder, folder: write(other, folder))
     leave_quick_start(Retriever.load(saved))
     assert quick_searcher(saved) is None
+
+
+def test_a_quick_start_of_another_making_is_not_read(saved: Path, quick_start: Path) -> None:
+    """As a later fedcar may leave it; its seal is right."""
+    settings = json.loads((quick_start / "encoder.json").read_text())
+
+    def write(folder: Path) -> None:
+        for file in quick_start.iterdir():
+            if not file.name.startswith("manifest"):
+                shutil.copy(file, folder)
+        (folder / "encoder.json").write_text(json.dumps(settings | {"of_later_versions": 1}))
+
+    write_folder(quick_start, "quick start", write)
+    assert quick_searcher(saved) is None
+
+
+def test_a_full_disk_is_not_remembered_as_a_model_that_cannot_be_written(
+    saved: Path, quick_start: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise FedcarError("cannot be written") from OSError(28, "No space left on device")
+
+    shutil.rmtree(quick_start)
+    with monkeypatch.context() as patch:
+        patch.setattr(quick_writing, "write_encoder", full)
+        leave_quick_start(Retriever.load(saved))
+    assert not quick_start.exists()
+    leave_quick_start(Retriever.load(saved))
+    assert quick_searcher(saved) is not None
 
 
 def test_another_encoder_is_refused_as_ever(saved: Path, quick_start: Path, tiny_model: Callable[..., Path]) -> None:

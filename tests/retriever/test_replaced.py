@@ -96,6 +96,35 @@ def test_a_replaced_folder_waits_for_its_readers(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["folder"]
 
 
+def test_without_an_exchange_in_one_step_a_slow_reader_stops_no_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The former folder is left to the next writer, as it is where folders are exchanged."""
+    monkeypatch.setattr(folders, "_exchange", lambda first, second: False)
+    monkeypatch.setattr(folders, "READERS_SECONDS", 0.1)
+    target = tmp_path / "folder"
+
+    def write(content: str) -> None:
+        write_folder(target, "kind", lambda folder: (folder / "a").write_text(content))
+
+    write("first")
+    with opened_folder(target, "kind") as opened:
+        write("second")
+        write("third")
+        assert (opened / "a").read_text() == "first" and (target / "a").read_text() == "third"
+    write("fourth")
+    assert [file.name for file in tmp_path.iterdir()] == ["folder"]
+
+
+def test_who_saw_no_folder_replaces_none(tmp_path: Path) -> None:
+    target = tmp_path / "folder"
+    nothing = seal_of(target)
+    write_folder(target, "kind", lambda folder: (folder / "a").write_text("somebody else's"))
+    with pytest.raises(ReplacedError, match="changed by somebody else meanwhile"):
+        write_folder(target, "kind", lambda folder: (folder / "a").write_text("mine"), nothing)
+    assert (target / "a").read_text() == "somebody else's"
+
+
 def test_where_folders_cannot_be_opened_a_replaced_one_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,8 @@ from support.processes import PROCESSES
 from support.retrievers import made, passes_of
 from support.toy import TOY_DOCUMENTS, TOY_QUESTIONS
 
-from fedcar.collection.collection import Collection, Document
+from fedcar import train
+from fedcar.collection.collection import Collection, Document, Query
 from fedcar.encoder.adapter import Adapter
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
@@ -286,3 +287,19 @@ def test_a_question_of_which_nothing_is_known_is_not_answered(
         assert answers[1].hits[0].confidence > 0
     named = retriever.add([Document("omega", "", "Ωμέγα pump")])
     assert named.search("Ωμέγα").reason != STRANGE
+
+
+@pytest.mark.filterwarnings("ignore:.* nothing but stop words")
+def test_what_training_or_any_document_knows_is_not_strange(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    """An emoji that training questions had; a word of a document beyond the hundred that are looked at."""
+    documents = tuple(Document(f"d{number}", "", f"part number {number}") for number in range(300))
+    words = {"🦄": "d7", "🚗": "d8"}
+    queries = {f"q{n}": Query(f"q{n}", text) for n, text in enumerate([*words, *(f"part {n}" for n in range(40))])}
+    answers = [*words.values(), *(f"d{n}" for n in range(40))]
+    judged = {name: {answer: 1} for name, answer in zip(queries, answers, strict=True)}
+    collection = Collection("emoji", (*documents, Document("omega", "", "Ωμέγα")), queries, {"train": judged})
+    retriever = train(collection, encoder=tiny_model("bert"), cache=tmp_path / "cache", method="ridge")
+    assert retriever.ridge is not None
+    assert retriever.search("🦄").reason != STRANGE
+    assert [retriever.search("Ωμέγα", k).reason == STRANGE for k in (5, 300)] == [False, False]
+    assert retriever.search("🦊").reason == STRANGE
