@@ -7,18 +7,25 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import sparse
 
 from fedcar.collection.words import words_and_signs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from scipy import sparse
 
 BUCKETS = 1 << 20
 SMOOTHING = 0.1
+
+
+def csr(content: Any, **options: Any) -> sparse.csr_array:  # noqa: ANN401 - what scipy takes
+    """A sparse matrix by rows. scipy is imported with the first one: a bundle without ridge starts without it."""
+    from scipy import sparse
+
+    return sparse.csr_array(content, **options)
 
 
 def gram_counts(texts: Sequence[str]) -> sparse.csr_array:
@@ -33,7 +40,7 @@ def gram_counts(texts: Sequence[str]) -> sparse.csr_array:
         values += grams.values()
         starts.append(len(columns))
     counted = np.log2(1 + np.array(values, dtype=np.float32))
-    matrix = sparse.csr_array((counted, np.array(columns, np.int64), np.array(starts)), shape=(len(texts), BUCKETS))
+    matrix = csr((counted, np.array(columns, np.int64), np.array(starts)), shape=(len(texts), BUCKETS))
     matrix.sum_duplicates()
     return matrix
 
@@ -52,10 +59,10 @@ class NaiveBayes:
     @classmethod
     def of(cls, grams: sparse.csr_array, targets: NDArray[np.float32] | sparse.csr_array) -> NaiveBayes:
         """Grams (n, BUCKETS) of training questions and their targets (n, documents)."""
-        return cls(sparse.csr_array(sparse.csr_array(targets > 0, dtype=np.float32).T @ grams))
+        return cls(csr(csr(targets > 0, dtype=np.float32).T @ grams))
 
     def __add__(self, other: NaiveBayes) -> NaiveBayes:
-        return NaiveBayes(sparse.csr_array(self.counts + other.counts))
+        return NaiveBayes(csr(self.counts + other.counts))
 
     @cached_property
     def of_gram(self) -> NDArray[np.float64]:
@@ -86,7 +93,7 @@ class NaiveBayes:
         counts = self.counts.tocoo()
         total, inside = self.of_gram[counts.col], counts.data.astype(np.float64)
         values = np.log1p(inside / SMOOTHING) + np.log((total + SMOOTHING) / (total - inside + SMOOTHING))
-        return sparse.csr_array((values.astype(np.float32), (counts.col, counts.row)), shape=self.counts.shape[::-1])
+        return csr((values.astype(np.float32), (counts.col, counts.row)), shape=self.counts.shape[::-1])
 
     def scores(self, grams: sparse.csr_array) -> NDArray[np.float32]:
         """Grams (n, BUCKETS) -> (n, documents), centred on the documents that have questions."""
@@ -99,7 +106,7 @@ class NaiveBayes:
 
         With `left_out` (n, BUCKETS) those grams were not asked of the document, in place of the question's own alone.
         """
-        by_gram = sparse.csr_array(self.counts.T)
+        by_gram = csr(self.counts.T)
         gone, away = grams if left_out is None else left_out, np.zeros(BUCKETS)
         smooth, everything = self.smoothing_mass, self.of_document.sum()
         raw = np.empty((grams.shape[0], len(self.of_document)))

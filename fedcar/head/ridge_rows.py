@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import sparse
 
 from fedcar.head.feature_map import FeatureMap
-from fedcar.head.naive_bayes import BUCKETS, NaiveBayes, gram_counts
+from fedcar.head.naive_bayes import BUCKETS, NaiveBayes, csr, gram_counts
 from fedcar.head.rows import HALF, with_moved_bits
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ class RidgeRows:
         counts, sizes = self.words.counts, np.zeros(documents, dtype=np.int64)
         sizes[places] = np.diff(counts.indptr)
         starts = np.concatenate([[0], np.cumsum(sizes)])
-        words = sparse.csr_array((counts.data, counts.indices, starts), shape=(documents, counts.shape[1]))
+        words = csr((counts.data, counts.indices, starts), shape=(documents, counts.shape[1]))
         asked, pseudo = places[self.documents], places[self.pseudo_documents]
         return replace(self, documents=asked, pseudo_documents=pseudo, words=NaiveBayes(words))
 
@@ -92,7 +91,7 @@ class RidgeRows:
             weights=np.ascontiguousarray(self.weights[:, columns >= 0]),
             documents=documents[documents >= 0],
             pseudo_documents=pseudo[pseudo >= 0],
-            words=NaiveBayes(sparse.csr_array((counts.data, counts.indices, starts), shape=shape)),
+            words=NaiveBayes(csr((counts.data, counts.indices, starts), shape=shape)),
         )
 
     def knows(self, text: str) -> bool:
@@ -141,5 +140,5 @@ class RidgeRows:
             drawn = tensors["hidden_frequencies"], tensors["layer_frequencies"]
         fixed = FeatureMap(tensors["centre"], tensors["layer_centre"], spread, seed, drawn)
         parts = (tensors["word_counts"], tensors["word_grams"], tensors["word_starts"])
-        words = NaiveBayes(sparse.csr_array(parts, shape=(number_of_documents, BUCKETS)))
+        words = NaiveBayes(csr(parts, shape=(number_of_documents, BUCKETS)))
         return cls(fixed, tensors["weights"], tensors["documents"], words, tensors["pseudo_documents"])
