@@ -41,7 +41,7 @@ def list_documents(retriever: Path, as_json: bool) -> None:
 def info(folder: Path, as_json: bool) -> None:
     """Tell what a folder is: method, encoder, documents, privacy, version, size."""
     opened = _opened(folder)
-    about = {"folder": str(folder)} | (_of_collection(folder) if opened is None else _of_searcher(folder, opened))
+    about = {"folder": str(folder)} | (_of_collection(folder) if opened is None else _of_searcher(opened))
     about["bytes"] = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     if as_json:
         print_json(about)
@@ -69,9 +69,7 @@ def _opened(folder: Path) -> Parts | Bundle | None:
     return None
 
 
-def _of_searcher(folder: Path, opened: Parts | Bundle) -> dict[str, Any]:
-    import json
-
+def _of_searcher(opened: Parts | Bundle) -> dict[str, Any]:
     from fedcar.retriever.parts import Parts
 
     if isinstance(opened, Parts):
@@ -82,8 +80,8 @@ def _of_searcher(folder: Path, opened: Parts | Bundle) -> dict[str, Any]:
         about |= {"adapter": opened.adapter_variant, "precision": "fp32"}
         trained = {"collection": (training.collection or {}).get("name"), "questions": training.questions}
     else:
-        origin, privacy = opened.origin, folder / "privacy.json"
-        statement = json.loads(privacy.read_text(encoding="utf-8")) if privacy.is_file() else {}
+        origin = opened.origin
+        statement = origin.get("privacy", {})
         about = {"kind": "bundle", "version": origin.get("fedcar"), "method": origin.get("method")}
         about["encoder"] = {"name": origin.get("encoder"), "pooling": opened.encoder.pooling}
         about["encoder"]["fingerprint"] = origin.get("fingerprint")

@@ -60,8 +60,7 @@ class _Signals:
             return
         from threading import Timer, main_thread
 
-        again = Timer(
-            AGAIN_SECONDS, signal.pthread_kill, (main_thread().ident, self.heard)
-        )  # once the callback is done
+        # once the callback is done
+        again = Timer(AGAIN_SECONDS, signal.pthread_kill, (main_thread().ident, self.heard))
         again.daemon = True
         again.start()

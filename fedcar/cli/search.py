@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from fedcar.retriever.searcher import Answer, Searcher
 
-SEARCHED_AT_ONCE = 1024  # questions, whose answers are shown together
-
 
 @click.command()
 @click.argument("retriever", type=FOLDER)
@@ -85,11 +83,12 @@ def _search_file(searcher: Searcher, file: Path, k: int, as_json: bool) -> None:
     """Answer all questions, and show each part as soon as it is searched."""
     from fedcar.collection.question_files import read_questions
     from fedcar.common.progress import Console
+    from fedcar.retriever.searcher import READ_AT_ONCE
 
     questions = read_questions(file)
     with Console().track("searching", len(questions)) as advance:
-        for start in range(0, len(questions), SEARCHED_AT_ONCE):
-            part = questions[start : start + SEARCHED_AT_ONCE]
+        for start in range(0, len(questions), READ_AT_ONCE):
+            part = questions[start : start + READ_AT_ONCE]
             answers = searcher.search_many([one.text for one in part], k)
             for asked, answer in zip(part, answers, strict=True):
                 _show(answer, as_json, asked.id, heading=True)

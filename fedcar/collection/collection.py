@@ -40,6 +40,10 @@ class Document:
     text: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
+    def reads_as(self, other: Document) -> bool:
+        """Whether title and text, which are all that is read of a document, are the same."""
+        return (self.title, self.text) == (other.title, other.text)
+
     @property
     def full_text(self) -> str:
         """Title + ". " + text; the one there is where the other is empty, "" for an empty document."""

@@ -116,7 +116,7 @@ def lock_of(path: Path, seconds: float = math.inf, *, create: bool = True, share
     # cannot hold a folder and falls back to a file that outlives a killed process.
     from filelock import lock_descriptor
 
-    attempt = _locked_shared if shared and fcntl is not None else partial(lock_descriptor, blocking=False)
+    attempt = share_lock if shared and fcntl is not None else partial(lock_descriptor, blocking=False)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT if create else os.O_RDONLY, 0o600)
     try:
         end = time.monotonic() + seconds
@@ -127,10 +127,10 @@ def lock_of(path: Path, seconds: float = math.inf, *, create: bool = True, share
         os.close(descriptor)
 
 
-def _locked_shared(descriptor: int) -> bool:
-    """Hold the lock together with others that share it; False where somebody has it whole."""
+def share_lock(descriptor: int, *, blocking: bool = False) -> bool:
+    """Hold the lock together with others that share it; False where somebody has it whole. Not on Windows."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | (0 if blocking else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     return True

@@ -16,7 +16,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from fedcar.common.files import lock_of, reason_of, remove_tree, to_disk, write_json
+from fedcar.common.files import lock_of, reason_of, remove_tree, share_lock, to_disk, write_json
 from fedcar.errors import FedcarError
 
 FORMAT_VERSION = 1
@@ -156,9 +156,7 @@ def _open_shared(folder: Path) -> int | None:
         except OSError:
             return None
         with suppress(OSError):  # a file system without locks
-            import fcntl
-
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            share_lock(descriptor, blocking=True)
         with suppress(OSError):
             if os.path.samestat(os.fstat(descriptor), folder.stat()):
                 return descriptor

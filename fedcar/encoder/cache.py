@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shlex
 import zlib
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from fedcar.encoder.encoder import Encoder
 from fedcar.encoder.model import MAX_TOKENS
 from fedcar.encoder.reading import Progress
 from fedcar.encoder.runtimes.names import EXACT
-from fedcar.errors import FedcarError
+from fedcar.errors import FedcarError, typed_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -154,7 +153,7 @@ def _check(place: Path, stored: NDArray[np.void], rows: NDArray[np.int64]) -> No
     """Refuse rows that are not what was written: a disk that forgets, a copy that broke off, a file of other use."""
     sums = np.fromfile(place / "sums.crc32", dtype="<u4")
     if damaged := sum(zlib.crc32(stored[row].tobytes()) != sums[row] for row in rows):
-        way_out = f"remove it, and they are encoded again: rm -r {shlex.quote(str(place))}"
+        way_out = f"remove it, and they are encoded again: rm -r {typed_path(place)}"
         raise FedcarError(f"{place}: {damaged} of {len(rows)} hidden states are not what was written; {way_out}")
 
 

@@ -251,8 +251,14 @@ class FrozenModel:
         return [row or [self.padding_id] for row in ids]
 
     def unknown(self, texts: Sequence[str]) -> NDArray[np.bool_]:
-        """Which texts hold nothing that the tokenizer knows (n,): see `reading.all_unknown`."""
-        return all_unknown(self.tokens(texts), self.tokenizer.unk_token_id)
+        """Which texts hold nothing that the tokenizer knows (n,), so that their states are alike."""
+        unknown = self.tokenizer.unk_token_id
+        if unknown is None:
+            return np.zeros(len(texts), dtype=bool)
+        readable = [text.encode("utf-8", "replace").decode() for text in texts]
+        with TOKENIZING:
+            found = self.tokenizer(readable, add_special_tokens=False, truncation=True, max_length=self.max_tokens)
+        return all_unknown(found["input_ids"], unknown)
 
     def _warn_of_cut(self, found: Any, texts: int) -> None:  # noqa: ANN401 - a tokenizer's answer
         cut = sum(bool(encoding.overflowing) for encoding in found.encodings or [])

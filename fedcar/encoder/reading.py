@@ -115,10 +115,9 @@ def read(
     return Reading(records, adapted, [of_tokens[row] for row in range(len(of_tokens))])
 
 
-def all_unknown(texts: Sequence[Tokens], unknown: int | None) -> NDArray[np.bool_]:
-    """Which texts have no token but `unknown` and special ones (n,): emoji, another script. Their states are alike."""
-    pieces = (np.asarray(text.ids)[np.asarray(text.special, dtype=bool) == 0] for text in texts)
-    return np.array([unknown is not None and bool((ids == unknown).all()) for ids in pieces], dtype=bool)
+def all_unknown(token_ids: Iterable[Sequence[int]], unknown: int) -> NDArray[np.bool_]:
+    """Which texts have no token but `unknown` (n,), special ones left out: emoji, another script."""
+    return np.array([set(ids) <= {unknown} for ids in token_ids], dtype=bool)
 
 
 def _finite(states: States) -> States:

@@ -81,8 +81,7 @@ class StoredEncoder:
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """As `Encoder.tokenize`: cut at `max_tokens`, and with an `end` behind where the pooling takes the last."""
-        behind = [] if self.end is None else [self.end]
-        return [[*encoding.ids, *behind] or [self.padding_id] for encoding in self._cut(texts)]
+        return [list(row.ids) or [self.padding_id] for row in self._rows(texts)]
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Texts -> hidden states (n, d), float32, not normalised."""
@@ -96,7 +95,10 @@ class StoredEncoder:
 
     def unknown(self, texts: Sequence[str]) -> NDArray[np.bool_]:
         """As `Encoder.unknown`: which texts hold nothing that the tokenizer knows."""
-        return all_unknown(self._rows(texts), self.unknown_id)
+        if self.unknown_id is None:
+            return np.zeros(len(texts), dtype=bool)
+        encodings = self._tokenizer.encode_batch(list(map(_readable, texts)), add_special_tokens=False)
+        return all_unknown((encoding.ids for encoding in encodings), self.unknown_id)
 
     def _rows(self, texts: Sequence[str]) -> list[Tokens]:
         behind = [] if self.end is None else [self.end]
@@ -110,10 +112,13 @@ class StoredEncoder:
         ]
 
     def _cut(self, texts: Sequence[str]) -> list[Any]:
-        encodings: list[Any] = self._tokenizer.encode_batch(
-            [text.encode("utf-8", "replace").decode() for text in texts]
-        )
+        encodings: list[Any] = self._tokenizer.encode_batch(list(map(_readable, texts)))
         if cut := sum(bool(encoding.overflowing) for encoding in encodings):
             message = f"{cut} of {len(texts)} texts are longer than {self.max_tokens} tokens and were cut"
             warnings.warn(message, FedcarWarning, stacklevel=3)
         return encodings
+
+
+def _readable(text: str) -> str:
+    """Half of a surrogate pair is no text."""
+    return text.encode("utf-8", "replace").decode()

@@ -87,7 +87,7 @@ def warn_of_other_texts(retriever: Retriever, collection: Collection) -> None:
     others = [
         document.id
         for document in collection.documents
-        if (known := held.get(document.id)) and (known.title, known.text) != (document.title, document.text)
+        if (known := held.get(document.id)) and not document.reads_as(known)
     ]
     if others:
         what = f"{len(others)} of {len(collection.documents)} documents of {collection.name} have another text"

@@ -82,6 +82,7 @@ def _origin(retriever: Retriever) -> dict[str, Any]:
         "method": training.method,
         "collection": (training.collection or {}).get("name"),
         "questions": training.questions,
+        "privacy": {name: (training.privacy or {}).get(name) for name in ("epsilon", "delta", "unit")},
         "fedcar": __version__,
     }
 

@@ -10,9 +10,9 @@ What other folders take:
         knows the places.
     lexical.LexicalIndex: BM25 scores of documents for a query: bm25s' defaults with English stop words, or over
         `words` of one's own.
-    parts.read_parts: Read a sealed folder, without torch.
-    parts.Parts: A saved retriever as values and plain arrays.
     parts.KIND: the kind of folder that a retriever is saved as.
+    parts.Parts: A saved retriever as values and plain arrays.
+    parts.read_parts: Read a sealed folder, without torch.
     prepare.prepare: Encode the questions (or find them in the cache), choose their candidates and weigh the
         evidence.
     questions.Questions: n questions and, for c candidate documents each, what speaks for them before anything is
@@ -27,6 +27,7 @@ What other folders take:
     row_index.RowIndex: An inverted file over N rows in eight bits, beside the rows themselves.
     row_index.library: faiss, or an error that says how to install it.
     searcher.Answer: The hits of one question, best first; not `answered` where the retriever does not know.
+    searcher.READ_AT_ONCE: how many questions are read together.
     searcher.Searcher: Everything that answers a question; searching changes nothing of it, so threads may share
         one.
     weights.APART: where the weights of documents without a trained row begin, where others have one.

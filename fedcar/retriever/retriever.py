@@ -167,7 +167,7 @@ class Retriever(Searcher):
         places = {document.id: place for place, document in enumerate(self.documents)}
         if unknown := [identifier for identifier in given if identifier not in places]:
             raise FedcarError(f"{_named(unknown)}: not in the retriever; nothing was changed, add it or check the id")
-        changed = [one for one in documents if forget or not _alike(one, self.documents[places[one.id]])]
+        changed = [one for one in documents if forget or not one.reads_as(self.documents[places[one.id]])]
         alike = {**given, **{one.id: self.documents[places[one.id]] for one in changed}}  # metadata may be another
         present = tuple(alike.get(one.id, one) for one in self.documents)
         if not changed:
@@ -313,11 +313,6 @@ def _check_documents(documents: Sequence[Document], doing: str) -> None:
     if empty := sum(not document.full_text for document in documents):
         message = f"{empty} of {len(documents)} documents to {doing} are empty; kept, never returned"
         warnings.warn(message, FedcarWarning, stacklevel=4)
-
-
-def _alike(one: Document, other: Document) -> bool:
-    """Whether title and text, which a retriever has read, are the same."""
-    return (one.title, one.text) == (other.title, other.text)
 
 
 def _named(ids: Sequence[str]) -> str:

@@ -25,6 +25,14 @@ from tools.commands import commands as all_commands
 
 DOCUMENTS = (Document("泵-1", "Saugpumpe “läuft” leer…", "水泵 prime it"), Document("fan", "Fan", "clean the fan"))
 START = "from fedcar.cli.main import main; main()"
+INTERRUPTED = (130, "", "interrupted\n")
+
+
+def ended(code: str, *words: str) -> tuple[int | None, str, str]:
+    """How a process that runs the code ends: its exit code, and what it has said on stdout and stderr."""
+    process = python(code, *words)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +152,7 @@ def test_a_reader_that_went_away_is_one_line() -> None:
     os.close(read)
     process = python("import sys; sys.argv[1:] = ['--help']; " + START, stdout=write)
     os.close(write)
-    _, said = process.communicate()
+    _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (1, "error: standard output: its reader went away before the end\n")
 
 
@@ -165,8 +173,7 @@ seen = []
 sys.meta_path.insert(0, Interrupts())
 {START}
 """
-    process = python(code, "--help")
-    assert process.communicate() == ("", "interrupted\n") and process.returncode == 130
+    assert ended(code, "--help") == INTERRUPTED
 
 
 @pytest.mark.parametrize("swallows", ["raise OSError('made of it')", "raise RuntimeError", "raise ImportError('x')"])
@@ -182,8 +189,7 @@ def run():
 commands.run = run
 {START}
 """
-    process = python(code)
-    assert process.communicate() == ("", "interrupted\n") and process.returncode == 130
+    assert ended(code) == INTERRUPTED
 
 
 def test_an_interruption_that_a_callback_swallows_is_heard_all_the_same() -> None:
@@ -199,8 +205,7 @@ def run():
 commands.run = run
 {START}
 """
-    process = python(code)
-    assert process.communicate() == ("", "interrupted\n") and process.returncode == 130
+    assert ended(code) == INTERRUPTED
 
 
 def test_what_a_process_was_told_to_ignore_it_goes_on_ignoring() -> None:
@@ -211,8 +216,7 @@ from fedcar.cli import commands
 commands.run = lambda: signal.raise_signal(signal.SIGINT)
 {START}
 """
-    process = python(code)
-    assert process.communicate() == ("", "") and process.returncode == 0
+    assert ended(code) == (0, "", "")
 
 
 # Modes

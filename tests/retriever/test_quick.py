@@ -150,7 +150,9 @@ def test_quick_start_imports_no_torch(saved: Path, tmp_path: Path) -> None:
     )
     asked = ("search", saved, "is the fan still good", "--json", "-k", "2")
     for words in (asked, ("list", saved, "--json"), ("info", saved, "--json")):
-        out, err = python(code, *words, env=environment(XDG_CACHE_HOME=str(tmp_path / "cache"))).communicate()
+        out, err = python(code, *words, env=environment(XDG_CACHE_HOME=str(tmp_path / "cache"))).communicate(
+            timeout=120
+        )
         assert err == ""
         if words == asked:
             assert [hit["id"] for hit in json.loads(out)["hits"]] == [hit["id"] for hit in first["hits"]]

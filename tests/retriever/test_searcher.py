@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import pickle
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -303,3 +304,12 @@ def test_what_training_or_any_document_knows_is_not_strange(tiny_model: Callable
     assert retriever.search("🦄").reason != STRANGE
     assert [retriever.search("Ωμέγα", k).reason == STRANGE for k in (5, 300)] == [False, False]
     assert retriever.search("🦊").reason == STRANGE
+
+
+def test_a_question_that_is_cut_is_said_once(retriever_of: MakeRetriever, tmp_path: Path) -> None:
+    write_bundle(retriever_of("head"), tmp_path / "bundle")
+    for either in (retriever_of("head"), load_bundle(tmp_path / "bundle")):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            either.search("who looks after the pump " * 100)
+        assert ["were cut" in str(warning.message) for warning in said] == [True]
