@@ -11,10 +11,10 @@ import pytest
 from support.command import fedcar
 from support.retrievers import made
 
-from fedcar.cli import search
 from fedcar.collection.collection import Collection
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
+from fedcar.retriever import searcher
 from fedcar.retriever.retriever import Retriever
 
 QUESTIONS = ("who looks after the pump", "- 5 degrees on the display", "the fan, is it loud?", "who charges it", "hose")
@@ -33,7 +33,7 @@ def saved(toy_collection: Path, tiny_model: Callable[..., Path], tmp_path_factor
 def test_many_questions_are_answered_in_their_order(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search, "SEARCHED_AT_ONCE", 2)
+    monkeypatch.setattr(searcher, "READ_AT_ONCE", 2)
     lines = [{"id": f"q{place}", "text": text} for place, text in enumerate(QUESTIONS)]
     (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, lines)), "utf-8")
     (tmp_path / "questions.txt").write_text("\n".join(QUESTIONS), "utf-8")
