@@ -204,6 +204,7 @@ def run(
     delta: float,
     unit: str,
     public_dev: bool,
+    public: Path | None,
     against_advice: bool,
     adaptive_clip: bool,
     held_out: bool,
@@ -221,7 +222,7 @@ def run(
             "run: give --epsilon, the privacy budget, or --no-privacy to send updates un-noised on purpose"
         )
     with extra():
-        from dataclasses import asdict
+        from dataclasses import asdict, replace
 
         from fedcar.federation.deploy.folder import ServerFolder
         from fedcar.federation.deploy.options import RunOptions
@@ -233,7 +234,7 @@ def run(
         settings = round_settings(rounds, options)
         check_method(method, adapter, settings)
         target = privacy_target(
-            epsilon, delta=delta, unit=unit, public_dev=public_dev, against_advice=against_advice,
+            epsilon, delta=delta, unit=unit, public_dev=public_dev, public=public, against_advice=against_advice,
             adaptive_clip=adaptive_clip, held_out=held_out,
         )  # fmt: skip
         place = ServerFolder(data_dir)
@@ -245,6 +246,7 @@ def run(
             from fedcar.federation.deploy.run_noised import under_epsilon
 
             run_options = under_epsilon(run_options, target, settings, str(ledgers.resolve()) if ledgers else None)
+            run_options = replace(run_options, public=str(public.resolve()) if public else None, public_dev=public_dev)
         with one_run(place):
             check_serving(place)
             folder = new_run(place, run_options)

@@ -77,6 +77,7 @@ def federate(
     unit: str,
     recipe: str,
     public_dev: bool,
+    public: Path | None,
     against_advice: bool,
     adaptive_clip: bool,
     held_out: bool,
@@ -114,11 +115,15 @@ def federate(
     encoder = encoder or DEFAULT_ENCODER
     report = Console()
     target = privacy_target(
-        epsilon, delta=delta, unit=unit, public_dev=public_dev, against_advice=against_advice,
+        epsilon, delta=delta, unit=unit, public_dev=public_dev, public=public, against_advice=against_advice,
         adaptive_clip=adaptive_clip, held_out=held_out,
     )  # fmt: skip
     if target is not None:
         target.check()
+        if public is not None:
+            from fedcar.collection.importing import with_public_questions
+
+            loaded = with_public_questions(loaded, public, dev=public_dev)
         _federate_under_epsilon(
             loaded, target, out, run, as_json, dry_run, collection, clients=clients, kind=kind, encoder=encoder,
             pooling=pooling, method=method, adapter=adapter, rounds=settings, ledgers=ledgers, cache=cache,
@@ -174,15 +179,19 @@ def _federate_under_epsilon(
     """Under a budget: the same output, the statement with it; exit code 3 where a client refused."""
     from fedcar.collection.partition import partition
     from fedcar.federation.simulate.noised import federate_under_epsilon
-    from fedcar.training.noised.plan import make_plan
 
     if dry_run:
+        from fedcar.federation.job.noised import settings_of
+        from fedcar.training.job import Splits
+        from fedcar.training.noised.public import with_public_rows
+
         parts = partition(loaded.judged("train"), options["kind"], options["clients"], options["rounds"].seed)
         target.check(len(parts) if target.unit == "client" else len(loaded.judged("train")))
-        rate = options["rounds"].participation if target.unit == "client" else None
-        steps = options["rounds"].rounds or None
-        noised_plan = make_plan(target, options["method"], len(loaded.documents), steps=steps, sampling_rate=rate)
-        show_plan({"documents": len(loaded.documents), "clients": sorted(parts), **noised_plan.in_words()}, as_json)
+        settings = settings_of(options["method"], options["adapter"], target, options["rounds"])
+        public = Splits.under_epsilon(loaded, target.public_dev).public
+        documents = len(loaded.documents)
+        noised_plan = with_public_rows(settings, public, documents).plan(documents)
+        show_plan({"documents": documents, "clients": sorted(parts), **noised_plan.in_words()}, as_json)
         return
     deadline = options["rounds"].deadline
     with live_table() as watch, _over(engine, options["cache"], deadline, options["report"]) as over:

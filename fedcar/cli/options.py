@@ -151,12 +151,18 @@ with_settings = together(  # the rounds', which federate and run have in common
     click.option("--private-documents", is_flag=True, help="A document's row goes only to the clients that own it."),
     seed_option,
 )
+public_option = click.option(
+    "--public",
+    type=FOLDER,
+    help="With --epsilon: a file of public questions and their documents' ids; they teach un-noised, and choose.",
+)
 with_privacy = together(  # what goes with --epsilon, likewise
     delta_option,
     click.option(
         "--unit", default="example", show_default=True, help="With --epsilon: example (a question) or client."
     ),
-    click.option("--public-dev", is_flag=True, help="With --epsilon: dev is public, choices are made on it."),
+    click.option("--public-dev", is_flag=True, help="With --epsilon: dev is public, it teaches un-noised and chooses."),
+    public_option,
     click.option("--against-advice", is_flag=True, help="With --epsilon: train where search is expected to be better."),
     click.option("--adaptive-clip", is_flag=True, help="With --epsilon: the clip norm follows noised counts."),
     click.option("--held-out", is_flag=True, help="With --epsilon: clients' dev questions count, noised, at the end."),
@@ -187,8 +193,10 @@ def privacy_target(epsilon: float | None, **options: Any) -> Target | None:  # n
     from fedcar.training.settings import refuse_with_epsilon_only
     from fedcar.training.target import Target
 
-    refuse_with_epsilon_only(epsilon, **{name: value for name, value in options.items() if isinstance(value, bool)})
-    return None if epsilon is None else Target(epsilon, **options)
+    public = options.pop("public") is not None
+    given = {name: value for name, value in options.items() if isinstance(value, bool)}
+    refuse_with_epsilon_only(epsilon, **given, public=public)
+    return None if epsilon is None else Target(epsilon, **{**options, "public_dev": options["public_dev"] or public})
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from fedcar.cli.options import (
     dry_run_option,
     encoder_option,
     pooling_option,
+    public_option,
     runtime_option,
     seed_option,
 )
@@ -39,7 +40,8 @@ from fedcar.errors import FedcarError, typed_path
 @click.option("--epsilon", type=float, help="Differential privacy for every training question; see docs/privacy.md.")
 @delta_option
 @click.option("--recipe", default="private", show_default=True, help="paper: for comparison, no formal guarantee.")
-@click.option("--public-dev", is_flag=True, help="With --epsilon: dev is public, choices are made on it.")
+@click.option("--public-dev", is_flag=True, help="With --epsilon: dev is public, it teaches un-noised and chooses.")
+@public_option
 @click.option(
     "--against-advice", is_flag=True, help="With --epsilon: train even where search is expected to be better."
 )

@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from fedcar.collection.asked import Counts, asked_rows, columns_without_name, counted, merged_questions
+from fedcar.collection.asked import Counts, Questions, asked_rows, columns_without_name, counted, merged_questions
 from fedcar.collection.collection import (
     Collection,
     Document,
@@ -240,11 +240,26 @@ def _with_queries(found: Imported, path: Path, columns: Columns, seed: int) -> I
     collection = found.collection
     if collection.queries:
         raise FedcarError(f"{path}: the collection has its own queries.jsonl; leave --queries out")
-    table = Table.read(path)
+    questions, counts = asked_of(collection.documents, path, columns, seed)
+    both = replace(
+        counts,
+        columns_not_read=(*found.counts.columns_not_read, *counts.columns_not_read),
+        files_not_read=found.counts.files_not_read,
+        hidden=found.counts.hidden,
+        front_matter=found.counts.front_matter,
+    )
+    return Imported(replace(collection, queries=questions.queries, judgements=questions.judgements), both)
+
+
+def asked_of(
+    documents: Sequence[Document], path: Path, columns: Columns | None = None, seed: int = 0
+) -> tuple[Questions, Counts]:
+    """The questions of a table that names the document which answers each; FedcarError where one is not there."""
+    columns, table = columns or Columns(), Table.read(path)
     given = table.given(columns.document_column, "--document-column")
     text = table.column("question", QUESTION_NAMES, "--query-column", columns.query_column, (given,) if given else ())
     document = given or table.column("document id", QUESTION_DOCUMENT_NAMES, "--document-column", None, (text,))
-    known = {one.id for one in collection.documents}
+    known = {one.id for one in documents}
     looks = {_loosely(one): one for one in known}
     answers = []
     for row, wanted in zip(table.rows, table.identifiers(document), strict=True):
@@ -256,15 +271,29 @@ def _with_queries(found: Imported, path: Path, columns: Columns, seed: int) -> I
     used = {text, document}
     asked = list(asked_rows(table, text, document, answers, replace(columns, id_column=None), used))
     questions = merged_questions(asked, seed)
-    counts = counted(asked, questions, table, used)
-    both = replace(
-        counts,
-        columns_not_read=(*found.counts.columns_not_read, *counts.columns_not_read),
-        files_not_read=found.counts.files_not_read,
-        hidden=found.counts.hidden,
-        front_matter=found.counts.front_matter,
-    )
-    return Imported(replace(collection, queries=questions.queries, judgements=questions.judgements), both)
+    return questions, counted(asked, questions, table, used)
+
+
+def with_public_questions(collection: Collection, file: Path, *, dev: bool = False) -> Collection:
+    """The collection with the questions of a file as its dev split, whatever split they name; with `dev` beside it.
+
+    The file is a table as `--queries` of an import takes it. Without `dev` nothing of the collection's own dev split is
+    left. Their ids are new ones: an id that a private question has would tell of that.
+    """
+    with as_file(file) as path:
+        asked, _ = asked_of(collection.documents, path)
+    queries = {f"public:{one}": replace(query, id=f"public:{one}") for one, query in asked.queries.items()}
+    for one, query in queries.items():
+        queries[one] = query if query.answerable else replace(query, split="dev")
+    public = {f"public:{one}": scores for judged in asked.judgements.values() for one, scores in judged.items()}
+    own, judgements = dict(collection.queries), dict(collection.judgements)
+    if dev:
+        public = {**judgements.get("dev", {}), **public}
+    else:
+        own = {one: own[one] for one in judgements.get("train", {})}
+    if taken := own.keys() & queries.keys():
+        raise FedcarError(f"{file}: the collection has a question of id {quoted(min(taken))} already; rename that")
+    return replace(collection, queries={**own, **queries}, judgements={**judgements, "dev": public})
 
 
 def _known(wanted: str, known: Container[str]) -> str | None:

@@ -6,11 +6,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from dataclasses import dataclass, replace
 
 from fedcar.collection.collection import Collection, Judged
-from fedcar.collection.splits import split_for_selection
+from fedcar.collection.splits import split_for_selection, subset
 from fedcar.common.measure import Clock, peak_memory_mb
 from fedcar.common.progress import Silent
 from fedcar.encoder.cache import FeatureCache
@@ -23,19 +24,22 @@ from fedcar.retriever.retriever import Retriever
 from fedcar.training.selection import Candidate, calibrated
 
 NO_QUESTIONS = Judged((), ())
+CHOICE_SHARE, LEAST_CHOICE = 0.2, 50  # of public questions: those that choose and train no row; half where they are few
 
 
 @dataclass(frozen=True)
 class Splits:
     """Which of a collection's questions a job reads: to learn from, to choose by, and those that nothing answers.
 
-    `training` is None where they stay on clients. With `private` ones nothing is said, and nothing kept, of them.
+    `training` is None where they stay on clients. With `private` ones nothing is said, and nothing kept, of them;
+    `public` are then those that train rows un-noised.
     """
 
     training: Judged | None
     selection: Judged
     unanswerable: Judged
     private: bool = False
+    public: Judged = NO_QUESTIONS
 
     @classmethod
     def in_one_place(cls, collection: Collection, seed: int) -> Splits:
@@ -49,13 +53,23 @@ class Splits:
 
     @classmethod
     def under_epsilon(cls, collection: Collection, public_dev: bool, training: Judged | None = None) -> Splits:
-        """All of `training`; of dev nothing, unless it was declared public."""
+        """All of `training`; of dev nothing, unless it was declared public: then most trains rows, the rest chooses."""
         if not public_dev:
             return cls(training, NO_QUESTIONS, NO_QUESTIONS, private=True)
         dev = collection.judged("dev")
         if not len(dev):
             raise FedcarError("--public-dev: there is no dev split to choose by; bring qrels/dev.tsv, or leave it out")
-        return cls(training, dev, unanswerable(collection), private=True)
+        public, choice = for_rows_and_for_choice(dev)
+        return cls(training, choice, unanswerable(collection), private=True, public=public)
+
+
+def for_rows_and_for_choice(public: Judged) -> tuple[Judged, Judged]:
+    """Public questions parted by a hash of their ids: those that train rows, and those that choose."""
+    count = max(round(CHOICE_SHARE * len(public)), min((len(public) + 1) // 2, LEAST_CHOICE))
+    digests = [hashlib.sha256(query.id.encode("utf-8", "surrogatepass")).digest() for query in public.queries]
+    chosen = set(sorted(range(len(public)), key=digests.__getitem__)[:count])
+    choose = [row in chosen for row in range(len(public))]
+    return subset(public, [not one for one in choose]), subset(public, choose)
 
 
 def unanswerable(collection: Collection) -> Judged:
@@ -68,7 +82,8 @@ def unanswerable(collection: Collection) -> Judged:
 class Job:
     """What stands before anything is learned: search over the documents, and the questions made ready.
 
-    `training` is empty where the questions stay on clients, `selection` where there is nothing to choose by.
+    `training` is empty where the questions stay on clients, `selection` where there is nothing to choose by. `public`
+    are those that train rows without noise under epsilon.
     """
 
     collection: Collection
@@ -79,6 +94,7 @@ class Job:
     selection: Questions
     unanswered: Questions
     private: bool = False
+    public: Questions | None = None
 
 
 def prepare(
@@ -95,7 +111,8 @@ def prepare(
         training = ready(splits.training, "training questions")
     selection = ready(splits.selection, "public dev questions" if splits.private else "selection questions")
     unanswered = ready(splits.unanswerable, "unanswerable questions")
-    return Job(collection, untrained, features, report, training, selection, unanswered, splits.private)
+    public = ready(splits.public, "public questions") if len(splits.public) else None
+    return Job(collection, untrained, features, report, training, selection, unanswered, splits.private, public)
 
 
 def prepare_privately(untrained: Retriever, judged: Judged, features: FeatureCache) -> Questions:

@@ -32,7 +32,9 @@ class TrainingSettings:
     question) and asked what users would ask of them: pseudo-queries for ridge.
 
     `epsilon` trains under differential privacy (docs/privacy.md): class sums, head or adapter with noise, `epochs` full
-    steps, no checkpoint. Dev is then not read, unless `public_dev` declares it public. `adaptive_clip` moves the clip
+    steps, no checkpoint. Dev is then not read, unless `public_dev` declares it public; `public` is a file of public
+    questions and the ids of their documents. Both train rows without noise first, from which noised steps go on, and a
+    part of them chooses. So do `questions_from`, which come from the documents. `adaptive_clip` moves the clip
     norm by noised counts. `noise_seed` is for tests and makes epsilon infinite. `recipe` "paper" is that of arXiv
     2509.16508, without epsilon and without formal guarantee.
     """
@@ -51,6 +53,7 @@ class TrainingSettings:
     epsilon: float | None = None
     delta: float = DELTA
     public_dev: bool = False
+    public: str | Path | None = None
     against_advice: bool = False
     adaptive_clip: bool = False
     noise_seed: int | None = None
@@ -59,16 +62,18 @@ class TrainingSettings:
     def steps(self, resume: bool = False) -> Settings:
         """What gradient steps do; FedcarError, before anything long begins, for what makes no sense together."""
         settings = choose_settings(self)
-        check_questions_from(self.questions_from, self.questions_model, self.method)
+        method = self.method if self.epsilon is None else "auto"  # under epsilon every method begins with them
+        check_questions_from(self.questions_from, self.questions_model, method)
         settings = with_recipe(settings, self.recipe, self.method, self.epsilon)
         refuse_with_epsilon_only(
             self.epsilon,
             public_dev=self.public_dev,
+            public=self.public is not None,
             against_advice=self.against_advice,
             adaptive_clip=self.adaptive_clip,
         )
         if (target := self.target) is not None:
-            refuse_without_epsilon_only(self.head, self.pre_classifier, self.questions_from, resume)
+            refuse_without_epsilon_only(self.head, self.pre_classifier, resume)
             target.check()
         return settings
 
@@ -77,7 +82,8 @@ class TrainingSettings:
         """What is to hold of every training question; None without epsilon."""
         if self.epsilon is None:
             return None
-        unit, choices = "example", (self.public_dev, self.noise_seed, self.against_advice, self.adaptive_clip)
+        public = self.public_dev or self.public is not None
+        unit, choices = "example", (public, self.noise_seed, self.against_advice, self.adaptive_clip)
         return Target(self.epsilon, self.delta, unit, *choices)
 
 
@@ -98,6 +104,7 @@ class TrainingOptions(TypedDict, total=False):
     epsilon: float | None
     delta: float
     public_dev: bool
+    public: str | Path | None
     against_advice: bool
     adaptive_clip: bool
     noise_seed: int | None
@@ -172,12 +179,10 @@ def with_recipe(settings: Settings, recipe: str, method: str, epsilon: float | N
     return replace(settings, recipe="paper")
 
 
-def refuse_without_epsilon_only(head: str, pre_classifier: int, questions_from: str | None, resume: bool) -> None:
+def refuse_without_epsilon_only(head: str, pre_classifier: int, resume: bool) -> None:
     """Refuse what training under epsilon does not have."""
     if head != "linear" or pre_classifier:
         raise FedcarError("--epsilon: the head is then linear, without pre-classifier layer; leave these options out")
-    if questions_from is not None:
-        raise FedcarError("--epsilon: class sums know no pseudo-queries; leave --questions-from out")
     if resume:
         raise FedcarError("--epsilon: no checkpoint is kept, as it takes seconds; start again without --resume")
 

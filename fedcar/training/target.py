@@ -14,8 +14,10 @@ DELTA = 1e-5
 
 @dataclass(frozen=True)
 class Target:
-    """What the user asks for. `public_dev`: dev is declared public, and choices may be made on it.
+    """What the user asks for.
 
+    `public_dev`: dev is declared public: rows are fitted to it, and choices made on it; `public_rows`: it has questions
+    enough for rows to begin with, so that no class sums are given out.
     `noise_seed` is for tests: noise that can be repeated, so that epsilon is infinite. `against_advice` trains even
     where the plan expects less than search gives. `adaptive_clip` moves the clip norm to the median gradient, by
     noised counts. `held_out`: at the end the clients count on held-out questions of theirs, noised and charged, whether
@@ -30,6 +32,7 @@ class Target:
     against_advice: bool = False
     adaptive_clip: bool = False
     held_out: bool = False
+    public_rows: bool = False
 
     def check(self, units: int | None = None) -> None:
         """Refuse what nobody should promise; `units` is how many questions (or clients) there are."""

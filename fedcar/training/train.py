@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedcar.collection.collection import Collection
+from fedcar.collection.collection import Collection, Document
+from fedcar.collection.importing import with_public_questions
 from fedcar.collection.pseudo_queries import PseudoQueries, pseudo_queries
 from fedcar.collection.splits import split_for_selection, warn_of_narrow_data
 from fedcar.common.measure import Clock
@@ -26,6 +28,7 @@ from fedcar.training.gradient import fit
 from fedcar.training.job import Job, Splits, conclude, prepare
 from fedcar.training.mixture import fit_mixture
 from fedcar.training.noised.central import train_under_epsilon
+from fedcar.training.noised.public import with_public_rows
 from fedcar.training.noised.settings import PrivateSettings
 from fedcar.training.paper_recipe import no_guarantee
 from fedcar.training.ridge import Summed, fit_ridge, too_many
@@ -69,8 +72,11 @@ def train(
     steps = options.steps(resume)
     encoder, features = loaded(options.encoder, options.pooling), FeatureCache(Path(cache) if cache else None)
     if options.target is not None:
+        if options.public is not None:
+            collection = with_public_questions(collection, Path(options.public), dev=options.public_dev)
         private = PrivateSettings(options.target, options.method, options.epochs, None, options.adapter, options.seed)
-        return train_under_epsilon(collection, private, encoder, features, report)
+        asked = generated(options, collection.documents, features, report)
+        return train_under_epsilon(collection, private, encoder, features, report, asked)
     encoder.runtime_name(
         [
             *(document.full_text for document in collection.documents),
@@ -119,11 +125,19 @@ def enough(job: Job, questions_from: str | None) -> bool:
 
 def pseudo_of(job: Job, options: TrainingSettings) -> PseudoQueries:
     """The documents' own pseudo-queries, and what a language model would ask of them where one was named."""
-    documents, pseudo = job.collection.documents, pseudo_queries(job.collection.documents, options.seed)
+    documents = job.collection.documents
+    asked = generated(options, documents, job.features, job.report)
+    return pseudo_queries(documents, options.seed) + asked
+
+
+def generated(
+    options: TrainingSettings, documents: Sequence[Document], features: FeatureCache, report: Silent
+) -> PseudoQueries:
+    """What a language model would ask of the documents; nothing where none was named."""
     if options.questions_from is None:
-        return pseudo
-    return pseudo + questions_by_model(
-        options.questions_from, documents, model=options.questions_model, cache=job.features.folder, report=job.report
+        return PseudoQueries()
+    return questions_by_model(
+        options.questions_from, documents, model=options.questions_model, cache=features.folder, report=report
     )
 
 
@@ -140,7 +154,11 @@ def plan(
     training, selection = split_for_selection(collection, options.seed)
     if options.target is not None:
         options.target.check(len(collection.judged("train")))
+        if options.public is not None:
+            collection = with_public_questions(collection, Path(options.public), dev=options.public_dev)
         private = PrivateSettings(options.target, options.method, options.epochs, None, options.adapter, options.seed)
+        public = Splits.under_epsilon(collection, options.target.public_dev).public
+        private = with_public_rows(private, public, len(collection.documents))
         in_words = private.plan(len(collection.documents)).in_words()
         return {"documents": len(collection.documents), "encoder": encoder.name, "privacy": in_words}
     deep = reads_tokens(collection.documents, encoder)

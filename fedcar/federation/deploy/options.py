@@ -35,6 +35,8 @@ class RunOptions:
     target: Mapping[str, Any] | None = None  # the fields of a Target, under epsilon
     ledgers: str | None = None
     exchanges: int | None = None  # what a run under epsilon has in all
+    public: str | None = None  # a file of public questions
+    public_dev: bool = False  # whether the server's own dev split is public too
     version: str = __version__
 
     @classmethod

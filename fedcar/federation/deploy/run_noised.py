@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from fedcar.collection.importing import with_public_questions
 from fedcar.common.files import remove_tree, replace_json
 from fedcar.common.progress import Silent
 from fedcar.encoder.cache import FeatureCache
@@ -29,7 +30,8 @@ from fedcar.federation.rounds.record import shown
 from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.retriever.retriever import Retriever
 from fedcar.training.job import Splits, prepare
-from fedcar.training.noised.central import chosen_by, concluded
+from fedcar.training.noised.central import concluded
+from fedcar.training.noised.public import PublicQuestions, with_public_rows
 from fedcar.training.noised.server import PrivateTraining
 from fedcar.training.target import Target
 
@@ -61,8 +63,12 @@ def train_privately_over(network: RemoteNetwork, untrained: Retriever, run: Serv
     start, features = time.monotonic(), FeatureCache(Path(options.cache) if options.cache else None)
     rounds, target = RoundSettings(**options.rounds), Target(**options.target)
     settings = settings_of(options.method, options.adapter, target, rounds)
+    if options.public is not None:
+        collection = with_public_questions(collection, Path(options.public), dev=options.public_dev)
+    splits = Splits.under_epsilon(collection, target.public_dev)
+    settings = with_public_rows(settings, splits.public, len(untrained.documents))
     plan = settings.plan(len(untrained.documents))
-    job = prepare(collection, untrained, features, report, Splits.under_epsilon(collection, target.public_dev))
+    job = prepare(collection, untrained, features, report, splits)
     members = kept_devices(run.folder, network, rounds.quorum, report)
     target.check(len(members) if target.unit == "client" else None)
     belongs = belongs_to(collection, untrained.encoder, plan, "devices", members, rounds.seed)
@@ -73,7 +79,7 @@ def train_privately_over(network: RemoteNetwork, untrained: Retriever, run: Serv
     store = Exchanges(run.folder / "exchanges")
     report.say(f"{len(members)} devices; {time.monotonic() - start:.0f} s to the first exchange")
     server = PrivateTraining(
-        untrained, clients, plan, store=store, selection=chosen_by(job), report=report,
+        untrained, clients, plan, store=store, public=PublicQuestions.of(job), report=report,
         watch=noting(place, clients, run.watch), adapter=settings.module(untrained.encoder.embedding_width),
     )  # fmt: skip
     outcome = server.run()

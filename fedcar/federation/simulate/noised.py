@@ -33,9 +33,10 @@ from fedcar.federation.simulate.federate import share_of
 from fedcar.federation.simulate.settings import Federation, NoisedFederation
 from fedcar.retriever.retriever import Retriever
 from fedcar.training.job import NO_QUESTIONS, Job, Splits, prepare, prepare_privately
-from fedcar.training.noised.central import chosen_by, concluded
+from fedcar.training.noised.central import concluded
 from fedcar.training.noised.clients import Cohort, HeldOut, InTurn, NoisedClients
 from fedcar.training.noised.plan import PrivatePlan
+from fedcar.training.noised.public import PublicQuestions, with_public_rows
 from fedcar.training.noised.server import PrivateTraining, held_out_counts
 from fedcar.training.noised.sums import ClippedSums
 from fedcar.training.settings import loaded
@@ -82,8 +83,9 @@ def federate_under_epsilon(
     of_dev = partition_of_dev(held_out, federation.kind, federation.clients, seed) if target.held_out else {}
     target.check(len(parts) if target.unit == "client" else len(questions))
     settings = settings_of(federation.method, federation.adapter, target, federation.rounds)
-    plan = settings.plan(len(collection.documents))
     splits = Splits.under_epsilon(collection, target.public_dev, questions if federation.over is None else None)
+    settings = with_public_rows(settings, splits.public, len(collection.documents))
+    plan = settings.plan(len(collection.documents))
     untrained = Retriever.untrained(collection.documents, encoder, features, report)
     if target.unit == "client" and len(parts) < UNIT_NEEDS_CLIENTS:
         report.say(f"{len(parts)} clients: hiding a whole client takes hundreds; --unit example hides each question")
@@ -105,7 +107,7 @@ def federate_under_epsilon(
         clients = over_a_network(network, plan, place, ledgers, federation.rounds)
     seconds.lap("encode")
     server = PrivateTraining(
-        untrained, clients, plan, selection=chosen_by(job), adapter=module, report=report,
+        untrained, clients, plan, public=PublicQuestions.of(job), adapter=module, report=report,
         watch=noting(place, clients, watch),
     )  # fmt: skip
     outcome = server.run()

@@ -7,16 +7,17 @@ from dataclasses import asdict
 from typing import Any
 
 from fedcar.collection.collection import Collection
+from fedcar.collection.pseudo_queries import PseudoQueries
 from fedcar.common.progress import Silent
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
 from fedcar.privacy.noise import NoiseSource
-from fedcar.retriever.questions import Questions
 from fedcar.retriever.record import TrainingRecord
 from fedcar.retriever.retriever import Retriever
 from fedcar.training.job import Job, Splits, conclude, prepare
 from fedcar.training.noised.clients import InTurn, NoisedClient
 from fedcar.training.noised.plan import PrivatePlan
+from fedcar.training.noised.public import PublicQuestions, with_public_rows
 from fedcar.training.noised.server import Outcome, PrivateTraining
 from fedcar.training.noised.settings import PrivateSettings
 from fedcar.training.noised.sums import ClippedSums
@@ -24,32 +25,36 @@ from fedcar.training.selection import NOTHING, Candidate
 
 
 def train_under_epsilon(
-    collection: Collection, settings: PrivateSettings, encoder: Encoder, features: FeatureCache, report: Silent
+    collection: Collection,
+    settings: PrivateSettings,
+    encoder: Encoder,
+    features: FeatureCache,
+    report: Silent,
+    generated: PseudoQueries | None = None,
 ) -> Retriever:
     """A retriever that satisfies (epsilon, delta)-differential privacy for every training question.
 
-    All of train trains; dev is not read unless it was declared public. The statement is in `training["privacy"]` and
-    goes with the retriever.
+    All of train trains; dev is not read unless it was declared public. `generated` are questions that came from the
+    documents: like public ones they teach rows without noise, from which noised steps go on. The statement is in
+    `training["privacy"]` and goes with the retriever.
 
     Formal guarantees:
         no_private_question_changes_anything_un_noised.
     """
     questions, target = collection.judged("train"), settings.target
     target.check(len(questions))
-    plan = settings.plan(len(collection.documents))
     splits = Splits.under_epsilon(collection, target.public_dev, questions)
+    settings = with_public_rows(settings, splits.public, len(collection.documents))
+    plan = settings.plan(len(collection.documents))
     untrained = Retriever.untrained(collection.documents, encoder, features, report)
     job = prepare(collection, untrained, features, report, splits)
     module = settings.module(encoder.embedding_width)
     device = NoisedClient("this device", ClippedSums(untrained, job.training, module), NoiseSource(target.noise_seed))
-    selection = chosen_by(job)
-    server = PrivateTraining(untrained, InTurn([device]), plan, selection=selection, adapter=module, report=report)
+    public = PublicQuestions.of(job)
+    if generated:
+        public = public.with_generated(generated, untrained, features, report)
+    server = PrivateTraining(untrained, InTurn([device]), plan, public=public, adapter=module, report=report)
     return concluded(job, server.run(), plan)
-
-
-def chosen_by(job: Job) -> Questions | None:
-    """The questions that choices are made on; None where none were declared public."""
-    return job.selection if len(job.selection) else None
 
 
 def concluded(job: Job, outcome: Outcome, plan: PrivatePlan, federation: Mapping[str, Any] | None = None) -> Retriever:

@@ -75,6 +75,8 @@ def advise(
 class PrivatePlan:
     """All releases of a run, in order: `count` once (None where the number of units is public), `sums` once, `step`.
 
+    `sums` is None where public questions stand for class sums and steps follow, which have their share.
+
     A release under unit "example" is what each client makes of its own questions, with its own noise: the same plan
     for every client, so that each spends the same epsilon and the largest, which is this one, holds for all.
     """
@@ -83,7 +85,7 @@ class PrivatePlan:
     target: Target
     documents: int
     count: Release | None
-    sums: Release
+    sums: Release | None
     step: Release | None
     clip_norm: float
     total_noise: float  # the noise multiplier of the whole budget, spent on one full-batch release
@@ -185,10 +187,10 @@ def make_plan(
         noise = total / HELD_OUT_SHARE**0.5 * SLACK
         held_out = replace(counted, name=HELD_OUT, sensitivity=3**0.5, noise_multiplier=noise)
     share = 1.0 - (COUNT_SHARE if count is not None else 0.0) - (HELD_OUT_SHARE if held_out is not None else 0.0)
-    sums = replace(counted, name="class sums", noise_multiplier=total / share**0.5 * SLACK)
+    sums: Release | None = replace(counted, name="class sums", noise_multiplier=total / share**0.5 * SLACK)
     step = None
     if method != "ridge":
-        sums = replace(sums, noise_multiplier=total / SUMS_SHARE**0.5 * SLACK)
+        sums = None if target.public_rows else replace(sums, noise_multiplier=total / SUMS_SHARE**0.5 * SLACK)
         rate = sampling_rate if sampling_rate is not None else SAMPLING_RATE if method == "adapter" else 1.0
         template = replace(
             counted,
@@ -202,6 +204,7 @@ def make_plan(
         multiplier = calibrated(template, target, before)
         step = replace(template, noise_multiplier=multiplier * SLACK)
     if target.noise_seed is not None:
-        sums = replace(sums, noise="seeded-test")
-        count, step, held_out = (part and replace(part, noise="seeded-test") for part in (count, step, held_out))
+        count, sums, step, held_out = (
+            part and replace(part, noise="seeded-test") for part in (count, sums, step, held_out)
+        )
     return PrivatePlan(method, target, documents, count, sums, step, clip_norm, total, held_out)

@@ -20,6 +20,7 @@ from fedcar.privacy.clip_adapter import diagonal_adapter, full_adapter, low_rank
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.weights import LEARNED
+from fedcar.training.noised.whitening import usual_vectors, whitening
 
 CELLS_AT_ONCE = 1 << 23  # of (questions, documents) in memory at a time
 TOKENS_AT_ONCE = 4096  # of questions that go through the encoder together
@@ -34,7 +35,8 @@ Tensors = Mapping[str, Tensor]
 class ClippedSums:
     """A device's questions as the sums need them: x (n, d), candidates (n, c), offset (n, c), relevance (n, c).
 
-    x is the centred hidden state of unit length. Which documents have questions is nowhere: every row is trained.
+    x is the centred hidden state of unit length, whitened (see `whitening`) and so about 1 long. Which documents have
+    questions is nowhere: every row is trained.
     """
 
     def __init__(self, retriever: Retriever, questions: Questions, adapter: Adapter | None = None) -> None:
@@ -42,7 +44,8 @@ class ClippedSums:
         self.encoder = retriever.encoder.with_adapter(adapter)
         self.documents = len(retriever.documents)
         self.untrained = torch.from_numpy(np.ascontiguousarray(questions.hidden_states))
-        self.x = usual_vectors(self.untrained, self.head.centre)
+        self.whitening = whitening(retriever)
+        self.x = usual_vectors(self.untrained, self.head.centre) @ self.whitening
         self.candidates = torch.from_numpy(questions.candidates)
         every = torch.arange(self.documents)
         self.all_in_order = self.candidates.shape[1:] == every.shape and bool((self.candidates == every).all())
@@ -134,7 +137,7 @@ class ClippedSums:
         hidden = self.encoder.hidden_states([self.token_ids[row] for row in rows.tolist()])
         before, after = tape()
         hidden = hidden.cpu()
-        x = usual_vectors(hidden, self.head.centre)
+        x = usual_vectors(hidden, self.head.centre) @ self.whitening
         candidates = self.candidates[rows]
         moved = functional.normalize(hidden, dim=1) - functional.normalize(self.untrained[rows], dim=1)
         logits = self.offset[rows] + row_scores(x, state[ROWS], candidates)
@@ -154,11 +157,6 @@ class ClippedSums:
         if self.all_in_order:
             return slopes
         return torch.zeros(len(slopes), self.documents).scatter(1, self.candidates[rows], slopes)
-
-
-def usual_vectors(hidden_states: Tensor, centre: Tensor) -> Tensor:
-    """Hidden states (n, d) of unit length less the encoder's usual direction, of unit length: what rows multiply."""
-    return functional.normalize(functional.normalize(hidden_states, dim=1) - centre, dim=1)
 
 
 def row_scores(x: Tensor, rows: Tensor, candidates: Tensor) -> Tensor:
