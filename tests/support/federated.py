@@ -1,4 +1,4 @@
-"""What the tests of the federation share: a world of planted directions, without any encoder, and clients in it."""
+"""What the tests of the federation share: a world of planted directions, of an encoder's width, and clients in it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.weights import LEARNED, weights_of
 from fedcar.training.settings import Settings
 
-DOCUMENTS, WIDTH = 6, 16
+DOCUMENTS, WIDTH = 6, 32
 
 
 class World:
@@ -50,7 +50,7 @@ class World:
         """Every document is a candidate; the evidence is the cosine alone."""
         about = np.arange(questions) % DOCUMENTS
         states = np.zeros(questions, dtype=np.dtype([("pooled", np.float32, (WIDTH,)), ("layers", np.float16, (1, 1))]))
-        states["pooled"] = self.directions[about] + generator.normal(size=(questions, WIDTH)) * 0.7
+        states["pooled"] = self.directions[about] + generator.normal(size=(questions, WIDTH))
         evidence = np.zeros((questions, DOCUMENTS, len(Evidence.NAMES)), dtype=np.float32)
         pooled = states["pooled"]
         evidence[..., 0] = pooled @ self.embeddings.T / np.linalg.norm(pooled, axis=1, keepdims=True)
