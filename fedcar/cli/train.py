@@ -18,6 +18,7 @@ from fedcar.cli.options import (
     pooling_option,
     runtime_option,
     seed_option,
+    with_ledger,
 )
 from fedcar.cli.output import INTERRUPTED, echo, leave, print_json, show_plan, this_command
 from fedcar.errors import FedcarError, typed_path
@@ -44,6 +45,7 @@ from fedcar.errors import FedcarError, typed_path
     "--against-advice", is_flag=True, help="With --epsilon: train even where search is expected to be better."
 )
 @click.option("--adaptive-clip", is_flag=True, help="With --epsilon: the clip norm follows noised counts.")
+@with_ledger
 @seed_option
 @cache_option
 @runtime_option("auto")

@@ -27,6 +27,7 @@ from fedcar.training.job import Job, Splits, conclude, prepare
 from fedcar.training.mixture import fit_mixture
 from fedcar.training.noised.central import train_under_epsilon
 from fedcar.training.noised.settings import PrivateSettings
+from fedcar.training.noised.tally import Counting
 from fedcar.training.paper_recipe import no_guarantee
 from fedcar.training.ridge import Summed, fit_ridge, too_many
 from fedcar.training.selection import Candidate, FoldView, candidate, select
@@ -70,7 +71,8 @@ def train(
     encoder, features = loaded(options.encoder, options.pooling), FeatureCache(Path(cache) if cache else None)
     if options.target is not None:
         private = PrivateSettings(options.target, options.method, options.epochs, None, options.adapter, options.seed)
-        return train_under_epsilon(collection, private, encoder, features, report)
+        counting = Counting(options.ledger, options.no_ledger, options.budget)
+        return train_under_epsilon(collection, private, encoder, features, report, counting)
     encoder.runtime_name(
         [
             *(document.full_text for document in collection.documents),

@@ -199,7 +199,8 @@ def test_clock_going_backwards_is_refused(tmp_path):
         ledger.charge("run", 2, release())
 
 
-def test_two_processes_cannot_charge_at_once(ledger):
+def test_two_processes_cannot_charge_at_once(ledger, monkeypatch):
+    monkeypatch.setattr("fedcar.privacy.ledger.LOCK_SECONDS", 0.1)
     with ledger._locked(), pytest.raises(LedgerError, match="in use"):
         Ledger(ledger.path).charge("run", 0, release())
     ledger.charge("run", 0, release())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from fedcar.collection.collection import Collection
@@ -15,21 +16,28 @@ from fedcar.retriever.questions import Questions
 from fedcar.retriever.record import TrainingRecord
 from fedcar.retriever.retriever import Retriever
 from fedcar.training.job import Job, Splits, conclude, prepare
-from fedcar.training.noised.clients import InTurn, NoisedClient
+from fedcar.training.noised.clients import InTurn, NoisedClient, NoisedClients
 from fedcar.training.noised.plan import PrivatePlan
 from fedcar.training.noised.server import Outcome, PrivateTraining
 from fedcar.training.noised.settings import PrivateSettings
 from fedcar.training.noised.sums import ClippedSums
+from fedcar.training.noised.tally import Counting, Spent, Tallied, tally_of
 from fedcar.training.selection import NOTHING, Candidate
 
 
 def train_under_epsilon(
-    collection: Collection, settings: PrivateSettings, encoder: Encoder, features: FeatureCache, report: Silent
+    collection: Collection,
+    settings: PrivateSettings,
+    encoder: Encoder,
+    features: FeatureCache,
+    report: Silent,
+    counting: Counting | None = None,
 ) -> Retriever:
     """A retriever that satisfies (epsilon, delta)-differential privacy for every training question.
 
     All of train trains; dev is not read unless it was declared public. The statement is in `training["privacy"]` and
-    goes with the retriever.
+    goes with the retriever. The run is charged to the ledger of the collection, see `Counting`; BudgetError, before
+    anything is trained, where that has no room for it.
 
     Formal guarantees:
         no_private_question_changes_anything_un_noised.
@@ -38,13 +46,17 @@ def train_under_epsilon(
     target.check(len(questions))
     plan = settings.plan(len(collection.documents))
     splits = Splits.under_epsilon(collection, target.public_dev, questions)
+    tally = tally_of(collection, plan, secrets.token_hex(8), counting or Counting(), report.say)
     untrained = Retriever.untrained(collection.documents, encoder, features, report)
     job = prepare(collection, untrained, features, report, splits)
     module = settings.module(encoder.embedding_width)
     device = NoisedClient("this device", ClippedSums(untrained, job.training, module), NoiseSource(target.noise_seed))
-    selection = chosen_by(job)
-    server = PrivateTraining(untrained, InTurn([device]), plan, selection=selection, adapter=module, report=report)
-    return concluded(job, server.run(), plan)
+    clients: NoisedClients = InTurn([device]) if tally is None else Tallied(InTurn([device]), tally)
+    server = PrivateTraining(untrained, clients, plan, selection=chosen_by(job), adapter=module, report=report)
+    outcome = server.run()
+    if outcome.refusal is not None:  # another run has taken the room that was there
+        raise outcome.refusal
+    return concluded(job, outcome, plan, spent=None if tally is None else tally.spent())
 
 
 def chosen_by(job: Job) -> Questions | None:
@@ -52,10 +64,16 @@ def chosen_by(job: Job) -> Questions | None:
     return job.selection if len(job.selection) else None
 
 
-def concluded(job: Job, outcome: Outcome, plan: PrivatePlan, federation: Mapping[str, Any] | None = None) -> Retriever:
+def concluded(
+    job: Job,
+    outcome: Outcome,
+    plan: PrivatePlan,
+    federation: Mapping[str, Any] | None = None,
+    spent: Spent | None = None,
+) -> Retriever:
     """The retriever of a run under epsilon, with its statement and its record; `federation` says who took part.
 
-    No number, hash or time in it comes from a private question.
+    `spent` is what the ledgers count over all runs. No number, hash or time in it comes from a private question.
     """
     record = TrainingRecord(
         settings={
@@ -68,4 +86,7 @@ def concluded(job: Job, outcome: Outcome, plan: PrivatePlan, federation: Mapping
         selection=dict(outcome.scores),
         federation=federation,
     )
-    return conclude(job, Candidate(outcome.name, outcome.retriever, NOTHING), record, outcome.statement)
+    claim = outcome.statement
+    if claim is not None and spent is not None:
+        claim = replace(claim, spent_before=spent.before, spent_in_all=spent.in_all)
+    return conclude(job, Candidate(outcome.name, outcome.retriever, NOTHING), record, claim)

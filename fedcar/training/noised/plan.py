@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from fedcar.errors import FedcarError
+from fedcar.errors import FedcarError, quoted
 from fedcar.privacy.accountant import epsilon_of, noise_multiplier
 from fedcar.privacy.errors import PrivacyError
 from fedcar.privacy.release import Release
 from fedcar.privacy.statement import Statement, state
-from fedcar.training.target import DELTA, Target
+from fedcar.training.target import DELTA, Target, check_steps, delta_warning
 
 # Measured on dev of banking77, arxiv_meta, ag_news and sms_spam and parts of them, epsilon .5 to 3: strength, and the
 # share of what un-noised training gains over the encoder alone that `head` kept; single runs lie within .15 of it.
@@ -29,6 +29,7 @@ LEAST_CLIP_NORM, LARGEST_CLIP_NORM = 1e-3 * CLIP_NORM, 1e3 * CLIP_NORM  # where 
 SAMPLED_EPOCHS = 4
 SAMPLING_RATE = 0.05  # of the adapter's steps: each question by its own coin
 LEAST_STRENGTH = 9.0
+MOST_UNITS = 10**12  # questions or documents that a plan can be asked for
 SLACK = 1 + 1e-6  # on calibrated noise, so that adding up one release at a time never ends above the budget
 
 
@@ -45,9 +46,9 @@ def advise(
     """The plan for clients with so many questions each, and the share of un-noised training's gain to expect."""
     target = Target(epsilon, delta, unit)
     clients, total = len(questions), sum(questions)
+    if not questions or min(questions) < 1 or total > MOST_UNITS:
+        raise FedcarError(f"--questions: give a number for each client, from 1 to {MOST_UNITS:g} in all")
     target.check(clients if unit == "client" else total)
-    if documents < 1:
-        raise FedcarError(f"--documents {documents}: must be 1 or more")
     plan = make_plan(target, method, documents, steps=steps)
     usual = median_low(questions)
     weights = [min(1.0, number / usual) for number in questions] if unit == "example" else [1.0]
@@ -67,6 +68,7 @@ def advise(
         "strength": strength,
         "train": strength >= LEAST_STRENGTH,
         "expected_share_of_gain": share,
+        "delta_warning": delta_warning(delta, clients if unit == "client" else total) or None,
         "advice": f"{expected} (method {plan.method}, strength {strength:.1f})",
     }
 
@@ -168,8 +170,11 @@ def make_plan(
     method = "head" if method == "auto" else method
     if method not in METHODS:
         raise FedcarError(f'--method "{method}": not known; give one of {", ".join(METHODS)}')
-    if steps is not None and steps < 1:
-        raise FedcarError(f"--epochs {steps}: must be 1 or more; under --epsilon it is the number of noised steps")
+    target.check()
+    if not 1 <= documents <= MOST_UNITS:
+        raise FedcarError(f"--documents {quoted(documents)}: must be 1 or more, and at most {MOST_UNITS:g}")
+    rate = sampling_rate if sampling_rate is not None else SAMPLING_RATE if method == "adapter" else 1.0
+    check_steps(steps, rate, target)
     counted = Release(  # all are calibrated as if their noise counted; a test seed makes the claim infinite below
         name="count",
         noise_multiplier=1.0,
@@ -189,7 +194,6 @@ def make_plan(
     step = None
     if method != "ridge":
         sums = replace(sums, noise_multiplier=total / SUMS_SHARE**0.5 * SLACK)
-        rate = sampling_rate if sampling_rate is not None else SAMPLING_RATE if method == "adapter" else 1.0
         template = replace(
             counted,
             name=method,

@@ -108,7 +108,9 @@ def test_a_budget_stays_where_it_is_not_given_again(join: Callable[..., Device],
     assert again.ledgers.budget == BUDGET
     setup = Setup("run", __version__, again.model.fingerprint, again.documents, {}, {}).json
     assert again.answer(Payload("enrol", {"setup": setup})).values["reason"] == "un-noised"
-    assert ask(again, Target(1e6), 0).values["reason"] == "budget"
+    state = {"state/rows": torch.zeros_like(again.untrained.head.rows)}
+    assert ask(again, Target(100.0), 2, tensors=state).values["reason"] == "budget"
+    assert ask(again, Target(1e6), 0).values["reason"] == "request"
     assert charges(tmp_path) == 1
 
 
