@@ -13,7 +13,7 @@ DELTA = 1e-5
 LEAST_EPSILON, MOST_EPSILON = 1e-3, 100.0
 LEAST_DELTA = 1e-12
 LEAST_RATE = 0.01  # of steps that are sampled, where every plan takes the accountant's whole arithmetic
-MOST_STEPS, MOST_SAMPLED_STEPS, MOST_SAMPLED_DELTA = 10_000, 1_000, 0.1
+MOST_STEPS, MOST_SAMPLED_STEPS, MOST_SAMPLED_DELTA = 10_000, 1_000, 0.01
 USUAL_POWER = 1.1  # delta is usually below units^-1.1
 
 
@@ -51,9 +51,9 @@ def check_budget(
 ) -> None:
     """Refuse what nobody should promise, and what no plan can be made for (unless it is not `limited`, for a test)."""
     for name, value in ((option, epsilon), ("--delta", delta)):
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise FedcarError(f"{name} {quoted(value)}: must be a number")
-    words = f"{option} {_shown(epsilon)} --delta {_shown(delta)}"
+        if isinstance(value, bool) or not isinstance(value, int | float) or _is_huge(value):
+            raise FedcarError(f"{name} {shown(value)}: must be a number, and one that a float can hold")
+    words = f"{option} {epsilon:g} --delta {delta:g}"
     try:
         check_target(epsilon, delta, units)
     except ValueError as error:
@@ -71,15 +71,15 @@ def check_budget(
 def check_steps(steps: int | None, rate: float, target: Target) -> None:
     """Refuse numbers of steps and sampling rates of which no plan can be made in time."""
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not LEAST_RATE <= rate <= 1:
-        raise FedcarError(f"a sampling rate of {quoted(rate)}: must be from {LEAST_RATE:g} to 1")
+        raise FedcarError(f"a sampling rate of {shown(rate)}: must be from {LEAST_RATE:g} to 1")
     sampled = rate < 1
     most, how = (MOST_SAMPLED_STEPS, " where each takes part by a coin") if sampled else (MOST_STEPS, "")
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
         raise FedcarError(
-            f"--epochs {quoted(steps)}: must be 1 or more; under --epsilon it is the number of noised steps"
+            f"--epochs {shown(steps)}: must be 1 or more; under --epsilon it is the number of noised steps"
         )
     if steps is not None and steps > most:
-        raise FedcarError(f"{quoted(steps)} noised steps: give at most {most}{how}")
+        raise FedcarError(f"{shown(steps)} noised steps: give at most {most}{how}")
     if sampled and target.delta > MOST_SAMPLED_DELTA and target.noise_seed is None:
         raise FedcarError(f"--delta {target.delta:g}: give at most {MOST_SAMPLED_DELTA:g}{how}")
 
@@ -92,9 +92,11 @@ def delta_warning(delta: float, units: int) -> str:
     return f"delta {delta:g} is high for {units} units: a chance of delta is outside the promise; usual is {usual:.1g}"
 
 
-def _shown(value: float) -> str:
-    """In a few characters; a whole number may be too large for a float."""
-    try:
-        return f"{value:g}"
-    except OverflowError:
-        return quoted(value, 20)
+def shown(value: object) -> str:
+    """In a few characters, also where it has thousands of digits."""
+    return "with thousands of digits" if _is_huge(value) else quoted(value)
+
+
+def _is_huge(value: object) -> bool:
+    """Whether this is a whole number that no float can hold."""
+    return isinstance(value, int) and value.bit_length() > 1000

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from fedcar.errors import FedcarError, quoted
-from fedcar.privacy.accountant import epsilon_of, noise_multiplier
+from fedcar.errors import FedcarError
+from fedcar.privacy.accountant import epsilon_of, fits, noise_multiplier
 from fedcar.privacy.errors import PrivacyError
 from fedcar.privacy.release import Release
 from fedcar.privacy.statement import Statement, state
-from fedcar.training.target import DELTA, Target, check_steps, delta_warning
+from fedcar.training.target import DELTA, Target, check_steps, delta_warning, shown
 
 # Measured on dev of banking77, arxiv_meta, ag_news and sms_spam and parts of them, epsilon .5 to 3: strength, and the
 # share of what un-noised training gains over the encoder alone that `head` kept; single runs lie within .15 of it.
@@ -30,6 +30,7 @@ SAMPLED_EPOCHS = 4
 SAMPLING_RATE = 0.05  # of the adapter's steps: each question by its own coin
 LEAST_STRENGTH = 9.0
 MOST_UNITS = 10**12  # questions or documents that a plan can be asked for
+GRID_SLACK = 1 + 1e-4
 SLACK = 1 + 1e-6  # on calibrated noise, so that adding up one release at a time never ends above the budget
 
 
@@ -172,7 +173,7 @@ def make_plan(
         raise FedcarError(f'--method "{method}": not known; give one of {", ".join(METHODS)}')
     target.check()
     if not 1 <= documents <= MOST_UNITS:
-        raise FedcarError(f"--documents {quoted(documents)}: must be 1 or more, and at most {MOST_UNITS:g}")
+        raise FedcarError(f"--documents {shown(documents)}: must be 1 or more, and at most {MOST_UNITS:g}")
     rate = sampling_rate if sampling_rate is not None else SAMPLING_RATE if method == "adapter" else 1.0
     check_steps(steps, rate, target)
     counted = Release(  # all are calibrated as if their noise counted; a test seed makes the claim infinite below
@@ -205,6 +206,8 @@ def make_plan(
         before = [release for release in (count, sums, held_out) if release is not None]
         multiplier = calibrated(template, target, before)
         step = replace(template, noise_multiplier=multiplier * SLACK)
+        while not fits((*before, step), target.epsilon, target.delta):  # the accountant's grid moves with the noise
+            step = replace(step, noise_multiplier=step.noise_multiplier * GRID_SLACK)
     if target.noise_seed is not None:
         sums = replace(sums, noise="seeded-test")
         count, step, held_out = (part and replace(part, noise="seeded-test") for part in (count, step, held_out))

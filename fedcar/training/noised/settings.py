@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fedcar.encoder.adapter import Adapter
-from fedcar.errors import FedcarError, quoted
+from fedcar.errors import FedcarError
 from fedcar.training.noised.plan import SAMPLING_RATE, PrivatePlan, make_plan
-from fedcar.training.target import Target
+from fedcar.training.target import Target, shown
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class PrivateSettings:
         self.target.check()
         own = SAMPLING_RATE if self.method == "adapter" else 1.0
         if self.target.unit == "example" and self.sampling_rate not in (None, own):
-            raise FedcarError(f"a sampling rate of {quoted(self.sampling_rate)}: method {self.method} has {own:g}")
+            raise FedcarError(f"a sampling rate of {shown(self.sampling_rate)}: method {self.method} has {own:g}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
-            raise FedcarError(f"--seed {quoted(self.seed)}: must be a whole number from 0 on")
+            raise FedcarError(f"--seed {shown(self.seed)}: must be a whole number from 0 on")
 
     @property
     def values(self) -> dict[str, Any]:
