@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from fedcar.errors import FedcarError
 from fedcar.privacy.errors import PrivacyError
 from fedcar.privacy.ledger import Budget, Ledger, LedgerHead
 from fedcar.privacy.release import check_target
@@ -70,10 +72,27 @@ class Ledgers:
         """The run in the ledger that counts over runs, where that is not the run's own ledger."""
         if self.counted is None or self.budget is not None or plan.target.noise_seed is not None:
             return None
-        return Tally(opened(self.counted, None, plan.target.delta, self.folder / WITNESSES), run, plan)
+        return Tally(opened(self.counted, None, plan.target.delta), run, plan)
 
 
 WITNESSES = "witnesses"  # in the folder of a device's ledgers: of those that lie elsewhere
+
+
+def remembered(folder: Path) -> Path | None:
+    """The file of the ledger over runs that a device had last, by its witness; FedcarError where that is gone."""
+    witnesses = sorted((folder / WITNESSES).glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
+    if not witnesses:
+        return None
+    try:
+        ledger = Path(json.loads(witnesses[-1].read_text(encoding="utf-8"))["ledger"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FedcarError(f"{witnesses[-1]}: cannot be read; it says where this device's ledger lies") from error
+    if not ledger.exists():
+        raise FedcarError(
+            f"{ledger}: the ledger of this device is gone, with what was spent; bring it back, or name the one that "
+            "counts from now on with --ledger"
+        )
+    return ledger
 
 
 def opened_ledger(path: Path, head: LedgerHead | None, target: Target, kept: bool = False) -> Ledger:

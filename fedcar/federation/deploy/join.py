@@ -23,7 +23,7 @@ from fedcar.federation.deploy import keys
 from fedcar.federation.deploy.enroll import JoinFile
 from fedcar.federation.deploy.processes import Child, free_port, locked
 from fedcar.federation.device.device import Device, documents_fingerprint
-from fedcar.federation.ledgers import Ledgers
+from fedcar.federation.ledgers import Ledgers, remembered
 from fedcar.federation.wire import flower
 from fedcar.privacy.ledger import Budget
 from fedcar.privacy.release import check_target
@@ -126,8 +126,8 @@ def join(
 def ledgers_of(options: DeviceOptions, collection: Collection, report: Silent) -> Ledgers:
     """The ledgers of a device: whatever its name and its folder, those over one collection share one budget.
 
-    The ledger over runs is the one that is named; or one that this device's folder has from before; or else that of the
-    collection's folder. Where that has no budget, and none is given, each run has a ledger of its own and is counted
+    The ledger over runs is the one that is named; or the one that this device had before, in its folder or elsewhere;
+    or else that of the collection's folder. Where that has no budget, and none is given, each run has a ledger of its own and is counted
     there too, as far as the user has a folder for that.
 
     Formal guarantees:
@@ -143,6 +143,8 @@ def ledgers_of(options: DeviceOptions, collection: Collection, report: Silent) -
         ledgers = Ledgers(folder, None, options.budget)
         registered(collection, own, say)
         return ledgers
+    if (before := remembered(folder)) is not None:
+        return Ledgers(folder, before, options.budget)
     try:
         file = registered(collection, None, say)
     except FedcarError as error:
