@@ -127,8 +127,8 @@ def ledgers_of(options: DeviceOptions, collection: Collection, report: Silent) -
     """The ledgers of a device: whatever its name and its folder, those over one collection share one budget.
 
     The ledger over runs is the one that is named; or the one that this device had before, in its folder or elsewhere;
-    or else that of the collection's folder. Where that has no budget, and none is given, each run has a ledger of its own and is counted
-    there too, as far as the user has a folder for that.
+    or else that of the collection's folder. Where that has no budget, and none is given, each run has a ledger of its
+    own and is counted there too, as far as the user has a folder for that.
 
     Formal guarantees:
         two_devices_over_one_collection_share_one_budget, a_ledger_from_before_is_gone_on_with.
