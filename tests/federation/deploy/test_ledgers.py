@@ -225,33 +225,34 @@ OPTIONS: tuple[Any, ...] = ("--epsilon", 8, "--against-advice", "--rounds", 2, "
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_a_restored_ledger_and_a_second_name_are_refused_in_the_next_run(
+def test_a_second_name_over_the_same_questions_has_what_is_left_of_one_budget(
     deployment: Deployment, collections: Path, encoder: Path
 ) -> None:
-    """kill -9 of the run in the middle: what devices said until then is known to the server of the next one."""
-    place, b = deployment.place.folder, deployment.devices["hospital-b"]
-    b.stop()
-    b.command += ["--epsilon", "12"]
-    b.start()
-    deployment.wait_for_devices()
-    file = found_of_in(deployment, collections / "questions-b")
-    shutil.copytree(file.parent, deployment.folder / "backup")
+    """kill -9 of the run in the middle: what devices said until then is known to whoever goes on."""
+    place = deployment.place.folder
+    file = with_budget(deployment, collections)
     process = start(place, "run", "--quorum", 1, *OPTIONS)
     until(lambda: (place / "runs").exists() and any((place / "runs").iterdir()) and rounds(newest(place)) >= 2)
     kill(process)
     assert set(json.loads((place / HEADS).read_text())) == {"hospital-b"}, "the other one keeps a ledger a run"
-    resumed = finished(start(place, "resume", newest(place).name, "--json"))
-    claim = resumed["privacy"]
-    assert claim["spent_before"] == 0 and 7 < claim["spent_in_all"] <= 12
-    assert 7 < Ledger(file).spent() <= 12
-    # a second name over the same questions has what is left of the one budget
+    claim = finished(start(place, "resume", newest(place).name, "--json"))["privacy"]
+    assert claim["spent_before"] == 0 and 7 < claim["spent_in_all"] <= 12 and 7 < Ledger(file).spent() <= 12
     deployment.join("hospital-c", collections / "questions-b", str(encoder), deployment.folder / "cache")
     deployment.wait_for_devices()
-    b.stop()
+    deployment.devices["hospital-b"].stop()
     _, err = start(place, "run", "--quorum", 1, *OPTIONS).communicate(timeout=200)
     assert "hospital-c: exchange" in err and "would cross the privacy budget" in err.splitlines()[-1], err
-    # the ledger from before all this, with every witness on the device gone: the server knows better
-    deployment.devices["hospital-c"].stop()
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_a_restored_ledger_is_refused_in_the_next_run(deployment: Deployment, collections: Path) -> None:
+    """With every witness on the device gone: the server knows better."""
+    place, b = deployment.place.folder, deployment.devices["hospital-b"]
+    file = with_budget(deployment, collections)
+    shutil.copytree(file.parent, deployment.folder / "backup")
+    finished(start(place, "run", "--quorum", 1, *OPTIONS))
+    b.stop()
     shutil.rmtree(file.parent)
     shutil.copytree(deployment.folder / "backup", file.parent)
     forget(deployment)
@@ -261,6 +262,16 @@ def test_a_restored_ledger_and_a_second_name_are_refused_in_the_next_run(
     _, err = start(place, "run", "--quorum", 1, *OPTIONS).communicate(timeout=200)
     assert "hospital-b: cannot use its ledger" in err, err
     assert "the server knows an entry" in b.log.read_text()
+
+
+def with_budget(deployment: Deployment, collections: Path) -> Path:
+    """hospital-b joins again with a budget of its own; its ledger."""
+    b = deployment.devices["hospital-b"]
+    b.stop()
+    b.command += ["--epsilon", "12"]
+    b.start()
+    deployment.wait_for_devices()
+    return found_of_in(deployment, collections / "questions-b")
 
 
 def found_of_in(deployment: Deployment, collection: Path) -> Path:
