@@ -52,9 +52,10 @@ def offline() -> Any:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Nothing that a test leaves in the user's cache, nor what lies there, has a say in another run."""
+    """Nothing that a test leaves in the user's cache, ledgers and witnesses has a say in another run of the tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("user-cache")))
+        for name in ("cache", "state", "data"):
+            patch.setenv(f"XDG_{name.upper()}_HOME", str(tmp_path_factory.mktemp(f"user-{name}")))
         yield
 
 

@@ -146,7 +146,7 @@ def _register(place: ServerFolder, key: bytes, name: str) -> int:
 @cache_option
 @click.option("--epsilon", type=float, help="This device's budget over all runs; nothing un-noised leaves it then.")
 @delta_option
-@click.option("--ledger", type=FOLDER, help="Folder of a ledger kept over runs.  [default: one a run, in --data-dir]")
+@click.option("--ledger", type=FOLDER, help="Folder of the ledger of --epsilon.  [default: the collection's own]")
 @as_json
 def join(
     file: Path,

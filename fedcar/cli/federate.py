@@ -20,6 +20,7 @@ from fedcar.cli.options import (
     privacy_target,
     refuse_both,
     round_settings,
+    with_ledger,
     with_privacy,
     with_settings,
 )
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 @click.option("--engine", type=click.Choice(["local", "flower"]), default="local", show_default=True)
 @click.option("--epsilon", type=float, help="A privacy budget; without it the federation runs un-noised.")
 @with_privacy
+@with_ledger
 @click.option("--recipe", default="private", show_default=True, help="paper: for comparison, no formal guarantee.")
 @click.option("--ledgers", type=FOLDER, help="Folder of the clients' ledgers, kept over runs.  [default: RUN/clients]")
 @click.option("--no-privacy", is_flag=True, help="Un-noised on purpose.")
@@ -82,6 +84,9 @@ def federate(
     adaptive_clip: bool,
     held_out: bool,
     ledgers: Path | None,
+    ledger: Path | None,
+    no_ledger: bool,
+    budget: float | None,
     no_privacy: bool,
     no_central: bool,
     run: Path | None,
@@ -111,6 +116,8 @@ def federate(
     from fedcar.encoder.model_files import DEFAULT_ENCODER
     from fedcar.federation.simulate.federate import federate as run_federation
     from fedcar.federation.simulate.federate import plan
+    from fedcar.training.noised.tally import Counting
+    from fedcar.training.settings import refuse_with_epsilon_only
 
     encoder = encoder or DEFAULT_ENCODER
     report = Console()
@@ -118,6 +125,7 @@ def federate(
         epsilon, delta=delta, unit=unit, public_dev=public_dev, public=public, against_advice=against_advice,
         adaptive_clip=adaptive_clip, held_out=held_out,
     )  # fmt: skip
+    refuse_with_epsilon_only(epsilon, ledger=ledger is not None, no_ledger=no_ledger, budget=budget is not None)
     if target is not None:
         target.check()
         if public is not None:
@@ -127,7 +135,7 @@ def federate(
         _federate_under_epsilon(
             loaded, target, out, run, as_json, dry_run, collection, clients=clients, kind=kind, encoder=encoder,
             pooling=pooling, method=method, adapter=adapter, rounds=settings, ledgers=ledgers, cache=cache,
-            resume=resume, report=report, engine=engine,
+            resume=resume, report=report, engine=engine, counting=Counting(ledger, no_ledger, budget),
         )  # fmt: skip
         return
     if dry_run:

@@ -124,6 +124,13 @@ def use_runtime(name: str) -> None:
     names.use(name)
 
 
+with_ledger = together(  # where train and federate are counted
+    click.option(
+        "--ledger", type=FOLDER, help="With --epsilon: a ledger's file or folder.  [default: the collection's own]"
+    ),
+    click.option("--no-ledger", is_flag=True, help="With --epsilon: count this run nowhere."),
+    click.option("--budget", type=float, help="With --epsilon: what all runs of the ledger may spend, from now on."),
+)
 with_settings = together(  # the rounds', which federate and run have in common
     click.option("--local-epochs", default=1, show_default=True, help="Epochs over a client's questions a round."),
     click.option("--participation", default=1.0, show_default=True, help="Share of the clients asked each round."),

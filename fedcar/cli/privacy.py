@@ -43,6 +43,8 @@ def plan(questions: str, documents: int, clients: int | None, as_json: bool, **o
         print_json(found)
         return
     echo(f"{found['units']} over {found['clients']} clients, {documents} documents: {found['advice']}")
+    if found["delta_warning"]:
+        echo(f"warning: {found['delta_warning']}", err=True)
     echo(f"epsilon {found['epsilon']:.4g} at delta {found['delta']:g}, unit {options['unit']}, given out:")
     for release in found["releases"]:
         times = "once" if release["steps"] == 1 else f"{release['steps']} times"
@@ -71,6 +73,38 @@ def statement(place: Path, as_json: bool) -> None:
         print_json(to_json(found))
     else:
         echo(plain_words(found))
+
+
+@privacy.command()
+@click.argument("place", type=FOLDER)
+@click.option("--set-clock", is_flag=True, help="Go on by this clock, where an entry is from one that was ahead.")
+@as_json
+def ledger(place: Path, set_clock: bool, as_json: bool) -> None:
+    """Show what a ledger allows and what was spent, run by run. PLACE: its file, its folder, or a collection."""
+    from fedcar.training.noised.tally import account, found_of, ledger_file, witnessed
+
+    file = ledger_file(place)
+    if not file.exists():
+        file = found_of(place) or file
+    if not file.exists():
+        raise FedcarError(f"{file}: no ledger; give its file, its folder, or a collection that was trained on")
+    found = witnessed(file)
+    went_back = found.set_clock() if set_clock else 0.0
+    shown = account(found)
+    if as_json:
+        print_json({**shown, **({"clock_went_back": went_back} if set_clock else {})})
+        return
+    if set_clock:
+        echo(f"the clock goes back by {went_back:.0f} s; every charge stays" if went_back else "the clock is right")
+    limit = "no limit" if shown["budget"] == "infinity" else f"at most epsilon {shown['budget']:g}"
+    echo(f"{shown['ledger']}: {limit} over all runs at delta {shown['delta']:g}")
+    echo(f"spent: epsilon {float(shown['spent']):.4g} in {len(shown['runs'])} runs")
+    for run in shown["runs"]:
+        echo(
+            f"- {run['run']} ({run['begun']}): epsilon {float(run['epsilon']):.4g} by itself, {run['charges']} charges"
+        )
+    if shown["ahead"] > 0:
+        echo(f"the last entry is {shown['ahead']:.0f} s ahead of this clock; --set-clock goes on by this one")
 
 
 @privacy.command()

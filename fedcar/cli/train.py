@@ -19,6 +19,7 @@ from fedcar.cli.options import (
     public_option,
     runtime_option,
     seed_option,
+    with_ledger,
 )
 from fedcar.cli.output import INTERRUPTED, echo, leave, print_json, show_plan, this_command
 from fedcar.errors import FedcarError, typed_path
@@ -46,6 +47,7 @@ from fedcar.errors import FedcarError, typed_path
     "--against-advice", is_flag=True, help="With --epsilon: train even where search is expected to be better."
 )
 @click.option("--adaptive-clip", is_flag=True, help="With --epsilon: the clip norm follows noised counts.")
+@with_ledger
 @seed_option
 @cache_option
 @runtime_option("auto")

@@ -89,6 +89,7 @@ class Collection:
     documents: tuple[Document, ...]
     queries: Mapping[str, Query]
     judgements: Mapping[str, Mapping[str, Mapping[str, int]]]
+    folder: Path | None = field(default=None, compare=False)  # where it was read from
 
     @classmethod
     def read(cls, folder: str | Path, *, leave_out_ambiguous: bool = False, part: bool = False) -> Collection:
@@ -115,7 +116,7 @@ class Collection:
         for split, name in files.judgements.items():
             if found := read_judgements(folder / name, answerable, document_ids, left_out):
                 judgements[split] = found
-        collection = cls(folder.resolve().name, documents, asked.queries, judgements)
+        collection = cls(folder.resolve().name, documents, asked.queries, judgements, folder.resolve())
         repeated = _repeat_remarks(asked, left_out, queries_file)
         marks = windows_remarks(folder, (files.documents, files.queries, *files.judgements.values()))
         for message in (*files.remarks(folder), *marks, *repeated, *_remarks(collection, folder, part)):

@@ -12,7 +12,7 @@ import json
 import math
 import stat
 import warnings
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
@@ -285,7 +285,9 @@ def with_public_questions(collection: Collection, file: Path, *, dev: bool = Fal
     queries = {f"public:{one}": replace(query, id=f"public:{one}") for one, query in asked.queries.items()}
     for one, query in queries.items():
         queries[one] = query if query.answerable else replace(query, split="dev")
-    public = {f"public:{one}": scores for judged in asked.judgements.values() for one, scores in judged.items()}
+    public: dict[str, Mapping[str, int]] = {
+        f"public:{one}": scores for judged in asked.judgements.values() for one, scores in judged.items()
+    }
     own, judgements = dict(collection.queries), dict(collection.judgements)
     if dev:
         public = {**judgements.get("dev", {}), **public}

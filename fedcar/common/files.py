@@ -54,6 +54,20 @@ def default_cache() -> Path:
     return folder
 
 
+def user_folder(kind: str) -> Path:
+    """The user's folder of what outlasts a cache: "state" (XDG_STATE_HOME, else ~/.local/state) or "data", / fedcar.
+
+    Raises FedcarError where the user has no home, or none to write to: what is kept there is not for temporary places.
+    """
+    variable, below = {"state": ("XDG_STATE_HOME", "state"), "data": ("XDG_DATA_HOME", "share")}[kind]
+    folder = (
+        Path(named) if (named := os.environ.get(variable)) else Path.home() / ".local" / below if has_home() else None
+    )
+    if folder is None or not _can_hold(folder := folder / "fedcar"):
+        raise FedcarError(f"{folder or '~'}: no folder of this user's to write to; name one with {variable}")
+    return folder
+
+
 def has_home() -> bool:
     """Whether the system says where this user's home is; other libraries take "~" for a folder's name if not."""
     return os.path.expanduser("~") != "~"

@@ -147,7 +147,7 @@ def check_target(epsilon: float, delta: float, count: int | None = None) -> None
     if count is not None:
         require(count >= 1, f"the number of units is {count}, must be at least 1")
         require(
-            delta * count < 1,
+            count < 1e300 and delta * count < 1,  # a larger one is no float
             f"delta is {delta}, must be below 1/n = {1 / count:.3g} for n = {count}: "
             "at 1/n, giving one whole record away would be allowed",
         )

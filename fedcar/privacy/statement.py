@@ -57,6 +57,8 @@ class Statement:
     not_covered: tuple[str, ...] = ()
     clients: int = 1
     reason: str | None = None
+    spent_before: float | None = None  # by the runs before, as the ledger counts; None where no ledger was kept
+    spent_in_all: float | None = None  # with this run
 
     @property
     def holds(self) -> bool:
@@ -64,6 +66,7 @@ class Statement:
         return math.isfinite(self.epsilon)
 
 
+SPENT = ("spent_before", "spent_in_all")
 SOURCES = ("charged", "documents alone", "public dev set", "fixed in advance")
 
 
@@ -138,6 +141,7 @@ def to_json(statement: Statement) -> dict[str, Any]:
     values["epsilon"] = statement.epsilon if statement.holds else "infinity"
     values["releases"] = [release.to_json() for release in statement.releases]
     values["selection"] = dict(statement.selection)
+    values |= {name: "infinity" for name in SPENT if values[name] == math.inf}
     return {"format": FORMAT, "guarantee": statement.holds, **values}
 
 
@@ -152,6 +156,7 @@ def from_json(text: str) -> Statement:
         for name in ("released", "not_covered"):
             values[name] = tuple(values[name])
         values["epsilon"] = float(values["epsilon"])
+        values |= {name: float(values[name]) for name in SPENT if values.get(name) is not None}
         statement = Statement(**values)
     except PrivacyError:
         raise
@@ -168,7 +173,7 @@ def from_json(text: str) -> Statement:
 
 def plain_words(statement: Statement) -> str:
     """Return the statement for someone who has never heard of epsilon: a few short paragraphs."""
-    lines = [_claim(statement), "", "What was given out:"]
+    lines = [_claim(statement), *_spent(statement), "", "What was given out:"]
     lines += [f"- {thing}" for thing in statement.released] or ["- nothing"]
     lines += [f"- {_release_words(release)}" for release in statement.releases]
     if statement.selection:
@@ -197,6 +202,14 @@ def _claim(statement: Statement) -> str:
         f"it fifty-fifty whether this one was used, can become at most {100 * sure:.1f} % sure, but for a "
         f"chance of about {statement.delta:g}."
     )
+
+
+def _spent(statement: Statement) -> list[str]:
+    """What the ledger counts over all runs, where one was kept."""
+    before, in_all = statement.spent_before, statement.spent_in_all
+    if before is None or in_all is None:
+        return []
+    return [f"Spent over all runs: epsilon {_number(in_all)} with this one, {_number(before)} before it."]
 
 
 def _release_words(release: Release) -> str:

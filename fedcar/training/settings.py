@@ -35,8 +35,10 @@ class TrainingSettings:
     steps, no checkpoint. Dev is then not read, unless `public_dev` declares it public; `public` is a file of public
     questions and the ids of their documents. Both train rows without noise first, from which noised steps go on, and a
     part of them chooses. So do `questions_from`, which come from the documents. `adaptive_clip` moves the clip
-    norm by noised counts. `noise_seed` is for tests and makes epsilon infinite. `recipe` "paper" is that of arXiv
-    2509.16508, without epsilon and without formal guarantee.
+    norm by noised counts. The run is charged to the ledger of the folder that the collection was read from, or to
+    `ledger`, a file or folder; `budget` limits the runs of a ledger together, `no_ledger` counts nowhere. `noise_seed`
+    is for tests and makes epsilon infinite. `recipe` "paper" is that of arXiv 2509.16508, without epsilon and without
+    formal guarantee.
     """
 
     encoder: str | Path | Encoder = DEFAULT_ENCODER
@@ -58,6 +60,9 @@ class TrainingSettings:
     adaptive_clip: bool = False
     noise_seed: int | None = None
     recipe: str = "private"
+    ledger: str | Path | None = None
+    no_ledger: bool = False
+    budget: float | None = None
 
     def steps(self, resume: bool = False) -> Settings:
         """What gradient steps do; FedcarError, before anything long begins, for what makes no sense together."""
@@ -71,6 +76,9 @@ class TrainingSettings:
             public=self.public is not None,
             against_advice=self.against_advice,
             adaptive_clip=self.adaptive_clip,
+            ledger=self.ledger is not None,
+            no_ledger=self.no_ledger,
+            budget=self.budget is not None,
         )
         if (target := self.target) is not None:
             refuse_without_epsilon_only(self.head, self.pre_classifier, resume)
@@ -109,6 +117,9 @@ class TrainingOptions(TypedDict, total=False):
     adaptive_clip: bool
     noise_seed: int | None
     recipe: str
+    ledger: str | Path | None
+    no_ledger: bool
+    budget: float | None
 
 
 def loaded(encoder: str | Path | Encoder, pooling: str | None) -> Encoder:

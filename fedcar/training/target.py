@@ -1,15 +1,20 @@
-"""What a user asks of a training under epsilon."""
+"""What a user asks of a training under epsilon, and the limits within which a plan can be made for it."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-from fedcar.errors import FedcarError
-from fedcar.privacy.errors import require
+from fedcar.errors import FedcarError, quoted
 from fedcar.privacy.release import UNITS, check_target
 
 DELTA = 1e-5
+# Within these a plan takes under two seconds and every number of it can be worked out; nobody needs what lies outside.
+LEAST_EPSILON, MOST_EPSILON = 1e-3, 100.0
+LEAST_DELTA = 1e-12
+LEAST_RATE = 0.01  # of steps that are sampled, where every plan takes the accountant's whole arithmetic
+MOST_STEPS, MOST_SAMPLED_STEPS, MOST_SAMPLED_DELTA = 10_000, 1_000, 0.01
+USUAL_POWER = 1.1  # delta is usually below units^-1.1
 
 
 @dataclass(frozen=True)
@@ -37,12 +42,64 @@ class Target:
     def check(self, units: int | None = None) -> None:
         """Refuse what nobody should promise; `units` is how many questions (or clients) there are."""
         if self.unit not in UNITS:
-            raise FedcarError(f'--unit "{self.unit}": not known; give one of {", ".join(UNITS)}')
+            raise FedcarError(f"--unit {quoted(self.unit)}: not known; give one of {', '.join(UNITS)}")
         if self.held_out and (self.public_dev or self.unit == "client"):
             why = "--public-dev chooses already" if self.public_dev else "it takes --unit example"
             raise FedcarError(f"--held-out: {why}; leave one of them out")
-        try:
-            check_target(self.epsilon, self.delta, units)
-            require(math.isfinite(self.epsilon), "epsilon must be a finite number; without privacy leave it out")
-        except ValueError as error:
-            raise FedcarError(f"--epsilon {self.epsilon:g} --delta {self.delta:g}: {error}") from error
+        check_budget(self.epsilon, self.delta, units=units, limited=self.noise_seed is None)
+
+
+def check_budget(
+    epsilon: float, delta: float, option: str = "--epsilon", units: int | None = None, limited: bool = True
+) -> None:
+    """Refuse what nobody should promise, and what no plan can be made for (unless it is not `limited`, for a test)."""
+    for name, value in ((option, epsilon), ("--delta", delta)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or _is_huge(value):
+            raise FedcarError(f"{name} {shown(value)}: must be a number, and one that a float can hold")
+    words = f"{option} {epsilon:g} --delta {delta:g}"
+    try:
+        check_target(epsilon, delta, units)
+    except ValueError as error:
+        raise FedcarError(f"{words}: {error}") from error
+    if epsilon == math.inf:
+        raise FedcarError(f"{words}: epsilon must be a finite number; without privacy leave it out")
+    if limited and not LEAST_EPSILON <= epsilon <= MOST_EPSILON:
+        raise FedcarError(
+            f"{words}: no noise can be worked out; give an epsilon from {LEAST_EPSILON:g} to {MOST_EPSILON:g}"
+        )
+    if limited and delta < LEAST_DELTA:
+        raise FedcarError(f"{words}: give a delta of {LEAST_DELTA:g} or more (1e-5 is usual)")
+
+
+def check_steps(steps: int | None, rate: float, target: Target) -> None:
+    """Refuse numbers of steps and sampling rates of which no plan can be made in time."""
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not LEAST_RATE <= rate <= 1:
+        raise FedcarError(f"a sampling rate of {shown(rate)}: must be from {LEAST_RATE:g} to 1")
+    sampled = rate < 1
+    most, how = (MOST_SAMPLED_STEPS, " where each takes part by a coin") if sampled else (MOST_STEPS, "")
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+        raise FedcarError(
+            f"--epochs {shown(steps)}: must be 1 or more; under --epsilon it is the number of noised steps"
+        )
+    if steps is not None and steps > most:
+        raise FedcarError(f"{shown(steps)} noised steps: give at most {most}{how}")
+    if sampled and target.delta > MOST_SAMPLED_DELTA and target.noise_seed is None:
+        raise FedcarError(f"--delta {target.delta:g}: give at most {MOST_SAMPLED_DELTA:g}{how}")
+
+
+def delta_warning(delta: float, units: int) -> str:
+    """What to say of a delta above units^-1.1, the usual bound; empty below it. Where units may be known alone."""
+    usual = units**-USUAL_POWER
+    if delta <= usual:
+        return ""
+    return f"delta {delta:g} is high for {units} units: a chance of delta is outside the promise; usual is {usual:.1g}"
+
+
+def shown(value: object) -> str:
+    """In a few characters, also where it has thousands of digits."""
+    return "with thousands of digits" if _is_huge(value) else quoted(value)
+
+
+def _is_huge(value: object) -> bool:
+    """Whether this is a whole number that no float can hold."""
+    return isinstance(value, int) and value.bit_length() > 1000

@@ -30,6 +30,7 @@ from fedcar.training.mixture import fit_mixture
 from fedcar.training.noised.central import train_under_epsilon
 from fedcar.training.noised.public import with_public_rows
 from fedcar.training.noised.settings import PrivateSettings
+from fedcar.training.noised.tally import Counting
 from fedcar.training.paper_recipe import no_guarantee
 from fedcar.training.ridge import Summed, fit_ridge, too_many
 from fedcar.training.selection import Candidate, FoldView, candidate, select
@@ -76,7 +77,8 @@ def train(
             collection = with_public_questions(collection, Path(options.public), dev=options.public_dev)
         private = PrivateSettings(options.target, options.method, options.epochs, None, options.adapter, options.seed)
         asked = generated(options, collection.documents, features, report)
-        return train_under_epsilon(collection, private, encoder, features, report, asked)
+        counting = Counting(options.ledger, options.no_ledger, options.budget)
+        return train_under_epsilon(collection, private, encoder, features, report, asked, counting)
     encoder.runtime_name(
         [
             *(document.full_text for document in collection.documents),

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -135,6 +136,90 @@ def test_a_ledger_and_head_restored_from_a_copy_are_refused_by_the_servers_head(
         ledger.charge("run", 4, release(), known_head=known)
 
 
+@pytest.fixture
+def seen(tmp_path):
+    """A ledger with a witness in another folder."""
+    made = Ledger(tmp_path / "client" / "ledger.jsonl", witnesses=[tmp_path / "witnesses"])
+    made.create(Budget(3.0, 1e-5))
+    return made
+
+
+def test_restored_ledger_is_refused_by_its_witness(seen, tmp_path):
+    """By the witness alone: the server of the next run has seen nothing, and the head is restored as well."""
+    filled(seen, 2)
+    shutil.copytree(tmp_path / "client", tmp_path / "backup")
+    seen.charge("run", 2, release())
+    shutil.rmtree(tmp_path / "client")
+    shutil.copytree(tmp_path / "backup", tmp_path / "client")
+    for refused in (seen.open, seen.spent, lambda: seen.charge("next run", 0, release())):
+        with pytest.raises(LedgerError, match="witnesses.* knows an entry 3 that it does not hold"):
+            refused()
+    assert len(Ledger(seen.path).releases()) == 2, "without a witness nobody could tell"
+
+
+def test_a_witness_that_is_behind_or_lost_is_brought_up_to_date(seen, tmp_path):
+    """It may be, after a kill -9 between line and witness, or where a ledger from before had none."""
+    [witness] = (tmp_path / "witnesses").iterdir()
+    first = witness.read_bytes()
+    filled(seen, 3)
+    for content in (first, None):
+        witness.write_bytes(content) if content else witness.unlink()
+        assert len(seen.releases()) == 3
+        assert json.loads(witness.read_bytes())["number"] == 3 and witness.stat().st_mode & 0o077 == 0
+    witness.write_bytes(b"{}")
+    with pytest.raises(LedgerError, match="edited"):
+        seen.open()
+
+
+def test_a_witness_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    ledger = Ledger(tmp_path / "ledger.jsonl", witnesses=[tmp_path / "file" / "witnesses"])
+    with pytest.raises(LedgerError, match="nothing was trained"):
+        ledger.create(Budget(3.0, 1e-5))
+
+
+def test_a_budget_is_set_once_for_a_ledger_that_had_none(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.create(Budget(math.inf, 1e-6))
+    ledger.charge("run", 0, release())
+    ledger.limit(Budget(3.0, 1e-5))
+    ledger.limit(Budget(3.0, 1e-5))
+    assert ledger.budget() == Budget(3.0, 1e-5) and len(ledger.open()) == 3
+    for other in (Budget(2.0, 1e-5), Budget(math.inf, 1e-5), Budget(3.0, 1e-6)):
+        with pytest.raises(LedgerError, match="does not change"):
+            ledger.limit(other)
+    with pytest.raises(BudgetError):
+        ledger.charge("run", 1, release(0.5))
+
+
+def test_the_clock_is_set_back_by_an_entry_and_no_charge_is_lost(tmp_path):
+    now = [9e9]
+    ledger = Ledger(tmp_path / "ledger.jsonl", clock=lambda: now[0], witnesses=[tmp_path / "witnesses"])
+    ledger.create(Budget(3.0, 1e-5))
+    ledger.charge("run", 0, release())
+    before, now[0] = ledger.spent(), 1e9
+    with pytest.raises(LedgerError, match="8000000000 s before the last entry; set it, or go on by it with fedcar"):
+        ledger.open()
+    assert len(ledger.look()) == 2 and ledger.set_clock() == 8e9 and ledger.set_clock() == 0
+    assert [(entry.kind, entry.time) for entry in ledger.open()[1:]] == [("charge", 9e9), ("clock", 1e9)]
+    assert ledger.open()[-1].values == {"stood": 9e9, "now": 1e9} and ledger.spent() == before
+    ledger.charge("run", 1, release())
+    assert ledger.spent() > before and ledger.open()[-1].time == 1e9
+    lines = ledger.path.read_bytes().splitlines(keepends=True)
+    ledger.path.write_bytes(b"".join([lines[0], *lines[2:]]))
+    with pytest.raises(LedgerError, match="edited"):
+        ledger.open()
+
+
+def test_what_was_spent_before_a_run_and_with_it(ledger):
+    for run in ("one", "two", "one", "three"):
+        ledger.charge(run, 0, release())
+    assert ledger.spent_by("one", 1e-6) == (0, epsilon_of([release(steps=4)], 1e-6))
+    assert ledger.spent_by("two", 1e-6)[0] == epsilon_of([release()], 1e-6)
+    assert ledger.spent_by("next", 1e-6)[0] == epsilon_of([release(steps=4)], 1e-6)
+    assert ledger.charges("one", 0) == 2 and ledger.charges("one", 1) == 0
+
+
 def test_a_lost_ledger_or_head_is_refused(ledger):
     filled(ledger)
     ledger._head_path().unlink()
@@ -199,7 +284,8 @@ def test_clock_going_backwards_is_refused(tmp_path):
         ledger.charge("run", 2, release())
 
 
-def test_two_processes_cannot_charge_at_once(ledger):
+def test_two_processes_cannot_charge_at_once(ledger, monkeypatch):
+    monkeypatch.setattr("fedcar.privacy.ledger.LOCK_SECONDS", 0.1)
     with ledger._locked(), pytest.raises(LedgerError, match="in use"):
         Ledger(ledger.path).charge("run", 0, release())
     ledger.charge("run", 0, release())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import socket
 import ssl
@@ -22,10 +23,12 @@ from fedcar.federation.deploy import keys
 from fedcar.federation.deploy.enroll import JoinFile
 from fedcar.federation.deploy.processes import Child, free_port, locked
 from fedcar.federation.device.device import Device, documents_fingerprint
-from fedcar.federation.ledgers import Ledgers
+from fedcar.federation.ledgers import Ledgers, remembered
 from fedcar.federation.wire import flower
 from fedcar.privacy.ledger import Budget
 from fedcar.privacy.release import check_target
+from fedcar.training.noised.tally import ledger_file, registered, witnessed
+from fedcar.training.target import check_budget, delta_warning
 from fedcar.version import __version__
 
 CONNECT_SECONDS = 10.0
@@ -77,8 +80,9 @@ def _certificate_line(error: ssl.SSLCertVerificationError) -> str:
 class DeviceOptions:
     """What a device takes part with: its key, its questions, and the folder of what it remembers from round to round.
 
-    With `ledger` or `budget` one ledger counts over all runs; with `budget` nothing leaves that is not noised and
-    charged to it. `encoder` says where the model lies, if not where the server's is.
+    With `budget` one ledger counts over all runs, and nothing leaves that is not noised and charged to it: the folder
+    `ledger`, or that of the collection (see `ledgers_of`). `encoder` says where the model lies, if not where the
+    server's is.
     """
 
     key: Path
@@ -106,6 +110,8 @@ def join(
         a_device_is_joined_once: a second process over the same `folder` is refused before it reaches the server.
     """
     report, folder = report or Silent(), device.folder
+    if device.budget is not None:
+        check_budget(device.budget.epsilon, device.budget.delta)
     check_join(file, device.key)
     days = check_server(file)
     if days < keys.LEFT_TO_RENEW:
@@ -115,6 +121,39 @@ def join(
         if not free:
             raise FedcarError(f"{folder}: {file.node} is joined already by another process; stop that first")
         _take_part(file, device, report, until, started)
+
+
+def ledgers_of(options: DeviceOptions, collection: Collection, report: Silent) -> Ledgers:
+    """The ledgers of a device: whatever its name and its folder, those over one collection share one budget.
+
+    The ledger over runs is the one that is named; or the one that this device had before, in its folder or elsewhere;
+    or else that of the collection's folder. Where that has no budget, and none is given, each run has a ledger of its
+    own and is counted there too, as far as the user has a folder for that.
+
+    Formal guarantees:
+        two_devices_over_one_collection_share_one_budget, a_ledger_from_before_is_gone_on_with.
+    """
+    folder, say = options.folder / "ledgers", report.say
+    own = ledger_file(folder)
+    if options.ledger is not None:
+        ledgers = Ledgers(folder, options.ledger, options.budget)
+        registered(collection, ledgers.file, say)
+        return ledgers
+    if own.exists() or own.with_name(own.name + ".head").exists():
+        ledgers = Ledgers(folder, None, options.budget)
+        registered(collection, own, say)
+        return ledgers
+    if (before := remembered(folder)) is not None:
+        return Ledgers(folder, before, options.budget)
+    try:
+        file = registered(collection, None, say)
+    except FedcarError as error:
+        if options.budget is not None:
+            say(f"{error}; the ledger lies in {folder}, and another device over this collection has another budget")
+        return Ledgers(folder, None, options.budget)
+    if options.budget is not None or (file.exists() and math.isfinite(witnessed(file).budget().epsilon)):
+        return Ledgers(folder, file, options.budget)
+    return Ledgers(folder, counted=file)
 
 
 def _take_part(
@@ -143,7 +182,7 @@ def _take_part(
             f"{model.name}: another encoder than the server's ({model.fingerprint[:12]}, there "
             f"{file.encoder_fingerprint[:12]}); give the same model with --encoder"
         )
-    ledgers = Ledgers(folder / "ledgers", options.ledger, options.budget)
+    ledgers = ledgers_of(options, loaded, report)
     device = Device(loaded, folder, model, FeatureCache(options.cache), report, ledgers)
     if ledgers.budget is None:
         report.say(
@@ -155,6 +194,12 @@ def _take_part(
             check_target(ledgers.budget.epsilon, ledgers.budget.delta, len(device.training))
         except ValueError as error:
             raise FedcarError(f"--delta {ledgers.budget.delta:g}: {error}") from error
+        report.say(
+            f"{ledgers.file}: the ledger of this device, with epsilon {ledgers.budget.epsilon:g} at delta "
+            f"{ledgers.budget.delta:g} over all runs"
+        )
+        if warning := delta_warning(ledgers.budget.delta, len(device.training)):
+            report.say(warning)
     secret = secrets.token_hex(32).encode()
     keys.write_private(folder / "secret", secret)
     replace_file(folder / "server-ca.pem", file.ca.encode())

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 OPTIONS = "run.json"
 ENROLMENT = "enrolment.safetensors"
 DEVICES = "devices.json"  # who takes part in a run under epsilon, which has no enrolment: n_i is a question's too
+HEADS = "heads.json"  # in the server's folder: where each device's ledgers over runs stood last
 RETRIEVER = "retriever"
 LOCK = "run.lock"
 

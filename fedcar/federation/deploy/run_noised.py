@@ -13,7 +13,7 @@ from fedcar.common.files import remove_tree, replace_json
 from fedcar.common.progress import Silent
 from fedcar.encoder.cache import FeatureCache
 from fedcar.errors import FedcarError
-from fedcar.federation.deploy.options import DEVICES, RETRIEVER, RunOptions, ServedRun
+from fedcar.federation.deploy.options import DEVICES, HEADS, RETRIEVER, RunOptions, ServedRun
 from fedcar.federation.job.job import bytes_per_round
 from fedcar.federation.job.noised import (
     PrivateRun,
@@ -25,7 +25,7 @@ from fedcar.federation.job.noised import (
     stated,
 )
 from fedcar.federation.remote.network import RemoteNetwork
-from fedcar.federation.remote.noised import Exchanges
+from fedcar.federation.remote.noised import Exchanges, RemoteCohort
 from fedcar.federation.rounds.record import shown
 from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.retriever.retriever import Retriever
@@ -33,6 +33,7 @@ from fedcar.training.job import Splits, prepare
 from fedcar.training.noised.central import concluded
 from fedcar.training.noised.public import PublicQuestions, with_public_rows
 from fedcar.training.noised.server import PrivateTraining
+from fedcar.training.noised.tally import Spent
 from fedcar.training.target import Target
 
 
@@ -72,7 +73,7 @@ def train_privately_over(network: RemoteNetwork, untrained: Retriever, run: Serv
     members = kept_devices(run.folder, network, rounds.quorum, report)
     target.check(len(members) if target.unit == "client" else None)
     belongs = belongs_to(collection, untrained.encoder, plan, "devices", members, rounds.seed)
-    place = PrivateRun(run.folder, True, belongs, new=False)
+    place = PrivateRun(run.folder, True, belongs, new=False, former=run.folder.parent.with_name(HEADS))
     network.private(settings, place.name)
     ledgers = Path(options.ledgers) if options.ledgers else place.clients
     clients = over_a_network(network, plan, place, ledgers, rounds)
@@ -84,7 +85,8 @@ def train_privately_over(network: RemoteNetwork, untrained: Retriever, run: Serv
     )  # fmt: skip
     outcome = server.run()
     told = {"clients": len(members), "unit": target.unit, "run": run.folder.name}
-    retriever = concluded(job, outcome, plan, told)
+    spent = Spent(*clients.spent(target.delta)) if isinstance(clients, RemoteCohort) else place.spent
+    retriever = concluded(job, outcome, plan, told, spent)
     statement = stated(run.folder, retriever)
     retriever.save(run.folder / RETRIEVER)
     if outcome.refusal is None:

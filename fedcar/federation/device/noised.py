@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from fedcar.common.progress import Silent
+from fedcar.errors import FedcarError
 from fedcar.federation.ledgers import Ledgers
-from fedcar.federation.wire.payload import GIVEN, STATE, Payload, named, with_prefix
-from fedcar.federation.wire.setup import head_of, state_forms
+from fedcar.federation.wire.payload import GIVEN, STATE, Payload, Value, named, with_prefix
+from fedcar.federation.wire.setup import heads_of, in_text, state_forms
 from fedcar.privacy.noise import NoiseSource
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
@@ -30,7 +32,8 @@ class PrivateSide:
     Formal guarantees:
         The ledger has the charge on disk before a question is read for it, the answer before it leaves; a request that
         comes again gets the stored answer, also after kill -9.
-        No server can have less noise added than is charged: the releases follow from the plan made here.
+        No server can have less noise added than is charged: the releases follow from the plan made here, whose
+            sampling rate is the plan's own (see `PrivateSettings.check`).
     """
 
     def __init__(
@@ -49,14 +52,19 @@ class PrivateSide:
     def noised(self, setup: Setup, request: Payload) -> Payload:
         """This device's noised sums, charged to its ledger; what stands in the ledger is sent again."""
         due = self._due(setup, request)
-        head = None
-        if request.values["head"]:
-            head = head_of(request.values["head"])
-        ledger = self.ledgers.ledger(setup.run, head, self.settings.target)
-        door = NoisedClient("", self.private_questions, self.source, ledger, setup.run, head, held_out=self._counts)
+        known, former = heads_of(request.values["head"])
+        ledger, known = self.ledgers.ledger(setup.run, known, self.settings.target, former)
+        door = NoisedClient("", self.private_questions, self.source, ledger, setup.run, known, held_out=self._counts)
+        tally = self.ledgers.tally(setup.run, self.plan)
+        if tally is not None and door.has_to_be_made(due.number, due.release):
+            tally.charge(due.number, due.release, ledger.charges(setup.run, due.number))
         given = door.answer(due)
-        ledger_head = ledger.head()
-        return Payload("noised", {"head": f"{ledger_head.number}:{ledger_head.hash}"}, with_prefix(given, GIVEN))
+        head = ledger.head()
+        if self.ledgers.budget is None:  # a ledger of this run alone
+            head = replace(head, ledger="")
+        before, in_all = (ledger if tally is None else tally.ledger).spent_by(setup.run, self.settings.target.delta)
+        values: dict[str, Value] = {"head": in_text(head), "before": before, "in_all": in_all}
+        return Payload("noised", values, with_prefix(given, GIVEN))
 
     def clipped(self, setup: Setup, request: Payload) -> Payload:
         """The mean of this client's clipped parts, un-noised: a server that is trusted adds the noise."""
@@ -88,10 +96,13 @@ class PrivateSide:
         """
         self.key = ""
         settings = PrivateSettings.of(setup.settings)
-        settings.target.check()
+        try:
+            plan = settings.plan(len(self.untrained.documents))
+        except FedcarError as error:  # none of this fedcar's: the server hears that it is not understood, the log why
+            raise ValueError(str(error)) from error
         if settings.target.noise_seed is not None and not self.ledgers.seeded:
             raise ValueError("noise that can be repeated is for tests")
-        plan, source = settings.plan(len(self.untrained.documents)), NoiseSource(settings.target.noise_seed)
+        source = NoiseSource(settings.target.noise_seed)
         module = settings.module(self.untrained.encoder.embedding_width)
         private_questions = ClippedSums(self.untrained, self.training, module)
         self.settings, self.plan, self.source, self.private_questions, self.key = (

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -48,10 +48,10 @@ class Asking:
         self.shapes = {name: shape for name, (_, shape) in forms.items()}
 
     def __call__(
-        self, kind: str, request: NoisedRequest, names: Iterable[str], heads: Mapping[str, LedgerHead], needed: int
+        self, kind: str, request: NoisedRequest, names: Iterable[str], heads: Mapping[str, str], needed: int
     ) -> tuple[dict[str, Tensors], Replies]:
-        """The sound answers by name; the replies' `failed` says why the others have none."""
-        requests = {name: self._request(kind, request, name, heads.get(name)) for name in names}
+        """The sound answers by name; the replies' `failed` says why the others have none. `heads` are in text."""
+        requests = {name: self._request(kind, request, name, heads.get(name, "")) for name in names}
         most = 2 * sum(tensor.nbytes for tensor in request.state.values()) + MOST
         replies = self.network.ask(requests, needed, None, most + 4 * self.shapes[ROWS].numel())
         expected = self._expected(request)
@@ -64,12 +64,11 @@ class Asking:
                 replies.failed[name] = "sent rubbish: tensors of another form"
         return given, replies
 
-    def _request(self, kind: str, request: NoisedRequest, name: str, head: LedgerHead | None) -> Payload:
+    def _request(self, kind: str, request: NoisedRequest, name: str, known: str) -> Payload:
         setup = self.network.setup
         if self.seed is not None:  # every device its own noise, as it is in one process
             target = {**setup.settings["target"], "noise_seed": self.seed + self.places[name]}
             setup = replace(setup, settings={**setup.settings, "target": target})
-        known = "" if head is None else f"{head.number}:{head.hash}"
         values: dict[str, Value] = {"setup": setup.json, "number": request.number, "head": known}
         return Payload(kind, {**values, "adaptive": request.adaptive or 0.0}, with_prefix(request.state, STATE))
 
@@ -85,18 +84,29 @@ class Asking:
         return {name: torch.zeros(shape) for name, (_, shape) in self._expected(request).items()}
 
 
+class SeenLedgers(Protocol):
+    """Where the server last saw each device's ledger, in this run and in former ones, and what it said was spent."""
+
+    @property
+    def heads(self) -> Mapping[str, LedgerHead]: ...
+    def in_text(self, name: str) -> str: ...
+    def note(self, name: str, head: LedgerHead, before: float, in_all: float) -> bool: ...
+    def keep(self) -> None: ...
+
+
 class RemoteDevices:
     """Devices behind a network, each with noise and ledger of its own (unit "example"); see `NoisedClients`.
 
     An exchange needs the quorum's share of those asked; a device that failed is asked again later (see `round`), and
-    its part of the sum is 0 until then. `heads` is where the server last saw each ledger.
+    its part of the sum is 0 until then. `seen` is where the server last saw each ledger; it is kept at once.
+
+    Formal guarantees:
+        restored_ledger_is_refused_in_the_next_run: a device is told what former runs saw of its ledger.
     """
 
-    def __init__(
-        self, network: RemoteNetwork, plan: PrivatePlan, heads: Mapping[str, LedgerHead], settings: RoundSettings
-    ) -> None:
+    def __init__(self, network: RemoteNetwork, plan: PrivatePlan, seen: SeenLedgers, settings: RoundSettings) -> None:
         self.network, self.plan, self.settings = network, plan, replace(settings, participation=1.0)
-        self.heads = dict(heads)
+        self.seen = seen
         self.names = sorted(network.clients)
         self.given: list[Release] = []
         self.failures: dict[str, tuple[int, int]] = {}
@@ -120,7 +130,8 @@ class RemoteDevices:
             cohort = choose_cohort(everyone, self.failures, self.settings, number, attempt)
             least = quorum(len(cohort), self.settings)
             missing = [name for name in cohort if name not in answers]
-            given, replies = self.asking("noised", request, missing, self.heads, max(0, least - len(answers)))
+            known = {name: self.seen.in_text(name) for name in missing}
+            given, replies = self.asking("noised", request, missing, known, max(0, least - len(answers)))
             self._note(replies)
             answers, failed, seconds = {**answers, **given}, {**failed, **replies.failed}, seconds + replies.seconds
             self._refused(request, replies.failed)
@@ -131,10 +142,17 @@ class RemoteDevices:
                 return Answers(dict(sorted(answers.items())), failed, round(seconds, 4))
         raise too_few(request.number, self.settings, failed)
 
+    @property
+    def heads(self) -> Mapping[str, LedgerHead]:
+        return self.seen.heads
+
     def _note(self, replies: Replies) -> None:
         for name, payload in replies.payloads.items():
             with suppress(ValueError):  # a device that cannot say where its ledger stands is not held to it
-                self.heads[name] = head_of(payload.values["head"])
+                before, in_all = float(payload.values["before"]), float(payload.values["in_all"])
+                if self.seen.note(name, head_of(payload.values["head"]), before, in_all):
+                    self.network.say(f"{name}: has another ledger than in former runs, with a budget of its own")
+        self.seen.keep()
 
     def _refused(self, request: NoisedRequest, failed: Mapping[str, str]) -> None:
         """A device whose budget would be crossed ends the run, as it does in one process."""
@@ -181,6 +199,11 @@ class RemoteCohort:
     @property
     def heads(self) -> dict[str, LedgerHead]:
         return {} if self.door.known_head is None else {self.door.name: self.door.known_head}
+
+    def spent(self, delta: float) -> tuple[float, float]:
+        """What the server's ledger counts before this run, and with it."""
+        assert self.door.ledger is not None
+        return self.door.ledger.spent_by(self.door.run, delta)
 
     def keep(self, names: Sequence[str]) -> None:
         """Nobody is counted under this unit."""

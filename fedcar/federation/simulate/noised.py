@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,9 +28,11 @@ from fedcar.federation.job.noised import (
     settings_of,
     stated,
 )
+from fedcar.federation.ledgers import file_name, opened_ledger
 from fedcar.federation.rounds.record import Watch
 from fedcar.federation.simulate.federate import share_of
 from fedcar.federation.simulate.settings import Federation, NoisedFederation
+from fedcar.privacy.ledger import Ledger
 from fedcar.retriever.retriever import Retriever
 from fedcar.training.job import NO_QUESTIONS, Job, Splits, prepare, prepare_privately
 from fedcar.training.noised.central import concluded
@@ -39,6 +41,7 @@ from fedcar.training.noised.plan import PrivatePlan
 from fedcar.training.noised.public import PublicQuestions, with_public_rows
 from fedcar.training.noised.server import PrivateTraining, held_out_counts
 from fedcar.training.noised.sums import ClippedSums
+from fedcar.training.noised.tally import LEDGER, Tallied, tally_of
 from fedcar.training.settings import loaded
 from fedcar.training.target import Target
 
@@ -90,6 +93,7 @@ def federate_under_epsilon(
     if target.unit == "client" and len(parts) < UNIT_NEEDS_CLIENTS:
         report.say(f"{len(parts)} clients: hiding a whole client takes hundreds; --unit example hides each question")
     place = PrivateRun(Path(run), resume, belongs_to(collection, encoder, plan, federation.kind, sorted(parts), seed))
+    tally = tally_of(collection, plan, place.name, federation.counting, report.say)
     job = prepare(collection, untrained, features, report, splits)
     module, ledgers = settings.module(encoder.embedding_width), Path(federation.ledgers or place.clients)
     if federation.over is None:
@@ -101,10 +105,17 @@ def federate_under_epsilon(
         collections = {name: share_of(collection, questions, rows) for name, rows in parts.items()}
         for name in collections.keys() & of_dev.keys():
             collections[name] = with_held_out(collections[name], share_of(collection, held_out, of_dev[name]))
+        if target.unit == "example":  # their budget is the user's word, before any device is asked
+            for name in collections:
+                opened_ledger(ledgers / file_name(name) / LEDGER, place.heads.get(name), target)
         network = federation.over(untrained, collections, ledgers if target.unit == "example" else None)
         network.private(settings, place.name)
         network.greet(1.0)
         clients = over_a_network(network, plan, place, ledgers, federation.rounds)
+    if tally is not None:
+        doors = ["server"] if target.unit == "client" else sorted(parts)
+        lost = lost_by([ledgers / file_name(name) / LEDGER for name in doors], place)
+        clients = Tallied(clients, tally, lost)
     seconds.lap("encode")
     server = PrivateTraining(
         untrained, clients, plan, public=PublicQuestions.of(job), adapter=module, report=report,
@@ -113,7 +124,7 @@ def federate_under_epsilon(
     outcome = server.run()
     seconds.lap("rounds")
     told = {"clients": len(parts), "partition": federation.kind, "unit": target.unit}
-    retriever = concluded(job, outcome, plan, told)
+    retriever = concluded(job, outcome, plan, told, None if tally is None else tally.spent())
     statement = stated(place.folder, retriever)
     measures = measured(retriever, job, cache)
     seconds.lap("evaluate")
@@ -121,6 +132,19 @@ def federate_under_epsilon(
         retriever, place.folder, outcome.records, None, measures, bytes_per_round(outcome.records), seconds.seconds,
         statement, outcome.refusal,
     )  # fmt: skip
+
+
+def lost_by(files: Sequence[Path], place: PrivateRun) -> Callable[[int], int]:
+    """How often an exchange of a run that is resumed was charged by a client and lost, at most; else never."""
+    if not place.resumed:
+        return lambda number: 0
+    ledgers = [Ledger(file) for file in files if file.exists()]
+
+    def lost(number: int) -> int:
+        missing = [ledger for ledger in ledgers if ledger.stored_update(place.name, number) is None]
+        return max((ledger.charges(place.name, number) for ledger in missing), default=0)
+
+    return lost
 
 
 def measured(retriever: Retriever, job: Job, cache: str | Path | None) -> dict[str, float] | None:

@@ -59,7 +59,8 @@ class Deployment:
         words = ["join", "--file", device / f"{name}.join", "--collection", collection, "--encoder", encoder]
         words += ["--data-dir", device / "state", *(("--cache", cache) if cache else ())]
         words += ("--ledger", ledger) if ledger else ()
-        threads = {"OMP_NUM_THREADS": str(self.threads), **os.environ}
+        # their collections are copies for this run alone, which the user's own ledgers do not know of
+        threads = {"OMP_NUM_THREADS": str(self.threads), **os.environ, "XDG_STATE_HOME": str(self.folder / "state")}
         self.devices[name] = Child(fedcar_command(*words), self.folder / f"{name}.log", threads)
         self.devices[name].start()
 

@@ -15,6 +15,7 @@ from fedcar.federation.rounds.clock import VirtualClock
 from fedcar.federation.rounds.record import Record
 from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.retriever.retriever import Retriever
+from fedcar.training.noised.tally import Counting
 from fedcar.training.target import Target
 
 
@@ -56,10 +57,14 @@ class PlainFederation(FederationSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class NoisedFederation(FederationSettings):
-    """Under epsilon. `ledgers` is the folder of the clients' ledgers, RUN/clients by default."""
+    """Under epsilon. `ledgers` is the folder of the clients' ledgers, RUN/clients by default.
+
+    `counting` says in which ledger the collection counts its runs: a question is with one client, whichever that is.
+    """
 
     target: Target
     ledgers: str | Path | None = None
+    counting: Counting = Counting()
 
 
 class FederationOptions(TypedDict, total=False):
@@ -87,6 +92,7 @@ class NoisedOptions(FederationOptions, total=False):
     """Those of `NoisedFederation`, but for its target, which has no default."""
 
     ledgers: str | Path | None
+    counting: Counting
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ REPLIES: Mapping[str, Form] = {
     "unseen": Form({"right": float, "questions": int, "held_out": int, "held_out_right": int}),
     "train": Form({"questions": int, "loss": float, "seconds": float, "held_out": int, "right": int}, (UPDATE,)),
     "count": Form({"held_out": int, "trained": int}, ("right",)),
-    "noised": Form({"head": str}, (GIVEN,)),
+    "noised": Form({"head": str, "before": float, "in_all": float}, (GIVEN,)),
     "clipped": Form({}, (GIVEN,)),
     "refused": Form({"reason": str, "found": str}),
 }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from fedcar.collection.collection import Collection
@@ -15,12 +16,13 @@ from fedcar.privacy.noise import NoiseSource
 from fedcar.retriever.record import TrainingRecord
 from fedcar.retriever.retriever import Retriever
 from fedcar.training.job import Job, Splits, conclude, prepare
-from fedcar.training.noised.clients import InTurn, NoisedClient
+from fedcar.training.noised.clients import InTurn, NoisedClient, NoisedClients
 from fedcar.training.noised.plan import PrivatePlan
 from fedcar.training.noised.public import PublicQuestions, with_public_rows
 from fedcar.training.noised.server import Outcome, PrivateTraining
 from fedcar.training.noised.settings import PrivateSettings
 from fedcar.training.noised.sums import ClippedSums
+from fedcar.training.noised.tally import Counting, Spent, Tallied, tally_of
 from fedcar.training.selection import NOTHING, Candidate
 
 
@@ -31,12 +33,14 @@ def train_under_epsilon(
     features: FeatureCache,
     report: Silent,
     generated: PseudoQueries | None = None,
+    counting: Counting | None = None,
 ) -> Retriever:
     """A retriever that satisfies (epsilon, delta)-differential privacy for every training question.
 
     All of train trains; dev is not read unless it was declared public. `generated` are questions that came from the
     documents: like public ones they teach rows without noise, from which noised steps go on. The statement is in
-    `training["privacy"]` and goes with the retriever.
+    `training["privacy"]` and goes with the retriever. The run is charged to the ledger of the collection, see
+    `Counting`; BudgetError, before anything is trained, where that has no room for it.
 
     Formal guarantees:
         no_private_question_changes_anything_un_noised.
@@ -46,6 +50,7 @@ def train_under_epsilon(
     splits = Splits.under_epsilon(collection, target.public_dev, questions)
     settings = with_public_rows(settings, splits.public, len(collection.documents))
     plan = settings.plan(len(collection.documents))
+    tally = tally_of(collection, plan, secrets.token_hex(8), counting or Counting(), report.say)
     untrained = Retriever.untrained(collection.documents, encoder, features, report)
     job = prepare(collection, untrained, features, report, splits)
     module = settings.module(encoder.embedding_width)
@@ -53,14 +58,24 @@ def train_under_epsilon(
     public = PublicQuestions.of(job)
     if generated:
         public = public.with_generated(generated, untrained, features, report)
-    server = PrivateTraining(untrained, InTurn([device]), plan, public=public, adapter=module, report=report)
-    return concluded(job, server.run(), plan)
+    clients: NoisedClients = InTurn([device]) if tally is None else Tallied(InTurn([device]), tally)
+    server = PrivateTraining(untrained, clients, plan, public=public, adapter=module, report=report)
+    outcome = server.run()
+    if outcome.refusal is not None:  # another run has taken the room that was there
+        raise outcome.refusal
+    return concluded(job, outcome, plan, spent=None if tally is None else tally.spent())
 
 
-def concluded(job: Job, outcome: Outcome, plan: PrivatePlan, federation: Mapping[str, Any] | None = None) -> Retriever:
+def concluded(
+    job: Job,
+    outcome: Outcome,
+    plan: PrivatePlan,
+    federation: Mapping[str, Any] | None = None,
+    spent: Spent | None = None,
+) -> Retriever:
     """The retriever of a run under epsilon, with its statement and its record; `federation` says who took part.
 
-    No number, hash or time in it comes from a private question.
+    `spent` is what the ledgers count over all runs. No number, hash or time in it comes from a private question.
     """
     record = TrainingRecord(
         settings={
@@ -73,4 +88,7 @@ def concluded(job: Job, outcome: Outcome, plan: PrivatePlan, federation: Mapping
         selection=dict(outcome.scores),
         federation=federation,
     )
-    return conclude(job, Candidate(outcome.name, outcome.retriever, NOTHING), record, outcome.statement)
+    claim = outcome.statement
+    if claim is not None and spent is not None:
+        claim = replace(claim, spent_before=spent.before, spent_in_all=spent.in_all)
+    return conclude(job, Candidate(outcome.name, outcome.retriever, NOTHING), record, claim)

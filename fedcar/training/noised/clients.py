@@ -123,7 +123,7 @@ class NoisedClient:
         if self.ledger is not None:
             if self.ledger.stored_update(self.run, number) is not None:
                 return False
-            self.ledger.check_room(number, release, self.known_head)
+            self.ledger.check_room(f"round {number}", [release], self.known_head)
         return True
 
     def release(self, number: int, release: Release, sums: Callable[[], Tensors]) -> dict[str, Tensor]:

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from fedcar.errors import FedcarError
-from fedcar.privacy.accountant import epsilon_of, noise_multiplier
+from fedcar.privacy.accountant import epsilon_of, fits, noise_multiplier
 from fedcar.privacy.errors import PrivacyError
 from fedcar.privacy.release import Release
 from fedcar.privacy.statement import Statement, state
-from fedcar.training.target import DELTA, Target
+from fedcar.training.target import DELTA, Target, check_steps, delta_warning, shown
 
 # Measured on dev of banking77, arxiv_meta, ag_news and sms_spam and parts of them, epsilon .5 to 3: strength, and the
 # share of what un-noised training gains over the encoder alone that `head` kept; single runs lie within .15 of it.
@@ -29,6 +29,8 @@ LEAST_CLIP_NORM, LARGEST_CLIP_NORM = 1e-3 * CLIP_NORM, 1e3 * CLIP_NORM  # where 
 SAMPLED_EPOCHS = 4
 SAMPLING_RATE = 0.05  # of the adapter's steps: each question by its own coin
 LEAST_STRENGTH = 9.0
+MOST_UNITS = 10**12  # questions or documents that a plan can be asked for
+GRID_SLACK = 1 + 1e-4
 SLACK = 1 + 1e-6  # on calibrated noise, so that adding up one release at a time never ends above the budget
 
 
@@ -45,9 +47,9 @@ def advise(
     """The plan for clients with so many questions each, and the share of un-noised training's gain to expect."""
     target = Target(epsilon, delta, unit)
     clients, total = len(questions), sum(questions)
+    if not questions or min(questions) < 1 or total > MOST_UNITS:
+        raise FedcarError(f"--questions: give a number for each client, from 1 to {MOST_UNITS:g} in all")
     target.check(clients if unit == "client" else total)
-    if documents < 1:
-        raise FedcarError(f"--documents {documents}: must be 1 or more")
     plan = make_plan(target, method, documents, steps=steps)
     usual = median_low(questions)
     weights = [min(1.0, number / usual) for number in questions] if unit == "example" else [1.0]
@@ -67,6 +69,7 @@ def advise(
         "strength": strength,
         "train": strength >= LEAST_STRENGTH,
         "expected_share_of_gain": share,
+        "delta_warning": delta_warning(delta, clients if unit == "client" else total) or None,
         "advice": f"{expected} (method {plan.method}, strength {strength:.1f})",
     }
 
@@ -170,8 +173,11 @@ def make_plan(
     method = "head" if method == "auto" else method
     if method not in METHODS:
         raise FedcarError(f'--method "{method}": not known; give one of {", ".join(METHODS)}')
-    if steps is not None and steps < 1:
-        raise FedcarError(f"--epochs {steps}: must be 1 or more; under --epsilon it is the number of noised steps")
+    target.check()
+    if not 1 <= documents <= MOST_UNITS:
+        raise FedcarError(f"--documents {shown(documents)}: must be 1 or more, and at most {MOST_UNITS:g}")
+    rate = sampling_rate if sampling_rate is not None else SAMPLING_RATE if method == "adapter" else 1.0
+    check_steps(steps, rate, target)
     counted = Release(  # all are calibrated as if their noise counted; a test seed makes the claim infinite below
         name="count",
         noise_multiplier=1.0,
@@ -190,8 +196,8 @@ def make_plan(
     sums: Release | None = replace(counted, name="class sums", noise_multiplier=total / share**0.5 * SLACK)
     step = None
     if method != "ridge":
-        sums = None if target.public_rows else replace(sums, noise_multiplier=total / SUMS_SHARE**0.5 * SLACK)
-        rate = sampling_rate if sampling_rate is not None else SAMPLING_RATE if method == "adapter" else 1.0
+        alone = replace(counted, name="class sums", noise_multiplier=total / SUMS_SHARE**0.5 * SLACK)
+        sums = None if target.public_rows else alone
         template = replace(
             counted,
             name=method,
@@ -203,6 +209,8 @@ def make_plan(
         before = [release for release in (count, sums, held_out) if release is not None]
         multiplier = calibrated(template, target, before)
         step = replace(template, noise_multiplier=multiplier * SLACK)
+        while not fits((*before, step), target.epsilon, target.delta):  # the accountant's grid moves with the noise
+            step = replace(step, noise_multiplier=step.noise_multiplier * GRID_SLACK)
     if target.noise_seed is not None:
         count, sums, step, held_out = (
             part and replace(part, noise="seeded-test") for part in (count, sums, step, held_out)

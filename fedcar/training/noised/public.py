@@ -71,11 +71,14 @@ def with_public_rows(settings: PrivateSettings, public: Judged, documents: int) 
 
 def joined(first: Questions, second: Questions) -> Questions:
     """Both, one behind the other; they have as many candidates each."""
-    arrays = (
-        np.concatenate([getattr(first, name), getattr(second, name)])
-        for name in ("states", "candidates", "evidence", "relevance")
+    return Questions(
+        first.texts + second.texts,
+        np.concatenate([first.states, second.states]),
+        np.concatenate([first.candidates, second.candidates]),
+        np.concatenate([first.evidence, second.evidence]),
+        np.concatenate([first.relevance, second.relevance]),
+        first.relevant + second.relevant,
     )
-    return Questions(first.texts + second.texts, *arrays, first.relevant + second.relevant)
 
 
 class PublicTeacher:
@@ -103,11 +106,11 @@ class PublicTeacher:
         def loss() -> Tensor:
             fit.zero_grad()
             total = PULL / 2 * (rows - start).square().sum()
-            total.backward()
+            torch.autograd.backward(total)
             size = max(1, CELLS_AT_ONCE // self.questions.documents)
             for first in range(0, len(self.questions), size):
                 part = self.of(rows, slice(first, first + size))
-                part.backward()
+                torch.autograd.backward(part)
                 total = total.detach() + part.detach()
             return total
 

@@ -42,7 +42,7 @@ def _whitening(reference: Tensor, documents: Tensor) -> Tensor:
     public = torch.cat([reference, documents]).double()
     variances, directions = torch.linalg.eigh(public.T @ public / len(public))
     factors = (variances.clamp(min=0.0) + SHRINKAGE * variances.mean()) ** -POWER
-    stretched = (directions * factors) @ directions.T
+    stretched: Tensor = (directions * factors) @ directions.T
     stretched /= (reference.double() @ stretched).norm(dim=1).mean().clamp(min=1e-12)
     return stretched.float()
 
