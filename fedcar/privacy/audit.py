@@ -158,7 +158,7 @@ def noise_ignores_the_sums(residuals: ArrayLike, sums: ArrayLike) -> Check:
     lengths = np.linalg.norm(exact, axis=1)
     along = np.einsum("mn,mn->m", noise, exact, dtype=np.float64) / np.where(lengths > 0, lengths, 1.0)
     tails = [two_sided(abs(float(value))) for value in along]
-    tails.append(two_sided(abs(float(along.sum())) / math.sqrt(max(1, np.count_nonzero(lengths)))))
+    tails.append(two_sided(abs(float(along.sum())) / math.sqrt(max(1, int(np.count_nonzero(lengths))))))
     order = np.argsort(np.abs(exact).sum(0), kind="stable")
     parts = [part for part in np.array_split(order, BLOCKS) if len(part)]
     ratios = [float(np.mean(np.square(noise[:, part], dtype=np.float64))) for part in parts]
