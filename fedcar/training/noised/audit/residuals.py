@@ -30,33 +30,26 @@ class Terms:
 
 @dataclass
 class Residuals:
-    """Of one kind of release: the residuals (releases, n) of each pass, and the exact sums, where they are known."""
+    """Of one kind of release: the residuals (n,) of each answer, and the exact sums beside the stated ones."""
 
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     stated: list[NDArray[np.float32]] = field(default_factory=list)
     quiet: list[NDArray[np.float32]] = field(default_factory=list)
-    sums: list[Floats] = field(default_factory=list)
+    sums: list[NDArray[np.float32]] = field(default_factory=list)
     strange: list[str] = field(default_factory=list)
 
 
 class Expected:
-    """The exact terms of every exchange and client, made once and used for every pass over it."""
+    """The exact terms of what each client answers, by the definitions."""
 
     def __init__(self, definitions: Mapping[str, Sequence[Definition]], cohort: bool) -> None:
         self.definitions, self.cohort = definitions, cohort
-        self.known: dict[tuple[int, str], Terms] = {}
 
     def terms(self, request: NoisedRequest, name: str) -> Terms:
-        key = (request.number, name)
-        if key not in self.known:
-            self.known[key] = self.made(request, self.definitions[name])
-        return self.known[key]
-
-    def made(self, request: NoisedRequest, definitions: Sequence[Definition]) -> Terms:
         """A unit is a question or, of a cohort, the mean of a member's questions."""
         units: list[Floats] = []
         total, edge, sampled = np.zeros(1), False, request.release.sampling_rate < 1
-        for definition in definitions:
+        for definition in self.definitions[name]:
             mean = np.zeros(1)
             for term, on_the_edge in definition.terms(request):
                 edge = edge or on_the_edge
@@ -72,10 +65,18 @@ class Expected:
 def residuals_of(
     expected: Expected, passes: Mapping[str, Sequence[Exchange]], rows: tuple[int, ...]
 ) -> dict[str, Residuals]:
-    """By the kind of release. `passes`: the exchanges at the stated noise, and "quiet" ones."""
+    """By the kind of release. `passes`: the exchanges at the stated noise, and "quiet" ones.
+
+    All answers to one request are looked at together, so that its terms are made once and then forgotten.
+    """
     found: dict[str, Residuals] = defaultdict(Residuals)
+    by_number: dict[int, list[tuple[str, Exchange]]] = defaultdict(list)
     for which, exchanges in passes.items():
         for exchange in exchanges:
+            by_number[exchange.request.number].append((which, exchange))
+    for answers in by_number.values():
+        known: dict[str, Terms] = {}
+        for which, exchange in answers:
             request, of = exchange.request, found[exchange.request.release.name]
             names, of.shapes = names_of(request), shapes_of(request, rows)
             for client, answer in exchange.given.items():
@@ -85,11 +86,12 @@ def residuals_of(
                     of.strange.append(f"exchange {request.number}, {client}: {forms}")
                     continue
                 flat = torch.cat([answer[name].reshape(-1) for name in names]).double().numpy()
-                terms = expected.terms(request, client)
-                residual = residual_of(flat, terms, request, which == "quiet")
-                (of.quiet if which == "quiet" else of.stated).append(residual.astype(np.float32))
+                if client not in known:
+                    known[client] = expected.terms(request, client)
+                residual = residual_of(flat, known[client], request, which == "quiet")
+                (of.quiet if which == "quiet" else of.stated).append(residual)
                 if which == "stated":
-                    of.sums.append(terms.total)
+                    of.sums.append(known[client].total.astype(np.float32))
     return dict(found)
 
 
