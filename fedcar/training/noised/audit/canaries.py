@@ -73,7 +73,7 @@ def planted_run(untrained: Retriever, plan: PrivatePlan, module: Adapter | None,
     sizes = [shape[0] * shape[1]]
     if module is not None:
         sizes.append(sizes[0] + sum(tensor.numel() for tensor in module.parameters()))
-    cohort = plan.sums.unit == "client"
+    cohort = plan.target.unit == "client"
     count = max(1, min(MEMBERS if cohort else CANARIES, sizes[0] // LEAST_COORDINATES))
     canaries = Canaries(count, sizes[-1])
     included = membership.draw_inclusion(count)

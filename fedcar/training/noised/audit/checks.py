@@ -11,7 +11,7 @@ import torch
 
 from fedcar.privacy import audit
 from fedcar.privacy.audit import Check, certain
-from fedcar.privacy.errors import PrivacyError
+from fedcar.privacy.errors import BudgetError, PrivacyError
 from fedcar.privacy.reference import epsilon_at_least
 from fedcar.privacy.release import Release, merged
 from fedcar.retriever.retriever import Retriever
@@ -121,8 +121,11 @@ def books(trial: Trial) -> Iterator[Check]:
         draws.append((len(entries), door.source.draws))
     charges, noised = (sum(one) for one in zip(*draws, strict=True))
     for exchange in trial.exchanges[-2:]:
-        answers = trial.watched.clients.ask(exchange.request).given
-        resent += [name for name, answer in exchange.given.items() if not same(answer, answers[name])]
+        try:
+            answers = trial.watched.clients.ask(exchange.request).given
+        except BudgetError:  # it would be charged again
+            answers = {}
+        resent += [name for name, answer in exchange.given.items() if not same(answer, answers.get(name, {}))]
     more = sum(len(door.ledger.releases()) for door in trial.doors if door.ledger is not None) - charges
     said = ", ".join(differing[:4]) or f"{charges} charges in {len(draws)} ledgers, one for each answer"
     yield certain("the ledger has what left", not differing, said)

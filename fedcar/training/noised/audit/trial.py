@@ -43,7 +43,7 @@ class Setting:
 
     @property
     def cohort(self) -> bool:
-        return self.plan.sums.unit == "client"
+        return self.plan.target.unit == "client"
 
     def module(self) -> Adapter | None:
         width = self.untrained.encoder.embedding_width
