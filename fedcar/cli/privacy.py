@@ -130,7 +130,7 @@ def attack(collection: Path, as_json: bool, **options: Any) -> None:  # noqa: AN
 def audit(collection: Path | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
     """Test the code that trains under epsilon on COLLECTION (or the packaged one); exit code 1 at a fault."""
     from fedcar.collection.demo import FOLDER as COLLECTION
-    from fedcar.training.noised.audit import audit_collection
+    from fedcar.training.noised.audit.collection import audit_collection
 
     checks = audit_collection(**_trial(collection or COLLECTION, **options))
     flagged = [check.name for check in checks if check.flagged]
@@ -216,6 +216,14 @@ def _print_attack(found: dict[str, Any]) -> None:
     row = found["class_sums"]["one_row"]
     echo(f"one class sum: {row['true']}; nearest without noise {row['nearest_without_noise']}, "
                f"with noise {row['nearest_with_noise']}")  # fmt: skip
+    for method, member in found["membership"].items():
+        echo(
+            f"was a question there, {method}, {member['canaries']} made-up ones: AUC {member['auc']:.3f} "
+            f"({member['auc_allowed']:.3f} allowed), {100 * member['right']:.1f} % right "
+            f"({100 * member['right_allowed']:.1f} % allowed); mu {member['mu']:.3f}, at least "
+            f"{member['mu_at_least']:.3f} with {100 * member['confidence']:.0f} % confidence "
+            f"({member['mu_allowed']:.3f} allowed)"
+        )
     echo(found["note"])
 
 

@@ -1,27 +1,28 @@
 """The audit: tests that a correct run fails with probability below 1e-6, and a faulty one passes hardly ever.
 
-Self-tests look at the parts (clipped sums on neighbours, noise on empty batches, steps counted, seeds); canaries look
-at the whole: Steinke, Nasr and Jagielski, "Privacy Auditing with One (1) Training Run", NeurIPS 2023. An audit finds
-faults; it proves no epsilon. Each p-value here is an upper bound on the chance of the finding in a correct run.
+They look at residuals: what left less the exact sum, over the standard deviation that was stated. In a correct run
+those are independent standard normals, whatever the questions are. A residual is one row of an array (releases,
+coordinates). An audit finds faults; it proves no epsilon. Each p-value here is an upper bound on the chance of the
+finding in a correct run (Chernoff bounds, Bonferroni over everything that was looked at).
 """
 
 import math
-import secrets
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fedcar.privacy.accountant import epsilon_of
 from fedcar.privacy.errors import require
-from fedcar.privacy.noise import NoiseSource
-from fedcar.privacy.release import Release
+from fedcar.privacy.loss_distribution import upper_tail
 
 Floats = NDArray[np.float64]
-Booleans = NDArray[np.bool_]
 LEVEL = 1e-6
-CANARY_DELTA = 1e-10
+NEAR_ZERO = 0.01
+MOST_SORTED = 1 << 20
+BLOCKS = 10
+GRID_BITS = 20  # noise.py: what leaves is rounded to 2^-20 of the largest power of two in the standard deviation
+TOLERANCE = 1e-4  # of sums that are compared without noise
 
 
 @dataclass(frozen=True)
@@ -38,174 +39,175 @@ class Check:
         return self.p_value < LEVEL
 
 
-def noise_is_as_large_as_stated(draws: ArrayLike, standard_deviation: float) -> Check:
-    """Chi-square of the noise released on empty batches, all coordinates together and each by itself.
+def certain(name: str, holds: bool, detail: str) -> Check:
+    """A check without chance: it holds, or there is a fault."""
+    return Check(name, 1.0 if holds else 0.0, detail)
 
-    draws: (m, n), m releases of n coordinates from empty batches. Two-sided together (halved or doubled noise), one
-    coordinate at a time for noise that is too small (rows that were forgotten), m >= 20 making that sharp.
-    Formal guarantees: correct_run_is_not_flagged, halved_noise_is_flagged, missing_noise_is_flagged.
+
+def together(checks: Sequence[Check]) -> list[Check]:
+    """The same with p-values for all of them together: a correct run is flagged anywhere with at most LEVEL."""
+    return [replace(check, p_value=min(1.0, len(checks) * check.p_value)) for check in checks]
+
+
+def noise_is_as_large_as_stated(residuals: ArrayLike, starts: Sequence[int] = (0,)) -> Check:
+    """Chi-square of residuals (releases, coordinates), two-sided: of all, each release, each part, each coordinate.
+
+    Parts (tensors, rows of a matrix) begin at `starts`; each is looked at in each release too. Single coordinates are
+    tried for noise that is too small. Formal guarantees: correct_run_is_not_flagged, halved_noise_is_flagged,
+    missing_noise_is_flagged.
     """
-    noise = _draws(draws)
-    require(standard_deviation > 0, f"standard_deviation is {standard_deviation}, must be above 0")
-    squares = (noise / standard_deviation) ** 2
-    together = 2 * _chi_square_tail(float(squares.mean()), squares.size)
-    smallest = float(squares.mean(axis=0).min())
-    single = squares.shape[1] * _chi_square_tail(smallest, squares.shape[0]) if smallest < 1 else 1.0
-    measured = standard_deviation * math.sqrt(float(squares.mean()))
-    detail = f"stated {standard_deviation:.4g}, found {measured:.4g} over {squares.size} coordinates"
-    if single < together:
-        detail += (
-            f"; one coordinate has only {standard_deviation * math.sqrt(smallest):.4g} over {squares.shape[0]} draws"
-        )
-    return Check("noise is as large as stated", min(1.0, 2 * min(together, single)), detail)
+    noise = _residuals(residuals)
+    squares = np.square(noise, dtype=np.float64)
+    places, ends = np.asarray(starts), np.append(np.asarray(starts)[1:], squares.shape[1])
+    sums, sizes = np.add.reduceat(squares, places, axis=1), ends - places
+    count = len(squares)
+    findings = [
+        ("all together", np.array([squares.mean()]), np.array([squares.size])),
+        ("one release", sums.sum(1) / sizes.sum(), np.full(count, sizes.sum())),
+        ("one part over all releases", sums.sum(0) / (count * sizes), count * sizes),
+        ("one part of one release", (sums / sizes).ravel(), np.tile(sizes, count)),
+    ]
+    smallest = squares.mean(0)
+    findings.append(("one coordinate over all releases", np.minimum(smallest, 1.0), np.full(len(smallest), count)))
+    p_value, said = 1.0, ""
+    for what, ratios, freedoms in findings:
+        tails = np.array([_chi_square_tail(ratio, free) for ratio, free in zip(ratios, freedoms, strict=True)])
+        worst = int(tails.argmin())
+        found = min(1.0, 2 * len(findings) * len(tails) * float(tails[worst]))
+        if found < p_value:
+            p_value, said = found, f"; {what} ({worst}): {math.sqrt(ratios[worst]):.4g} of it"
+    detail = f"{math.sqrt(float(squares.mean())):.4g} of what is stated, over {squares.size} values{said}"
+    return Check("noise is as large as stated", p_value, detail)
 
 
-def noise_is_fresh(draws: ArrayLike) -> Check:
-    """Equal or related noise at two clients or two steps: the correlation of every pair of draws (m, n).
+def noise_is_gaussian(residuals: ArrayLike) -> Check:
+    """The residuals' distribution against the normal one, and how many lie next to 0, where nothing was added.
 
-    Independent draws have |correlation| > t with probability at most 2 exp(-n t^2 / 2) (Ball 1997, lemma 2.2), times
-    the number of pairs. Correlated noise (noise.CorrelatedNoise) has to be made independent again first.
-    Formal guarantees: correct_run_is_not_flagged, repeated_seed_is_flagged.
+    Dvoretzky, Kiefer and Wolfowitz's inequality with Massart's constant, and a binomial tail, over at most a million
+    values. Formal guarantees: correct_run_is_not_flagged, scattered_coordinates_without_noise_are_flagged.
     """
-    noise = _draws(draws)
-    count, size = noise.shape
-    require(count >= 2, "at least two draws are needed to compare")
-    lengths = np.linalg.norm(noise, axis=1, keepdims=True)
-    correlations = np.abs(np.einsum("in,jn->ij", *[noise / np.where(lengths > 0, lengths, 1.0)] * 2))
-    np.fill_diagonal(correlations, 0.0)
-    first, second = np.unravel_index(int(correlations.argmax()), correlations.shape)
-    largest = float(correlations.max())
-    pairs = count * (count - 1) / 2
-    p_value = min(1.0, pairs * 2 * math.exp(-size * largest**2 / 2))
-    detail = f"largest correlation {largest:.3f}, of draws {min(first, second)} and {max(first, second)}, n = {size}"
+    noise = _residuals(residuals).ravel().astype(np.float64)
+    noise = np.sort(noise[:: -(-noise.size // MOST_SORTED)])
+    count = len(noise)
+    below = 1 - upper_tail(noise)
+    steps = np.arange(count + 1) / count
+    gap = float(max(np.abs(below - steps[1:]).max(), np.abs(below - steps[:-1]).max()))
+    near = int(np.sum(np.abs(noise) < NEAR_ZERO))
+    chance = math.erf(NEAR_ZERO / math.sqrt(2))
+    p_value = 2 * min(2 * math.exp(-2 * count * gap**2), binomial_tail(near, count, chance))
+    detail = f"largest gap to the normal distribution {gap:.2g}, {near} of {count} values within {NEAR_ZERO:g} of 0"
+    return Check("noise is Gaussian", min(1.0, p_value), f"{detail} ({chance * count:.0f} expected)")
+
+
+def noise_has_no_mean(residuals: ArrayLike) -> Check:
+    """Whether the residuals of the same coordinate add up over releases: what is there each time is no noise."""
+    noise = _residuals(residuals)
+    means = noise.sum(0, dtype=np.float64) / math.sqrt(len(noise))
+    largest = float(np.abs(means).max())
+    ratio = float(np.square(means).mean())
+    p_value = 2 * min(2 * _chi_square_tail(ratio, means.size), means.size * two_sided(largest))
+    detail = f"largest mean of a coordinate {largest:.2f} standard deviations, all {math.sqrt(ratio):.3f} times theirs"
+    return Check("noise has no mean", min(1.0, p_value), detail)
+
+
+def noise_is_fresh(residuals: ArrayLike) -> Check:
+    """Equal or related noise at two clients, two steps or two runs: the correlation of every pair of releases.
+
+    Independent ones have |correlation| > t with probability at most 2 exp(-n t^2 / 2) (Ball 1997, lemma 2.2), times
+    the number of pairs. Formal guarantees: correct_run_is_not_flagged, repeated_seed_is_flagged.
+    """
+    noise = _residuals(residuals)
+    require(len(noise) >= 2, "at least two releases are needed to compare")
+    largest, first, second = _largest_correlation(noise)
+    pairs = len(noise) * (len(noise) - 1) / 2
+    p_value = min(1.0, pairs * 2 * math.exp(-noise.shape[1] * largest**2 / 2))
+    detail = f"largest correlation {largest:.3f}, of releases {first} and {second}, n = {noise.shape[1]}"
     return Check("noise is fresh", p_value, detail)
 
 
-def clipping_holds_on_neighbours(
-    clipped_sum: Callable[[Sequence[int]], ArrayLike], count: int, clip_norm: float, tolerance: float = 1e-4
-) -> Check:
-    """Replay without noise: leaving any one example out moves the sum by at most clip_norm.
+def noise_is_independent_within(residuals: ArrayLike, width: int = 0) -> Check:
+    """Noise that comes again inside one release: rows of this width that are alike, blocks that repeat at any distance.
 
-    clipped_sum(indices) is the sum that the run would noise, for this batch, as one flat vector. Put examples among
-    the `count` that are sure to need clipping. Formal guarantees: correct_run_is_not_flagged,
-    missing_clipping_is_flagged.
+    A sum of products at one distance has the tail of Laurent and Massart 2000, lemma 1.
     """
-    whole = _flat(clipped_sum(range(count)))
-    moves = [
-        float(np.linalg.norm(whole - _flat(clipped_sum([other for other in range(count) if other != left_out]))))
-        for left_out in range(count)
-    ]
+    noise = _residuals(residuals)
+    size = noise.shape[1]
+    p_value, said = 1.0, f"nothing repeats in {len(noise)} releases"
+    for number, release in enumerate(noise.astype(np.float64)):
+        spectrum = np.fft.rfft(release, 2 * size)
+        products = np.abs(np.fft.irfft(spectrum * spectrum.conj(), 2 * size)[1:size])
+        half = np.sqrt((size - np.arange(1, size)) / 2)  # the form's Frobenius norm; no eigenvalue is above 1
+        roots = (-2 * half + np.sqrt(4 * half**2 + 8 * products)) / 4  # products = 2 half x + 2 x^2
+        if size > 1:
+            worst = int(roots.argmax())
+            found = min(1.0, 4 * len(noise) * size * math.exp(-(float(roots[worst]) ** 2)))
+            if found < p_value:
+                p_value, said = found, f"release {number} is like itself at a distance of {worst + 1}"
+        if 1 < width <= size // 2:
+            rows = release[: size // width * width].reshape(-1, width)
+            largest, first, second = _largest_correlation(rows)
+            found = min(1.0, 2 * len(noise) * len(rows) ** 2 * math.exp(-width * largest**2 / 2))
+            if found < p_value:
+                p_value, said = found, f"rows {first} and {second} of release {number} correlate by {largest:.3f}"
+    return Check("noise is independent within a release", p_value, said)
+
+
+def noise_ignores_the_sums(residuals: ArrayLike, sums: ArrayLike) -> Check:
+    """Whether residuals point along the exact sums, or are larger where those are: (releases, coordinates) each."""
+    noise, exact = _residuals(residuals), np.asarray(sums)
+    lengths = np.linalg.norm(exact, axis=1)
+    along = np.einsum("mn,mn->m", noise, exact, dtype=np.float64) / np.where(lengths > 0, lengths, 1.0)
+    tails = [two_sided(abs(float(value))) for value in along]
+    tails.append(two_sided(abs(float(along.sum())) / math.sqrt(max(1, int(np.count_nonzero(lengths))))))
+    order = np.argsort(np.abs(exact).sum(0), kind="stable")
+    parts = [part for part in np.array_split(order, BLOCKS) if len(part)]
+    ratios = [float(np.mean(np.square(noise[:, part], dtype=np.float64))) for part in parts]
+    tails += [2 * _chi_square_tail(ratio, len(noise) * len(part)) for ratio, part in zip(ratios, parts, strict=True)]
+    worst = float(np.abs(along).max())
+    small, large = math.sqrt(ratios[0]), math.sqrt(ratios[-1])
+    detail = f"along a sum at most {worst:.2f} standard deviations; {small:.3f} of what is stated where sums are small"
+    p_value = min(1.0, len(tails) * min(tails))
+    return Check("noise ignores the sums", p_value, f"{detail}, {large:.3f} where large")
+
+
+def released_values_are_on_the_grid(released: Sequence[ArrayLike], standard_deviations: Sequence[float]) -> Check:
+    """Every value is a multiple of the largest power of two that is at most 2^-20 of its standard deviation."""
+    off = total = 0
+    for values, deviation in zip(released, standard_deviations, strict=True):
+        steps = np.asarray(values, np.float64) / 2.0 ** (math.floor(math.log2(deviation)) - GRID_BITS)
+        off, total = off + int(np.sum(steps != np.rint(steps))), total + steps.size
+    return certain("what leaves is rounded to the grid", off == 0, f"{off} of {total} values are off it")
+
+
+def clipping_holds_on_neighbours(moves: Sequence[float], bound: float) -> Check:
+    """How far single units move a sum that is not noised yet: at most `bound`.
+
+    Formal guarantees: correct_run_is_not_flagged, missing_clipping_is_flagged.
+    """
     largest = max(moves, default=0.0)
-    holds = largest <= clip_norm * (1 + tolerance)
-    detail = f"one example moves the sum by up to {largest:.6g}, the clip norm is {clip_norm:.6g}"
-    return Check("clipping holds on neighbours", 1.0 if holds else 0.0, detail)
-
-
-def sums_add_up(clipped_sum: Callable[[Sequence[int]], ArrayLike], count: int, tolerance: float = 1e-4) -> Check:
-    """Replay without noise: the sum over a batch is the sum over its halves, and an empty batch has zeros.
-
-    False where a sum is divided by the actual batch size, or where examples mix. Formal guarantees:
-    correct_run_is_not_flagged, division_by_the_batch_size_is_flagged.
-    """
-    middle = count // 2
-    whole = _flat(clipped_sum(range(count)))
-    halves = _flat(clipped_sum(range(middle))) + _flat(clipped_sum(range(middle, count)))
-    gap = float(np.linalg.norm(whole - halves)) / max(float(np.linalg.norm(whole)), 1e-12)
-    empty = float(np.linalg.norm(_flat(clipped_sum([]))))
-    holds = gap <= tolerance and empty == 0
-    detail = f"relative gap {gap:.2g} between a batch and its halves; norm {empty:.2g} of the empty batch"
-    return Check("sums add up", 1.0 if holds else 0.0, detail)
+    detail = f"one unit moves the sum by up to {largest:.6g} of the {bound:.6g} that the noise is made for"
+    return certain("clipping holds on neighbours", largest <= bound * (1 + TOLERANCE), detail)
 
 
 def steps_charged_equal_steps_noised(charged: int, noised: int) -> Check:
     """Hold the ledger's steps against NoiseSource.draws: more noised than charged is a release that nobody paid for."""
-    return Check(
-        "steps charged = steps noised", 1.0 if charged == noised else 0.0, f"{charged} charged, {noised} noised"
-    )
+    return certain("steps charged = steps noised", charged == noised, f"{charged} charged, {noised} noised")
 
 
-def draw_inclusion(count: int) -> Booleans:
-    """Each canary in or out by a fair coin of the operating system: shape (count,)."""
-    return np.array([bool(secrets.randbits(1)) for _ in range(count)])
+def two_sided(deviations: float) -> float:
+    """P(|N(0, 1)| > deviations)."""
+    return math.erfc(deviations / math.sqrt(2))
 
 
-def canary_gradients(count: int, size: int, clip_norm: float) -> Floats:
-    """Random directions of norm clip_norm, shape (count, size): what canaries add to a clipped sum.
-
-    With many more coordinates than canaries they hardly touch each other.
-    """
-    directions = NoiseSource().normal((count, size))
-    return np.asarray(directions * (clip_norm / np.linalg.norm(directions, axis=1, keepdims=True)))
-
-
-def canary_scores(released: ArrayLike, canaries: ArrayLike) -> Floats:
-    """How much of each canary is in what was released (summed over all steps): their inner products, shape (count,)."""
-    return np.asarray(np.einsum("cn,n->c", np.asarray(canaries, np.float64), _flat(released)))
-
-
-def one_run_p_value(canaries: int, guesses: int, correct: int, epsilon: float, delta: float) -> float:
-    """Return the chance of `correct` or more right guesses out of `guesses` if the run were (epsilon, delta)-DP.
-
-    Steinke, Nasr and Jagielski 2023, theorem 5.2 and corollary 5.4: P[Bin(r, q) >= v] + 2 m delta max_i
-    P[v > Bin(r, q) >= v - i] / i, with q = 1 / (1 + exp(-epsilon)).
-    """
-    require(0 <= correct <= guesses <= canaries, "need 0 <= correct <= guesses <= canaries")
-    probability = 1 / (1 + math.exp(-epsilon))
-    masses = _binomial(guesses, probability)
-    tail = float(masses[correct:].sum())
-    below = np.cumsum(masses[:correct][::-1])
-    worst = float((below / np.arange(1, correct + 1)).max(initial=0.0))
-    return min(1.0, tail + 2 * canaries * delta * worst)
-
-
-def one_run_lower_bound(canaries: int, guesses: int, correct: int, delta: float, level: float = LEVEL) -> float:
-    """Return the largest epsilon that these guesses rule out at this delta; too large with a chance of at most level.
-
-    Formal guarantees: lower_bound_is_below_the_true_epsilon.
-    """
-    low, high = 0.0, 1.0
-    if one_run_p_value(canaries, guesses, correct, 0.0, delta) >= level:
+def binomial_tail(right: int, count: int, chance: float) -> float:
+    """Chernoff bound on Bin(count, chance) being `right` or further from its mean on that side; 1 at the mean."""
+    if count == 0 or (share := right / count) == chance:
+        return 1.0
+    if chance <= 0 or chance >= 1:
         return 0.0
-    while one_run_p_value(canaries, guesses, correct, high, delta) < level and high < 1000:
-        low, high = high, 2 * high
-    for _ in range(40):
-        middle = (low + high) / 2
-        refuted = one_run_p_value(canaries, guesses, correct, middle, delta) < level
-        low, high = (middle, high) if refuted else (low, middle)
-    return low
-
-
-def right_guesses(scores: ArrayLike, included: Booleans, guesses: int) -> int:
-    """Count the right ones: the highest-scored half of the guesses says "in", the lowest-scored half "out".
-
-    The other canaries are not guessed. `guesses` has to be fixed before the scores are seen.
-    """
-    order = np.argsort(np.asarray(scores, np.float64), kind="stable")
-    half = guesses // 2
-    return int(np.sum(~included[order[:half]]) + np.sum(included[order[len(order) - (guesses - half) :]]))
-
-
-def canaries_agree_with_the_claim(
-    scores: ArrayLike, included: Booleans, releases: Sequence[Release], guesses: int
-) -> Check:
-    """Whether the guesses refute the epsilon of these releases, taken at the small delta at which a test can be sharp.
-
-    At a delta of 1e-5 the bound's second term alone is above LEVEL, whatever the guesses; Gaussian noise has a claim at
-    every delta, and that at CANARY_DELTA is tested. Formal guarantees: correct_run_is_not_flagged,
-    missing_noise_is_flagged.
-    """
-    canaries = len(included)
-    correct = right_guesses(scores, included, guesses)
-    epsilon = epsilon_of(releases, CANARY_DELTA)
-    p_value = one_run_p_value(canaries, guesses, correct, epsilon, CANARY_DELTA)
-    bound = one_run_lower_bound(canaries, guesses, correct, CANARY_DELTA)
-    detail = (
-        f"{correct} of {guesses} guesses right, {canaries} canaries: epsilon is at least {bound:.3g}, "
-        f"claimed {epsilon:.3g} (at delta {CANARY_DELTA:g})"
-    )
-    if one_run_p_value(canaries, guesses, guesses, epsilon, CANARY_DELTA) >= LEVEL:
-        detail += "; too few canaries to refute this claim, whatever they show"
-    return Check("canaries agree with the claim", p_value, detail)
+    inside = share * math.log(share / chance) if share > 0 else 0.0
+    outside = (1 - share) * math.log((1 - share) / (1 - chance)) if share < 1 else 0.0
+    return math.exp(-count * (inside + outside))
 
 
 def _chi_square_tail(ratio: float, freedom: int) -> float:
@@ -215,21 +217,16 @@ def _chi_square_tail(ratio: float, freedom: int) -> float:
     return math.exp(-freedom / 2 * max(0.0, ratio - 1 - math.log(ratio)))
 
 
-def _binomial(count: int, probability: float) -> Floats:
-    """Return the masses of Bin(count, probability), shape (count + 1,)."""
-    if probability >= 1:
-        return np.append(np.zeros(count), 1.0)
-    log_factorials = np.cumsum(np.log(np.maximum(np.arange(count + 1), 1)))
-    right = np.arange(count + 1)
-    logs = log_factorials[-1] - log_factorials - log_factorials[::-1]
-    return np.asarray(np.exp(logs + right * math.log(probability) + (count - right) * math.log1p(-probability)))
+def _largest_correlation(rows: NDArray[np.floating]) -> tuple[float, int, int]:
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    directions = rows / np.where(lengths > 0, lengths, 1.0)
+    correlations = np.abs(directions @ directions.T)
+    np.fill_diagonal(correlations, 0.0)
+    first, second = sorted(map(int, np.unravel_index(int(correlations.argmax()), correlations.shape)))
+    return float(correlations.max()), first, second
 
 
-def _draws(draws: ArrayLike) -> Floats:
-    noise = np.asarray(draws, dtype=np.float64)
-    require(noise.ndim == 2 and noise.size > 0, f"draws have shape {noise.shape}, must be (releases, coordinates)")
+def _residuals(residuals: ArrayLike) -> NDArray[np.floating]:
+    noise = np.asarray(residuals)
+    require(noise.ndim == 2 and noise.size > 0, f"residuals have shape {noise.shape}, must be (releases, coordinates)")
     return noise
-
-
-def _flat(values: ArrayLike) -> Floats:
-    return np.asarray(values, dtype=np.float64).reshape(-1)

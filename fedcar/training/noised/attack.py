@@ -17,9 +17,11 @@ from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
 from fedcar.errors import FedcarError
 from fedcar.privacy.attack import Attack, class_sum_questions, nearest_texts, quality, row_labels, row_space_tokens
+from fedcar.privacy.membership import CONFIDENCE
 from fedcar.retriever.prepare import prepare
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
+from fedcar.training.noised.audit.canaries import attack_by_likelihood_ratio, planted_run
 from fedcar.training.noised.clients import InTurn, NoisedClient, NoisedRequest
 from fedcar.training.noised.plan import make_plan
 from fedcar.training.noised.server import PrivateTraining
@@ -77,6 +79,7 @@ def attack_collection(
         "words": words(encoder, members, plain, noised, deviation),
         "documents": labels(untrained, members, plain, noised, deviation),
         "class_sums": class_sums(untrained, collection, chosen, others, target, features, report),
+        "membership": {method: membership(untrained, target, method, report) for method in ("head", "adapter")},
         "note": "a failed attack is not privacy: only the statement's epsilon says what no attack can do",
     }
 
@@ -171,6 +174,29 @@ def class_sums(
         "without_noise": told(class_sum_questions(plain, candidates), truth, everything),
         "with_noise": told(class_sum_questions(noised, candidates), truth, everything),
         "one_row": {"true": told_of_row, **{f"nearest_{name}": texts for name, texts in nearest.items()}},
+    }
+
+
+def membership(untrained: Retriever, target: Target, method: str, report: Silent) -> dict[str, float]:
+    """The strongest attack: was a question there, by the likelihood ratio of all that this method's plan gives out?
+
+    Of made-up questions that move every sum by all they may, by one who knows all else. Beside it what the claim
+    allows; `mu_at_least` holds with the confidence that is named.
+    """
+    plan = make_plan(replace(target, public_dev=False, against_advice=True), method, len(untrained.documents))
+    module = Adapter("full", untrained.encoder.embedding_width) if method == "adapter" else None
+    report.say(f"{method}: canaries in one run of {plan.steps} steps")
+    found = attack_by_likelihood_ratio(planted_run(untrained, plan, module, quiet_runs=0))
+    return {
+        "canaries": found.canaries,
+        "auc": found.area,
+        "auc_allowed": found.area_allowed,
+        "right": found.right / found.canaries,
+        "right_allowed": found.right_allowed,
+        "mu": found.distance,
+        "mu_at_least": found.distance_at_least,
+        "mu_allowed": found.distance_allowed,
+        "confidence": CONFIDENCE,
     }
 
 
