@@ -160,6 +160,7 @@ def class_sums(
     candidates = torch.cat([members.x, strangers.x]).numpy()
     truth = set(range(len(members)))
     plain = members.class_sums()[SUMS].numpy()
+    assert release is not None
     noised = NoisedClient("victim", members).answer(NoisedRequest(1, release))[ROWS].numpy()
     row = int(members.targets.sum(0).masked_fill(members.targets.sum(0) == 0, 1e9).argmin())
     texts = [*few.texts, *rest.texts]

@@ -26,6 +26,7 @@ from fedcar.training.noised.clients import NoisedRequest
 from fedcar.training.noised.plan import HELD_OUT
 from fedcar.training.noised.server import retriever_of
 from fedcar.training.noised.sums import ADAPTER_SCALE, BELOW, BELOW_SHARE, COUNT, EVIDENCE_SHARE, ROWS
+from fedcar.training.noised.whitening import whitening
 
 Floats = NDArray[np.float64]
 QUESTIONS_AT_ONCE = 12
@@ -76,6 +77,7 @@ class Definition:
         self.untrained, self.questions, self.blocks, self.held_out = untrained, questions, blocks, held_out
         self.embeddings = untrained.head.embeddings.double()
         self.centre = untrained.head.centre.double()
+        self.whitening = whitening(untrained).double()
         self.untrained_states = torch.from_numpy(np.ascontiguousarray(questions.hidden_states)).double()
         self.x = self.inputs(self.untrained_states)
         evidence = questions.evidence.astype(np.float64) @ untrained.weights[:LEARNED].astype(np.float64)
@@ -88,11 +90,11 @@ class Definition:
         return len(self.questions)
 
     def inputs(self, hidden_states: Tensor) -> Tensor:
-        """What rows multiply: unit length, less the usual direction, unit length."""
+        """What rows multiply: unit length, less the usual direction, unit length, whitened by public texts."""
         lengths: Tensor = hidden_states.norm(dim=1, keepdim=True)
         centred: Tensor = hidden_states / lengths - self.centre
         unit: Tensor = centred / centred.norm(dim=1, keepdim=True)
-        return unit
+        return unit @ self.whitening
 
     def terms(self, request: NoisedRequest) -> Iterator[tuple[Floats, bool]]:
         """What each question adds, and whether its gradient's norm is on the edge of the clip norm."""
@@ -108,14 +110,15 @@ class Definition:
                 yield clipped(gradient, float(request.release.sensitivity or 0.0), request.adaptive)
 
     def class_term(self, row: int) -> Floats:
-        """The question's x at each document that answers it, by its share: the shares have length 1 together."""
+        """The question's x, no longer than 1, at each document that answers it, by its share, of length 1 together."""
         rows = {document.id: place for place, document in enumerate(self.untrained.documents)}
         term = np.zeros((len(rows), self.x.shape[1]))
         judged = {rows[name]: score for name, score in self.questions.relevant[row].items() if score > 0}
         judged = {place: score for place, score in judged.items() if not self.untrained.empty[place]}
         length = sum(score**2 for score in judged.values()) ** 0.5
+        x = self.x[row].numpy()
         for place, score in judged.items():
-            term[place] = score / length * self.x[row].numpy()
+            term[place] = score / length * x / max(1.0, float(np.linalg.norm(x)))
         return term.reshape(-1)
 
     def held_out_terms(self, request: NoisedRequest) -> Iterator[Floats]:
