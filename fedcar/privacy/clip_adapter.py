@@ -11,13 +11,14 @@ from torch import Tensor
 from fedcar.privacy.clip import Part, masked, wide
 from fedcar.privacy.errors import require
 
-_CHUNK_ELEMENTS = 1 << 22  # of per-example matrices in memory at a time: 16 MB in float32
+_CHUNK_ELEMENTS = 1 << 22  # of per-example matrices in memory at a time: 32 MB in float64
 
 
 def full_adapter(gradients: Tensor, embeddings: Tensor, *, name: str = "adapter") -> Part:
     """G_i = sum_t g_t x_t^T, so ||G_i||^2 = sum_{t,s} (g_t . g_s)(x_t . x_s): two L x L Gram matrices an example.
 
     Where 2 L > d the d x d matrices G_i are made instead, a few at a time. The sum is one product over all positions.
+    Positions that cancel leave a norm far below its parts: see `_gram_norms`.
     """
     gradients, embeddings = _pair(gradients, embeddings)
     n, length, width = gradients.shape
@@ -77,17 +78,17 @@ def _pair(gradients: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         gradients.dim() == 3 and gradients.shape == embeddings.shape,
         f"gradients {tuple(gradients.shape)} and embeddings {tuple(embeddings.shape)} must both be (n, length, d)",
     )
-    gradients, embeddings = wide(gradients), wide(embeddings)
-    dtype = torch.promote_types(gradients.dtype, embeddings.dtype)
-    return gradients.to(dtype), embeddings.to(dtype)
+    return wide(gradients), wide(embeddings)
 
 
 def _gram_norms(gradients: Tensor, embeddings: Tensor) -> Tensor:
     of_gradients, of_embeddings = gradients @ gradients.mT, embeddings @ embeddings.mT
     norms = (of_gradients * of_embeddings).sum((1, 2))
-    # Positions that cancel leave rounding errors of the size of this bound: added, so that the norm is not too small.
+    # Positions that cancel leave rounding errors, at most of the size of this bound (every inner product is a sum of
+    # `width` terms, the norm one of length^2): added, so that the norm is never too small.
     lengths = (of_gradients.diagonal(dim1=1, dim2=2) * of_embeddings.diagonal(dim1=1, dim2=2)).clamp(min=0.0).sqrt()
-    return norms + torch.finfo(norms.dtype).eps * lengths.sum(1).square()
+    length, width = gradients.shape[1:]
+    return norms + (2 * width + length**2 + 4) * torch.finfo(norms.dtype).eps * lengths.sum(1).square()
 
 
 def _materialised_norms(gradients: Tensor, embeddings: Tensor) -> Tensor:

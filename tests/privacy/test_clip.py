@@ -199,14 +199,14 @@ def test_equals_autograd_over_examples(kind, adapter, head, padding_side):
 @pytest.mark.parametrize("length", [1, 5, 40])  # 2 L <= d: Gram matrices; 2 L > d: materialised
 def test_gram_and_materialised_norms_agree(length):
     torch.manual_seed(0)
-    gradients, embeddings = torch.randn(2, 9, length, 32)
-    exact = torch.einsum("nti,ntj->nij", gradients.double(), embeddings.double()).square().sum((1, 2))
+    gradients, embeddings = torch.randn(2, 9, length, 32, dtype=torch.float64)
+    exact = torch.einsum("nti,ntj->nij", gradients, embeddings).square().sum((1, 2))
     for norms in (
         ca._gram_norms(gradients, embeddings),
         ca._materialised_norms(gradients, embeddings),
         ca.full_adapter(gradients, embeddings).squared_norms,
     ):
-        assert torch.allclose(norms.double(), exact, rtol=2e-5)
+        assert torch.allclose(norms, exact, rtol=1e-9, atol=0)
 
 
 def test_float32_is_within_1e_5():
@@ -238,17 +238,44 @@ def test_clipped_norm_at_most_C(n, clip_norm, size, seed):
     assert math.sqrt(sum(float(v.double().square().sum()) for v in whole.sums.values())) <= n * clip_norm * (1 + 1e-6)
 
 
-def test_positions_that_cancel_do_not_pass_unclipped():
-    # Two positions of opposite huge gradient: the true gradient is small against the rounding of the Gram matrices.
-    x = torch.randn(1, 2, 64, generator=torch.Generator().manual_seed(1))
-    x[0, 1] = x[0, 0] * (1 + 1e-4)
-    g = 1e4 * torch.ones(1, 2, 64)
-    g[0, 1] *= -1
-    found = c.clip([ca.full_adapter(g, x)], 1.0)
-    assert float(found.sums["adapter"].double().norm()) <= 1.01
+@pytest.mark.parametrize("length", [2, 4, 8])
+@pytest.mark.parametrize("apart", [2.0**-23, 3e-7, 1e-6, 1e-5, 1e-4, 1e-2])
+@pytest.mark.parametrize("mean", [0.0, 1.0, 10.0])
+def test_positions_that_cancel_do_not_pass_unclipped(length, apart, mean):
+    """Gradients of opposite sign at nearly equal positions: the sum is small against the rounding of Gram matrices.
+
+    In float32 Gram matrices the norm came out as 0 or below for some of these, and a gradient eight times too long
+    (mean 1, apart 3e-7, seed 24) was not clipped at all.
+    """
+    signs = torch.ones(length)
+    signs[length // 2 :] = -1
+    for seed in (1, 3, 7, 24, 29):
+        generator = torch.Generator().manual_seed(seed)
+        x = mean + torch.rand(1, 1, 64, generator=generator)
+        x = x + apart * (mean + 1) * torch.randn(1, length, 64, generator=generator)
+        g = 100 * (torch.rand(1, 1, 64, generator=generator) + mean) * signs[None, :, None]
+        true = float(torch.einsum("nti,ntj->nij", g.double(), x.double()).norm())
+        for clip_norm in (true / 8, true / 2, 1.0):
+            moved = float(c.clip([ca.full_adapter(g, x)], clip_norm).sums["adapter"].norm())
+            assert moved <= clip_norm * (1 + 1e-6), (seed, clip_norm)
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e30])
+def test_one_example_moves_a_long_sum_by_at_most_C():
+    """A million equal examples and one more: summed in float32 one moved the sum by 1.003 clip norms."""
+    p, h = torch.tensor([[0.7, -0.7]]), torch.tensor([[0.3, 0.4, 0.5, 0.1]])
+    count = 1_000_000
+    with_one, without = (c.clip([c.linear_head(p.expand(n, -1), h.expand(n, -1))], 0.1) for n in (count, count - 1))
+    moved = float((with_one.sums["rows"] - without.sums["rows"]).norm())
+    assert with_one.clipped == count and 0.1 * (1 - 1e-8) < moved <= 0.1 * (1 + 1e-6)
+
+
+def test_a_gradient_that_float32_holds_no_square_of_is_clipped():
+    p, h = torch.tensor([[1e30, 0.0]]), torch.tensor([[3.0, 4.0]])
+    found = c.clip([c.linear_head(p, h)], 0.5)
+    assert found.non_finite == 0 and float(found.sums["rows"].norm()) == pytest.approx(0.5, rel=1e-8)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_non_finite_examples_are_zeroed_and_counted(bad):
     torch.manual_seed(0)
     p, h, y, x = torch.randn(4, 5), torch.randn(4, 6), torch.randn(4, 3, 6), torch.randn(4, 3, 6)

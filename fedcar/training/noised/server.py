@@ -241,7 +241,7 @@ class PrivateTraining:
         head = self.untrained.head
         prior = functional.normalize(head.embeddings - head.centre, dim=1) * head.embeddings.norm(dim=1, keepdim=True)
         length = ROW_LENGTH_ALONE if self.plan.step is None else ROW_LENGTH
-        return length * functional.normalize(sums + PRIOR_QUESTIONS * prior, dim=1)
+        return length * functional.normalize(sums.float() + PRIOR_QUESTIONS * prior, dim=1)
 
     def rates(self, units: float) -> dict[str, float]:
         """Step sizes from the plan and the noised count: as far as LONGEST_PATH, unless the noise gets too loud.
@@ -330,11 +330,11 @@ def held_out_counts(
 ) -> Tensor:
     """Held-out questions of a client, how many search gets right, and how many the state: (3,)."""
     if not len(questions):
-        return torch.zeros(3)
+        return torch.zeros(3, dtype=torch.float64)
     by_search = Standard().score(questions, untrained.scores_of(questions)).success
     trained = retriever_of(untrained, state, adapter)
     by_state = Standard().score(questions, trained.scores_of(questions)).success
-    return len(questions) * torch.tensor([1.0, by_search, by_state])
+    return len(questions) * torch.tensor([1.0, by_search, by_state], dtype=torch.float64)
 
 
 def choices(plan: PrivatePlan) -> dict[str, str]:

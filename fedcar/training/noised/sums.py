@@ -21,7 +21,7 @@ from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.weights import LEARNED
 
-CELLS_AT_ONCE = 1 << 23  # of (questions, documents) in memory at a time
+CELLS_AT_ONCE = 1 << 22  # of (questions, documents) in memory at a time, in float64
 TOKENS_AT_ONCE = 4096  # of questions that go through the encoder together
 EVIDENCE_SHARE = 0.25  # of the evidence's default weights, beside rows; chosen on dev splits, fixed
 ADAPTER_SCALE = 0.1  # what is trained is the adapter's difference to the identity over this: one clip norm fits both
@@ -35,6 +35,11 @@ class ClippedSums:
     """A device's questions as the sums need them: x (n, d), candidates (n, c), offset (n, c), relevance (n, c).
 
     x is the centred hidden state of unit length. Which documents have questions is nowhere: every row is trained.
+    Every sum is float64 until it is noised. So are the scores it is made of, but for those out of the encoder itself:
+    in float32 a question's gradient depends a little on the others of its batch.
+
+    Formal guarantees:
+        one_question_moves_a_sum_by_at_most_its_sensitivity.
     """
 
     def __init__(self, retriever: Retriever, questions: Questions, adapter: Adapter | None = None) -> None:
@@ -69,9 +74,10 @@ class ClippedSums:
         A question of several documents is shared out among them: its targets have length 1 together.
         """
         chosen = torch.arange(len(self)) if rows is None else rows
-        total = torch.zeros(self.documents, self.x.shape[1])
-        for part in torch.split(chosen, max(1, CELLS_AT_ONCE // self.documents)):
-            total += clip([linear_head(functional.normalize(self.targets[part], dim=1), self.x[part])], 1.0).sums[ROWS]
+        total = torch.zeros(self.documents, self.x.shape[1], dtype=torch.float64)
+        for part in torch.split(chosen, self.at_once):
+            targets = functional.normalize(self.targets[part].double(), dim=1)
+            total += clip([linear_head(targets, self.x[part])], 1.0).sums[ROWS]
         return {SUMS: total}
 
     def gradients(self, state: Tensors, clip_norm: float, rows: Tensor | None = None) -> dict[str, Tensor]:
@@ -86,11 +92,11 @@ class ClippedSums:
         """
         sums, below = self.clipped(state, clip_norm, rows)
         scaled = {name: (1 - BELOW_SHARE) ** 0.5 / clip_norm * tensor for name, tensor in sums.items()}
-        return {**scaled, BELOW: torch.tensor([2 * BELOW_SHARE**0.5 * below])}
+        return {**scaled, BELOW: torch.tensor([2 * BELOW_SHARE**0.5 * below], dtype=torch.float64)}
 
     def clipped(self, state: Tensors, clip_norm: float, rows: Tensor | None) -> tuple[dict[str, Tensor], float]:
         """Sums of clipped gradients; the number of those that were not clipped less half of all."""
-        total, below = {name: torch.zeros_like(tensor) for name, tensor in state.items()}, 0.0
+        total, below = {name: torch.zeros(tensor.shape, dtype=torch.float64) for name, tensor in state.items()}, 0.0
         for part in self.batches(rows):
             clipping = clip(self.parts(state, part), clip_norm)
             below += clipping.examples / 2 - clipping.clipped - clipping.non_finite
@@ -98,9 +104,14 @@ class ClippedSums:
                 total[name] += tensor
         return total, below
 
+    @property
+    def at_once(self) -> int:
+        """How many questions: their scores for all documents, and their x, fit into memory."""
+        return max(1, CELLS_AT_ONCE // max(self.documents, self.x.shape[1]))
+
     def batches(self, rows: Tensor | None) -> Iterator[Tensor | slice]:
         """Parts that fit into memory, slices where all take part; through the encoder texts of like length together."""
-        size = max(1, CELLS_AT_ONCE // self.documents)
+        size = self.at_once
         if self.adapter is not None:
             chosen = torch.arange(len(self)) if rows is None else rows
             lengths = [len(self.token_ids[row]) for row in chosen.tolist()]
@@ -112,12 +123,12 @@ class ClippedSums:
 
     def parts(self, state: Tensors, rows: Tensor | slice) -> list[Part]:
         """What one batch's gradients are made of: rows alone, or rows and adapter by one backward pass."""
-        x = self.x[rows]
+        x = self.x[rows].double()
         if not len(x):
             return [Part(torch.zeros(0), lambda factors, keep: {n: torch.zeros_like(t) for n, t in state.items()})]
         if isinstance(rows, Tensor) and self.adapter is not None:
             return self.parts_through_the_encoder(state, rows)
-        logits = self.offset[rows] + self.row_scores(x, state[ROWS], rows)
+        logits = self.offset[rows] + self.row_scores(x, state[ROWS].double(), rows)
         logits.requires_grad_(True)
         (slopes,) = output_gradients(candidate_losses(logits, self.relevance[rows]), [logits])
         return [linear_head(self.scattered(slopes, rows), x)]
@@ -153,7 +164,8 @@ class ClippedSums:
         """Slopes of the candidates' scores (b, c) -> of all documents' (b, documents)."""
         if self.all_in_order:
             return slopes
-        return torch.zeros(len(slopes), self.documents).scatter(1, self.candidates[rows], slopes)
+        zeros = torch.zeros(len(slopes), self.documents, dtype=slopes.dtype)
+        return zeros.scatter(1, self.candidates[rows], slopes)
 
 
 def usual_vectors(hidden_states: Tensor, centre: Tensor) -> Tensor:
