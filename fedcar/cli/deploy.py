@@ -204,6 +204,7 @@ def run(
     delta: float,
     unit: str,
     public_dev: bool,
+    public_because: str | None,
     against_advice: bool,
     adaptive_clip: bool,
     held_out: bool,
@@ -234,7 +235,7 @@ def run(
         check_method(method, adapter, settings)
         target = privacy_target(
             epsilon, delta=delta, unit=unit, public_dev=public_dev, against_advice=against_advice,
-            adaptive_clip=adaptive_clip, held_out=held_out,
+            adaptive_clip=adaptive_clip, held_out=held_out, public_because=public_because,
         )  # fmt: skip
         place = ServerFolder(data_dir)
         place.settings()

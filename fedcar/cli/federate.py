@@ -77,6 +77,7 @@ def federate(
     unit: str,
     recipe: str,
     public_dev: bool,
+    public_because: str | None,
     against_advice: bool,
     adaptive_clip: bool,
     held_out: bool,
@@ -115,7 +116,7 @@ def federate(
     report = Console()
     target = privacy_target(
         epsilon, delta=delta, unit=unit, public_dev=public_dev, against_advice=against_advice,
-        adaptive_clip=adaptive_clip, held_out=held_out,
+        adaptive_clip=adaptive_clip, held_out=held_out, public_because=public_because,
     )  # fmt: skip
     if target is not None:
         target.check()
@@ -172,17 +173,19 @@ def _federate_under_epsilon(
     **options: Any,  # noqa: ANN401
 ) -> None:
     """Under a budget: the same output, the statement with it; exit code 3 where a client refused."""
-    from fedcar.collection.partition import partition
-    from fedcar.federation.simulate.noised import federate_under_epsilon
+    from fedcar.federation.simulate.noised import SharedOut, federate_under_epsilon
     from fedcar.training.noised.plan import make_plan
 
     if dry_run:
-        parts = partition(loaded.judged("train"), options["kind"], options["clients"], options["rounds"].seed)
-        target.check(len(parts) if target.unit == "client" else len(loaded.judged("train")))
+        seed = options["rounds"].seed
+        shared = SharedOut.of(loaded.judged("train"), target, options["kind"], options["clients"], seed)
+        target.check(shared.units)
         rate = options["rounds"].participation if target.unit == "client" else None
         steps = options["rounds"].rounds or None
         noised_plan = make_plan(target, options["method"], len(loaded.documents), steps=steps, sampling_rate=rate)
-        show_plan({"documents": len(loaded.documents), "clients": sorted(parts), **noised_plan.in_words()}, as_json)
+        show_plan(
+            {"documents": len(loaded.documents), "clients": sorted(shared.parts), **noised_plan.in_words()}, as_json
+        )
         return
     deadline = options["rounds"].deadline
     with live_table() as watch, _over(engine, options["cache"], deadline, options["report"]) as over:

@@ -154,9 +154,13 @@ with_settings = together(  # the rounds', which federate and run have in common
 with_privacy = together(  # what goes with --epsilon, likewise
     delta_option,
     click.option(
-        "--unit", default="example", show_default=True, help="With --epsilon: example (a question) or client."
+        "--unit",
+        default="example",
+        show_default=True,
+        help="With --epsilon: example (a question), person=COLUMN (a field of their metadata) or client.",
     ),
     click.option("--public-dev", is_flag=True, help="With --epsilon: dev is public, choices are made on it."),
+    click.option("--public-because", type=TEXT, callback=given, help="With --public-dev: why; the statement keeps it."),
     click.option("--against-advice", is_flag=True, help="With --epsilon: train where search is expected to be better."),
     click.option("--adaptive-clip", is_flag=True, help="With --epsilon: the clip norm follows noised counts."),
     click.option("--held-out", is_flag=True, help="With --epsilon: clients' dev questions count, noised, at the end."),
@@ -187,7 +191,9 @@ def privacy_target(epsilon: float | None, **options: Any) -> Target | None:  # n
     from fedcar.training.settings import refuse_with_epsilon_only
     from fedcar.training.target import Target
 
-    refuse_with_epsilon_only(epsilon, **{name: value for name, value in options.items() if isinstance(value, bool)})
+    flags = {name: value for name, value in options.items() if isinstance(value, bool)}
+    worded = {"unit": options["unit"] != "example", "public_because": options["public_because"] is not None}
+    refuse_with_epsilon_only(epsilon, **flags, **worded)
     return None if epsilon is None else Target(epsilon, **options)
 
 

@@ -52,9 +52,12 @@ def plan(questions: str, documents: int, clients: int | None, as_json: bool, **o
 
 @privacy.command()
 @click.argument("place", type=FOLDER)
+@click.option("--person-questions", type=click.IntRange(1, 1000), help="What holds for who asked up to so many.")
+@click.option("--checklist", "as_checklist", is_flag=True, help="Point by point, for a privacy officer.")
 @as_json
-def statement(place: Path, as_json: bool) -> None:
+def statement(place: Path, person_questions: int | None, as_checklist: bool, as_json: bool) -> None:
     """Say in plain words what is promised for PLACE: a retriever, a run, or a privacy.json."""
+    from fedcar.privacy.checklist import checklist, person_table, person_words
     from fedcar.privacy.statement import from_json, plain_words, to_json
 
     if not place.exists():
@@ -67,10 +70,22 @@ def statement(place: Path, as_json: bool) -> None:
     except (PrivacyError, UnicodeDecodeError) as error:
         why = error if isinstance(error, PrivacyError) else "not a privacy statement"
         raise FedcarError(f"{file}: {why}; give a retriever, a run, or the privacy.json of one") from error
+    if person_questions is not None and found.unit != "example":
+        raise FedcarError(f"--person-questions: this statement protects each {found.unit} whole; leave it out")
     if as_json:
-        print_json(to_json(found))
+        content = to_json(found)
+        if person_questions is not None:
+            table = person_table(found, person_questions)
+            content["persons"] = [{"questions": count, "epsilon": epsilon} for count, epsilon in table]
+        print_json(content | ({"checklist": checklist(found)} if as_checklist else {}))
+        return
+    if as_checklist:
+        for heading, text in checklist(found).items():
+            echo(f"{heading}: {text}")
     else:
         echo(plain_words(found))
+    for line in ["", *person_words(found, person_questions)]:
+        echo(line)
 
 
 @privacy.command()

@@ -9,12 +9,14 @@ import click
 
 from fedcar.cli.options import (
     FOLDER,
+    TEXT,
     adapter_option,
     as_json,
     cache_option,
     delta_option,
     dry_run_option,
     encoder_option,
+    given,
     pooling_option,
     runtime_option,
     seed_option,
@@ -39,7 +41,14 @@ from fedcar.errors import FedcarError, typed_path
 @click.option("--epsilon", type=float, help="Differential privacy for every training question; see docs/privacy.md.")
 @delta_option
 @click.option("--recipe", default="private", show_default=True, help="paper: for comparison, no formal guarantee.")
+@click.option(
+    "--unit",
+    default="example",
+    show_default=True,
+    help="With --epsilon: example (a question) or person=COLUMN (a field of their metadata).",
+)
 @click.option("--public-dev", is_flag=True, help="With --epsilon: dev is public, choices are made on it.")
+@click.option("--public-because", type=TEXT, callback=given, help="With --public-dev: why; the statement keeps it.")
 @click.option(
     "--against-advice", is_flag=True, help="With --epsilon: train even where search is expected to be better."
 )

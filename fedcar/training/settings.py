@@ -32,9 +32,10 @@ class TrainingSettings:
     question) and asked what users would ask of them: pseudo-queries for ridge.
 
     `epsilon` trains under differential privacy (docs/privacy.md): class sums, head or adapter with noise, `epochs` full
-    steps, no checkpoint. Dev is then not read, unless `public_dev` declares it public. `adaptive_clip` moves the clip
-    norm by noised counts. `noise_seed` is for tests and makes epsilon infinite. `recipe` "paper" is that of arXiv
-    2509.16508, without epsilon and without formal guarantee.
+    steps, no checkpoint. Dev is then not read, unless `public_dev` declares it public; `public_because` is the reason
+    that the statement gives. `unit` "person=COLUMN" protects persons, whom this field of the questions' metadata names.
+    `adaptive_clip` moves the clip norm by noised counts. `noise_seed` is for tests and makes epsilon infinite. `recipe`
+    "paper" is that of arXiv 2509.16508, without epsilon and without formal guarantee.
     """
 
     encoder: str | Path | Encoder = DEFAULT_ENCODER
@@ -50,11 +51,13 @@ class TrainingSettings:
     questions_model: str | None = None
     epsilon: float | None = None
     delta: float = DELTA
+    unit: str = "example"
     public_dev: bool = False
     against_advice: bool = False
     adaptive_clip: bool = False
     noise_seed: int | None = None
     recipe: str = "private"
+    public_because: str | None = None
 
     def steps(self, resume: bool = False) -> Settings:
         """What gradient steps do; FedcarError, before anything long begins, for what makes no sense together."""
@@ -66,7 +69,11 @@ class TrainingSettings:
             public_dev=self.public_dev,
             against_advice=self.against_advice,
             adaptive_clip=self.adaptive_clip,
+            unit=self.unit != "example",
+            public_because=self.public_because is not None,
         )
+        if self.unit == "client":
+            raise FedcarError("--unit client: here are questions of one place; give example or person=COLUMN")
         if (target := self.target) is not None:
             refuse_without_epsilon_only(self.head, self.pre_classifier, self.questions_from, resume)
             target.check()
@@ -77,8 +84,8 @@ class TrainingSettings:
         """What is to hold of every training question; None without epsilon."""
         if self.epsilon is None:
             return None
-        unit, choices = "example", (self.public_dev, self.noise_seed, self.against_advice, self.adaptive_clip)
-        return Target(self.epsilon, self.delta, unit, *choices)
+        choices = self.public_dev, self.noise_seed, self.against_advice, self.adaptive_clip
+        return Target(self.epsilon, self.delta, self.unit, *choices, public_because=self.public_because)
 
 
 class TrainingOptions(TypedDict, total=False):
@@ -97,11 +104,13 @@ class TrainingOptions(TypedDict, total=False):
     questions_model: str | None
     epsilon: float | None
     delta: float
+    unit: str
     public_dev: bool
     against_advice: bool
     adaptive_clip: bool
     noise_seed: int | None
     recipe: str
+    public_because: str | None
 
 
 def loaded(encoder: str | Path | Encoder, pooling: str | None) -> Encoder:

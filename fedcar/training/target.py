@@ -10,6 +10,7 @@ from fedcar.privacy.errors import require
 from fedcar.privacy.release import UNITS, check_target
 
 DELTA = 1e-5
+WAYS = ("example", "person=COLUMN", "client")  # of naming the unit
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Target:
     `noise_seed` is for tests: noise that can be repeated, so that epsilon is infinite. `against_advice` trains even
     where the plan expects less than search gives. `adaptive_clip` moves the clip norm to the median gradient, by
     noised counts. `held_out`: at the end the clients count on held-out questions of theirs, noised and charged, whether
-    what was trained is better than search.
+    what was trained is better than search. `unit` is "example" (a question), "client", or "person=COLUMN": those who
+    have one value in this field of their questions' metadata. `public_because` says why dev may be called public.
     """
 
     epsilon: float
@@ -30,12 +32,26 @@ class Target:
     against_advice: bool = False
     adaptive_clip: bool = False
     held_out: bool = False
+    public_because: str | None = None
+
+    @property
+    def protects(self) -> str:
+        """What is hidden, as releases and statements have it: example, person or client."""
+        return "person" if self.column is not None else self.unit
+
+    @property
+    def column(self) -> str | None:
+        """The field of a question's metadata that says whose it is, where persons are the unit."""
+        name, _, column = self.unit.partition("=")
+        return column if name == "person" and column.strip() else None
 
     def check(self, units: int | None = None) -> None:
-        """Refuse what nobody should promise; `units` is how many questions (or clients) there are."""
-        if self.unit not in UNITS:
-            raise FedcarError(f'--unit "{self.unit}": not known; give one of {", ".join(UNITS)}')
-        if self.held_out and (self.public_dev or self.unit == "client"):
+        """Refuse what nobody should promise; `units` is how many questions (persons, clients) there are."""
+        if self.protects not in UNITS or self.unit == "person":
+            raise FedcarError(f'--unit "{self.unit}": not known; give one of {", ".join(WAYS)}')
+        if self.public_because is not None and not self.public_dev:
+            raise FedcarError("--public-because: says why dev is public; give --public-dev too, or leave it out")
+        if self.held_out and (self.public_dev or self.unit != "example"):
             why = "--public-dev chooses already" if self.public_dev else "it takes --unit example"
             raise FedcarError(f"--held-out: {why}; leave one of them out")
         try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedcar.collection.collection import Collection
+from fedcar.collection.persons import persons_of
 from fedcar.collection.pseudo_queries import PseudoQueries, pseudo_queries
 from fedcar.collection.splits import split_for_selection, warn_of_narrow_data
 from fedcar.common.measure import Clock
@@ -139,7 +140,9 @@ def plan(
     steps, encoder = options.steps(), loaded(options.encoder, options.pooling)
     training, selection = split_for_selection(collection, options.seed)
     if options.target is not None:
-        options.target.check(len(collection.judged("train")))
+        training = collection.judged("train")
+        column = options.target.column
+        options.target.check(len(set(persons_of(training, column))) if column is not None else len(training))
         private = PrivateSettings(options.target, options.method, options.epochs, None, options.adapter, options.seed)
         in_words = private.plan(len(collection.documents)).in_words()
         return {"documents": len(collection.documents), "encoder": encoder.name, "privacy": in_words}

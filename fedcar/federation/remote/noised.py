@@ -73,7 +73,8 @@ class Asking:
         return Payload(kind, {**values, "adaptive": request.adaptive or 0.0}, with_prefix(request.state, STATE))
 
     def _expected(self, request: NoisedRequest) -> dict[str, tuple[torch.dtype, torch.Size]]:
-        shapes = {0: {COUNT: torch.Size([1])}, 1: {ROWS: self.shapes[ROWS]}}.get(request.number, self.shapes)
+        counts = 2 if request.release.unit == "person" else 1
+        shapes = {0: {COUNT: torch.Size([counts])}, 1: {ROWS: self.shapes[ROWS]}}.get(request.number, self.shapes)
         if request.release.name == HELD_OUT:
             shapes = {HELD_OUT: torch.Size([3])}
         if request.adaptive is not None:

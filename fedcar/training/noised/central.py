@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fedcar.collection.collection import Collection
+from fedcar.collection.persons import persons_of
 from fedcar.common.progress import Silent
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
@@ -26,7 +27,7 @@ from fedcar.training.selection import NOTHING, Candidate
 def train_under_epsilon(
     collection: Collection, settings: PrivateSettings, encoder: Encoder, features: FeatureCache, report: Silent
 ) -> Retriever:
-    """A retriever that satisfies (epsilon, delta)-differential privacy for every training question.
+    """A retriever that satisfies (epsilon, delta)-differential privacy for every training question, or every person.
 
     All of train trains; dev is not read unless it was declared public. The statement is in `training["privacy"]` and
     goes with the retriever.
@@ -35,13 +36,15 @@ def train_under_epsilon(
         no_private_question_changes_anything_un_noised.
     """
     questions, target = collection.judged("train"), settings.target
-    target.check(len(questions))
+    persons = persons_of(questions, target.column) if target.column is not None else None
+    target.check(len(questions) if persons is None else len(set(persons)))
     plan = settings.plan(len(collection.documents))
     splits = Splits.under_epsilon(collection, target.public_dev, questions)
     untrained = Retriever.untrained(collection.documents, encoder, features, report)
     job = prepare(collection, untrained, features, report, splits)
     module = settings.module(encoder.embedding_width)
-    device = NoisedClient("this device", ClippedSums(untrained, job.training, module), NoiseSource(target.noise_seed))
+    sums = ClippedSums(untrained, job.training, module, persons)
+    device = NoisedClient("this device", sums, NoiseSource(target.noise_seed))
     selection = chosen_by(job)
     server = PrivateTraining(untrained, InTurn([device]), plan, selection=selection, adapter=module, report=report)
     return concluded(job, server.run(), plan)

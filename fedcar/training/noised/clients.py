@@ -56,7 +56,7 @@ class NoisedRequest(Request["NoisedClient | Cohort", Tensors]):
         Where the clip norm adapts, gradients in units of it, and how many were not clipped.
         """
         if self.number == 0:
-            return {COUNT: torch.tensor([len(private_questions)], dtype=torch.float64)}
+            return {COUNT: private_questions.counts()}
         if self.number == 1:
             return {ROWS: private_questions.class_sums(rows)[SUMS]}
         if self.adaptive is not None:
@@ -108,14 +108,16 @@ class NoisedClient:
     given: list[Release] = field(default_factory=list)
 
     def answer(self, request: NoisedRequest) -> dict[str, Tensor]:
-        """The noised sums over all its questions, or over those drawn for this step: each by its own coin."""
+        """The noised sums over all its questions, or over those drawn for this step: each unit by its own coin."""
         private_questions, release = self.private_questions, request.release
         assert private_questions is not None
 
         def sums() -> dict[str, Tensor]:
             if release.name == HELD_OUT:
                 return {HELD_OUT: torch.zeros(3) if self.held_out is None else self.held_out(request.state)}
-            drawn = poisson(len(private_questions), release.sampling_rate) if release.sampler == "poisson" else None
+            drawn = None
+            if release.sampler == "poisson":
+                drawn = private_questions.rows_of(poisson(private_questions.units, release.sampling_rate))
             return request.sums(private_questions, drawn)
 
         return self.release(request.number, release, sums)

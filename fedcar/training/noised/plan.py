@@ -120,7 +120,9 @@ class PrivatePlan:
     def statement(self, given: tuple[Release, ...], clients: int, selection: dict[str, str]) -> Statement:
         """The claim over what was really given out, by one client (they all spend alike)."""
         what = {
-            "count": "how many questions there are, noised",
+            "count": "how many persons there are and how much they asked together, noised"
+            if self.target.protects == "person"
+            else "how many questions there are, noised",
             "class sums": "for each document the sum of its questions' vectors, noised",
             "head": "sums of clipped gradients of the rows, noised",
             "adapter": "sums of clipped gradients of adapter and rows, noised",
@@ -137,6 +139,7 @@ class PrivatePlan:
             released=[what[name] for name in names],
             selection=selection,
             clients=clients,
+            public={"dev split": self.target.public_because or ""} if self.target.public_dev else {},
         )
 
 
@@ -175,11 +178,19 @@ def make_plan(
         noise_multiplier=1.0,
         sensitivity=1.0,
         sampler="full-batch",
-        unit=target.unit,
-        adjacency="add-or-remove-one",
+        unit=target.protects,
+        adjacency="zero-out-one" if target.unit == "client" else "add-or-remove-one",  # how many clients is known
     )
     total = calibrated(counted, target)
-    count = None if target.unit == "client" else replace(counted, noise_multiplier=total / COUNT_SHARE**0.5 * SLACK)
+    count = (
+        None
+        if target.unit == "client"
+        else replace(
+            counted,
+            noise_multiplier=total / COUNT_SHARE**0.5 * SLACK,
+            sensitivity=2**0.5 if target.protects == "person" else 1.0,  # see ClippedSums.counts
+        )
+    )
     held_out = None
     if target.held_out:  # each question adds at most (1, 1, 1)
         noise = total / HELD_OUT_SHARE**0.5 * SLACK

@@ -26,7 +26,16 @@ from fedcar.retriever.weights import LEARNED, weights_of
 from fedcar.training.noised.clients import NoisedClients, NoisedRequest
 from fedcar.training.noised.plan import HELD_OUT, LARGEST_CLIP_NORM, LEAST_CLIP_NORM, LEAST_STRENGTH, PrivatePlan
 from fedcar.training.noised.record import ExchangeRecord
-from fedcar.training.noised.sums import ADAPTER_SCALE, BELOW, BELOW_SHARE, COUNT, EVIDENCE_SHARE, ROWS, load_adapter
+from fedcar.training.noised.sums import (
+    ADAPTER_SCALE,
+    BELOW,
+    BELOW_SHARE,
+    COUNT,
+    EVIDENCE_SHARE,
+    MOST_WEIGHT,
+    ROWS,
+    load_adapter,
+)
 from fedcar.training.selection import Score, Standard, baseline_weights, best_weights
 
 ROW_LENGTH, ROW_LENGTH_ALONE = 12.0, 20.0  # of a row made of class sums, before steps and without
@@ -97,6 +106,7 @@ class PrivateTraining:
         self.watch = watch or (lambda record: None)
         self.outcome = Outcome(untrained, "none")
         self.weights: dict[str, float] = {}
+        self.worth = 0.0  # where persons are the unit, how many of one question each they are worth
         self.best = self.before()
 
     # ---------------------------------------------------------------- the run, top to bottom
@@ -114,7 +124,7 @@ class PrivateTraining:
     def train(self) -> None:
         plan = self.plan
         units = self.counted()
-        strength = plan.strength(units, self.loudness)
+        strength = plan.strength(self.worth or units, self.loudness)
         if strength < LEAST_STRENGTH and not plan.target.against_advice:
             self.report.say(advice(strength))
             return
@@ -214,7 +224,8 @@ class PrivateTraining:
         """
         if self.plan.count is None:
             return float(self.clients.units)
-        noised = {name: max(0.0, float(count)) for name, count in self.exchange(NoisedRequest.of(self.plan, 0)).items()}
+        counts = self.exchange(NoisedRequest.of(self.plan, 0))
+        noised = {name: max(0.0, float(count[0])) for name, count in counts.items()}
         self.clients.keep(sorted(noised))
         self.weights = dict.fromkeys(noised, 1.0)
         if not any(noised.values()):  # noise alone: nobody is known to have more than anybody else
@@ -224,6 +235,9 @@ class PrivateTraining:
         if any(weight < LEAST_WEIGHT for weight in self.weights.values()):
             few = sum(weight < LEAST_WEIGHT for weight in self.weights.values())
             self.report.say(f"{few} of {len(noised)} clients have too few questions for this plan and hardly count")
+        if self.plan.target.protects == "person":
+            worth = sum(self.weights[name] * MOST_WEIGHT * max(0.0, float(count[1])) for name, count in counts.items())
+            self.worth = max(1.0, worth)
         return max(1.0, sum(self.weights[name] * number for name, number in noised.items()))
 
     @property
