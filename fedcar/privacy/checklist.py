@@ -121,7 +121,7 @@ def _bounding(statement: Statement) -> str:
 def _exposure(statement: Statement) -> str:
     sampled = [release for release in statement.releases if release.sampler == "poisson"]
     thing = THINGS[statement.unit]
-    text = "All given out is listed above, and may be published. " + ("What is made of it costs nothing more.")
+    text = "What was given out stands in the statement. It may be published. What is made of it costs nothing more."
     if sampled:
         text += f" Which {thing}s were drawn for a step is hidden, and must stay so: {_rates(sampled)}."
     return text

@@ -103,7 +103,6 @@ def state(
     selection: Mapping[str, str] | None = None,
     clients: int = 1,
     no_guarantee: str | None = None,
-    public: Mapping[str, str] | None = None,
 ) -> Statement:
     """Return the statement over these releases; `no_guarantee` is a reason why epsilon is infinite in any case.
 
@@ -139,7 +138,6 @@ def state(
         not_covered=NOT_COVERED[str(unit)],
         clients=clients,
         reason=reason,
-        public=dict(public or {}),
     )
 
 
@@ -238,14 +236,15 @@ def _claim(statement: Statement) -> str:
     if not statement.holds:
         return f"No formal guarantee (epsilon = infinity): {statement.reason}."
     thing = THINGS[statement.unit]
-    sure = 1 / (1 + math.exp(-statement.epsilon))
+    sure = 100 / (1 + math.exp(-statement.epsilon))
+    certain = f"can become at most {sure:.1f} % sure" if sure < 99.9 else "can become nearly certain"
     each = f" of each of the {statement.clients} clients" if statement.clients > 1 and thing != "client" else ""
     whole = " All questions of one person count as one." if thing == "person" else ""
     return (
         f"Every single {thing}{each} is protected with epsilon {_number(statement.epsilon)} "
         f"(delta {statement.delta:g}).{whole} Think of someone who sees all that was given out, and knows every other "
-        f"{thing}. Before, they hold it for fifty-fifty that this one was used. Afterwards they can become at most "
-        f"{100 * sure:.1f} % sure, but for a chance of about {statement.delta:g}."
+        f"{thing}. Before, they hold it for fifty-fifty that this one was used. Afterwards they {certain}, "
+        f"but for a chance of about {statement.delta:g}."
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from support import releases
@@ -16,16 +17,15 @@ def release(multiplier=10.0, steps=25, **changes):
     return releases.release(multiplier, steps=steps, **({"sensitivity": 0.5} | changes))
 
 
-def stated(releases=None, **changes):
+def stated(releases=None, public=None, **changes):
     values = dict(
         method="head",
         clip_norm=0.5,
         released=["noised class sums", "noised gradients of the rows"],
         selection={"best step": "fixed in advance", "mixing weights": "documents alone"},
     )
-    return state(
-        releases or [release(20.0, 1, name="class sums", sensitivity=1.0), release()], 1e-5, **(values | changes)
-    )
+    releases = releases or [release(20.0, 1, name="class sums", sensitivity=1.0), release()]
+    return replace(state(releases, 1e-5, **(values | changes)), public=public or {})
 
 
 def test_statement_epsilon_is_the_accountants():

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import median_low
-from typing import Any
-
-import numpy as np
 
 from fedcar.errors import FedcarError
 from fedcar.privacy.accountant import epsilon_of, noise_multiplier
 from fedcar.privacy.errors import PrivacyError
 from fedcar.privacy.release import Release
 from fedcar.privacy.statement import Statement, state
-from fedcar.training.target import DELTA, Target
+from fedcar.training.target import Target
 
 # Measured on dev of banking77, arxiv_meta, ag_news and sms_spam and parts of them, epsilon .5 to 3: strength, and the
 # share of what un-noised training gains over the encoder alone that `head` kept; single runs lie within .15 of it.
@@ -29,46 +25,8 @@ LEAST_CLIP_NORM, LARGEST_CLIP_NORM = 1e-3 * CLIP_NORM, 1e3 * CLIP_NORM  # where 
 SAMPLED_EPOCHS = 4
 SAMPLING_RATE = 0.05  # of the adapter's steps: each question by its own coin
 LEAST_STRENGTH = 9.0
+MOST_WEIGHT = 7.0  # of a person, counted in persons of one question: what the root of 49 questions is
 SLACK = 1 + 1e-6  # on calibrated noise, so that adding up one release at a time never ends above the budget
-
-
-def advise(
-    questions: Sequence[int],
-    documents: int,
-    *,
-    epsilon: float = 1.0,
-    delta: float = DELTA,
-    unit: str = "example",
-    method: str = "auto",
-    steps: int | None = None,
-) -> dict[str, Any]:
-    """The plan for clients with so many questions each, and the share of un-noised training's gain to expect."""
-    target = Target(epsilon, delta, unit)
-    clients, total = len(questions), sum(questions)
-    target.check(clients if unit == "client" else total)
-    if documents < 1:
-        raise FedcarError(f"--documents {documents}: must be 1 or more")
-    plan = make_plan(target, method, documents, steps=steps)
-    usual = median_low(questions)
-    weights = [min(1.0, number / usual) for number in questions] if unit == "example" else [1.0]
-    units = float(clients) if unit == "client" else sum(w * n for w, n in zip(weights, questions, strict=True))
-    strength = plan.strength(units, float(np.sqrt(np.square(weights).sum())))
-    share = float(np.interp(np.log(strength), np.log(STRENGTHS), SHARES)) if strength >= LEAST_STRENGTH else 0.0
-    expected = f"train: about {100 * share:.0f} % (+-15) of what un-noised training gains over search is to be expected"
-    few = [place for place, weight in enumerate(weights, 1) if weight < 0.1]
-    if strength < LEAST_STRENGTH:
-        expected = "do not train: search costs no privacy and is expected to be better"
-    if few:
-        expected += f"; client {', '.join(map(str, few))} has too few questions for this plan and hardly counts"
-    return {
-        **plan.in_words(),
-        "clients": clients,
-        "units": f"{total} questions" if unit == "example" else f"{clients} clients with {total} questions",
-        "strength": strength,
-        "train": strength >= LEAST_STRENGTH,
-        "expected_share_of_gain": share,
-        "advice": f"{expected} (method {plan.method}, strength {strength:.1f})",
-    }
 
 
 @dataclass(frozen=True)
@@ -131,7 +89,7 @@ class PrivatePlan:
         if self.target.adaptive_clip:
             what |= {name: f"{what[name]}, with how many were not clipped" for name in ("head", "adapter")}
         names = list(dict.fromkeys(release.name for release in given))
-        return state(
+        claim = state(
             given,
             self.target.delta,
             method=self.method,
@@ -139,8 +97,9 @@ class PrivatePlan:
             released=[what[name] for name in names],
             selection=selection,
             clients=clients,
-            public={"dev split": self.target.public_because or ""} if self.target.public_dev else {},
         )
+        public = {"dev split": self.target.public_because or ""} if self.target.public_dev else {}
+        return replace(claim, public=public)
 
 
 def calibrated(template: Release, target: Target, already: Sequence[Release] = ()) -> float:
@@ -152,6 +111,18 @@ def calibrated(template: Release, target: Target, already: Sequence[Release] = (
     except (OverflowError, ValueError) as error:  # the numbers leave what floating point holds
         budget = f"--epsilon {target.epsilon:g} --delta {target.delta:g}"
         raise FedcarError(f"{budget}: no noise can be worked out; give an epsilon from 0.001 to 100") from error
+
+
+def one_release(target: Target) -> Release:
+    """One sum over all units, of which each adds at most 1; how many clients there are is known."""
+    return Release(
+        name="count",
+        noise_multiplier=1.0,
+        sensitivity=1.0,
+        sampler="full-batch",
+        unit=target.protects,
+        adjacency="zero-out-one" if target.unit == "client" else "add-or-remove-one",
+    )
 
 
 def make_plan(
@@ -173,14 +144,7 @@ def make_plan(
         raise FedcarError(f'--method "{method}": not known; give one of {", ".join(METHODS)}')
     if steps is not None and steps < 1:
         raise FedcarError(f"--epochs {steps}: must be 1 or more; under --epsilon it is the number of noised steps")
-    counted = Release(  # all are calibrated as if their noise counted; a test seed makes the claim infinite below
-        name="count",
-        noise_multiplier=1.0,
-        sensitivity=1.0,
-        sampler="full-batch",
-        unit=target.protects,
-        adjacency="zero-out-one" if target.unit == "client" else "add-or-remove-one",  # how many clients is known
-    )
+    counted = one_release(target)  # calibrated as if noise counted; a test seed makes the claim infinite below
     total = calibrated(counted, target)
     count = (
         None

@@ -24,7 +24,14 @@ from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.weights import LEARNED, weights_of
 from fedcar.training.noised.clients import NoisedClients, NoisedRequest
-from fedcar.training.noised.plan import HELD_OUT, LARGEST_CLIP_NORM, LEAST_CLIP_NORM, LEAST_STRENGTH, PrivatePlan
+from fedcar.training.noised.plan import (
+    HELD_OUT,
+    LARGEST_CLIP_NORM,
+    LEAST_CLIP_NORM,
+    LEAST_STRENGTH,
+    MOST_WEIGHT,
+    PrivatePlan,
+)
 from fedcar.training.noised.record import ExchangeRecord
 from fedcar.training.noised.sums import (
     ADAPTER_SCALE,
@@ -32,7 +39,6 @@ from fedcar.training.noised.sums import (
     BELOW_SHARE,
     COUNT,
     EVIDENCE_SHARE,
-    MOST_WEIGHT,
     ROWS,
     load_adapter,
 )

@@ -21,12 +21,12 @@ from fedcar.privacy.clip_adapter import diagonal_adapter, full_adapter, low_rank
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.weights import LEARNED
+from fedcar.training.noised.plan import MOST_WEIGHT
 
 CELLS_AT_ONCE = 1 << 22  # of (questions, documents) in memory at a time, in float64
 TOKENS_AT_ONCE = 4096  # of questions that go through the encoder together
 EVIDENCE_SHARE = 0.25  # of the evidence's default weights, beside rows; chosen on dev splits, fixed
 ADAPTER_SCALE = 0.1  # what is trained is the adapter's difference to the identity over this: one clip norm fits both
-MOST_WEIGHT = 7.0  # of a person: as many as 49 questions have
 COUNT, SUMS, ROWS, BELOW = "count", "sums", "rows", "below"
 BELOW_SHARE = 0.01  # of a question's squared length in a step goes to whether it was clipped, where the norm adapts
 
