@@ -19,6 +19,8 @@ KEYED = {
     "failures": ("CLIENT", "any"),
     "left_out": ("PEER", "text"),
     "metadata": ("NAME", "any"),
+    "public": ("NAME", "text"),
+    "checklist": ("POINT", "text"),
 }
 Shape = Any  # "text", {"field": Shape} or [Shape]: JSON has no narrower type
 WIDTH = 116

@@ -70,11 +70,12 @@ def _opened(folder: Path) -> Parts | Bundle | None:
 
 
 def _of_searcher(opened: Parts | Bundle) -> dict[str, Any]:
+    from fedcar.privacy.statement import upgraded
     from fedcar.retriever.parts import Parts
 
     if isinstance(opened, Parts):
         training, encoder = opened.training, opened.encoder
-        statement = training.privacy or {}
+        statement = upgraded(dict(training.privacy)) if training.privacy else {}
         about: dict[str, Any] = {"kind": "retriever", "version": opened.version, "method": training.method}
         about["encoder"] = {name: encoder[name] for name in ("name", "pooling", "fingerprint")}
         about |= {"adapter": opened.adapter_variant, "precision": "fp32"}

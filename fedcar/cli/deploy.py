@@ -205,6 +205,7 @@ def run(
     unit: str,
     public_dev: bool,
     public: Path | None,
+    public_because: str | None,
     against_advice: bool,
     adaptive_clip: bool,
     held_out: bool,
@@ -235,7 +236,7 @@ def run(
         check_method(method, adapter, settings)
         target = privacy_target(
             epsilon, delta=delta, unit=unit, public_dev=public_dev, public=public, against_advice=against_advice,
-            adaptive_clip=adaptive_clip, held_out=held_out,
+            adaptive_clip=adaptive_clip, held_out=held_out, public_because=public_because,
         )  # fmt: skip
         place = ServerFolder(data_dir)
         place.settings()

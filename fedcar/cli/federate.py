@@ -80,6 +80,7 @@ def federate(
     recipe: str,
     public_dev: bool,
     public: Path | None,
+    public_because: str | None,
     against_advice: bool,
     adaptive_clip: bool,
     held_out: bool,
@@ -123,7 +124,7 @@ def federate(
     report = Console()
     target = privacy_target(
         epsilon, delta=delta, unit=unit, public_dev=public_dev, public=public, against_advice=against_advice,
-        adaptive_clip=adaptive_clip, held_out=held_out,
+        adaptive_clip=adaptive_clip, held_out=held_out, public_because=public_because,
     )  # fmt: skip
     refuse_with_epsilon_only(epsilon, ledger=ledger is not None, no_ledger=no_ledger, budget=budget is not None)
     if target is not None:
@@ -185,21 +186,20 @@ def _federate_under_epsilon(
     **options: Any,  # noqa: ANN401
 ) -> None:
     """Under a budget: the same output, the statement with it; exit code 3 where a client refused."""
-    from fedcar.collection.partition import partition
-    from fedcar.federation.simulate.noised import federate_under_epsilon
+    from fedcar.federation.simulate.noised import SharedOut, federate_under_epsilon
 
     if dry_run:
         from fedcar.federation.job.noised import settings_of
         from fedcar.training.job import Splits
         from fedcar.training.noised.public import with_public_rows
 
-        parts = partition(loaded.judged("train"), options["kind"], options["clients"], options["rounds"].seed)
-        target.check(len(parts) if target.unit == "client" else len(loaded.judged("train")))
+        seed, documents = options["rounds"].seed, len(loaded.documents)
+        shared = SharedOut.of(loaded.judged("train"), target, options["kind"], options["clients"], seed)
+        target.check(shared.units)
         settings = settings_of(options["method"], options["adapter"], target, options["rounds"])
         public = Splits.under_epsilon(loaded, target.public_dev).public
-        documents = len(loaded.documents)
         noised_plan = with_public_rows(settings, public, documents).plan(documents)
-        show_plan({"documents": documents, "clients": sorted(parts), **noised_plan.in_words()}, as_json)
+        show_plan({"documents": documents, "clients": sorted(shared.parts), **noised_plan.in_words()}, as_json)
         return
     deadline = options["rounds"].deadline
     with live_table() as watch, _over(engine, options["cache"], deadline, options["report"]) as over:

@@ -163,13 +163,20 @@ public_option = click.option(
     type=FOLDER,
     help="With --epsilon: a file of public questions and their documents' ids; they teach un-noised, and choose.",
 )
+because_option = click.option(
+    "--public-because", type=TEXT, callback=given, help="With --public-dev or --public: why; the statement keeps it."
+)
 with_privacy = together(  # what goes with --epsilon, likewise
     delta_option,
     click.option(
-        "--unit", default="example", show_default=True, help="With --epsilon: example (a question) or client."
+        "--unit",
+        default="example",
+        show_default=True,
+        help="With --epsilon: example (a question), person=COLUMN (a field of their metadata) or client.",
     ),
     click.option("--public-dev", is_flag=True, help="With --epsilon: dev is public, it teaches un-noised and chooses."),
     public_option,
+    because_option,
     click.option("--against-advice", is_flag=True, help="With --epsilon: train where search is expected to be better."),
     click.option("--adaptive-clip", is_flag=True, help="With --epsilon: the clip norm follows noised counts."),
     click.option("--held-out", is_flag=True, help="With --epsilon: clients' dev questions count, noised, at the end."),
@@ -201,8 +208,9 @@ def privacy_target(epsilon: float | None, **options: Any) -> Target | None:  # n
     from fedcar.training.target import Target
 
     public = options.pop("public") is not None
-    given = {name: value for name, value in options.items() if isinstance(value, bool)}
-    refuse_with_epsilon_only(epsilon, **given, public=public)
+    flags = {name: value for name, value in options.items() if isinstance(value, bool)}
+    worded = {"unit": options["unit"] != "example", "public_because": options["public_because"] is not None}
+    refuse_with_epsilon_only(epsilon, **flags, **worded, public=public)
     return None if epsilon is None else Target(epsilon, **{**options, "public_dev": options["public_dev"] or public})
 
 

@@ -27,18 +27,32 @@ def privacy() -> None:
 @click.option("--questions", required=True, help="Of all clients, or of each: 900 or 900,300,40.")
 @click.option("--documents", type=int, required=True, help="How many documents share the rows.")
 @click.option("--clients", type=int, default=None, help="How many clients.  [default: as many as --questions lists]")
-@click.option("--unit", default="example", show_default=True, help="example (a question) or client.")
+@click.option("--unit", default="example", show_default=True, help="example (a question), person or client.")
+@click.option("--persons", type=click.IntRange(1), help="How many persons asked the questions.")
+@click.option("--person-questions", type=click.FloatRange(1), help="Or: how many questions a person asked.")
 @click.option("--method", type=click.Choice(["auto", "ridge", "head", "adapter"]), default="auto", show_default=True)
 @click.option("--steps", type=int, help="Noised steps.  [default: by method]")
 @with_budget
 @as_json
-def plan(questions: str, documents: int, clients: int | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
+def plan(
+    questions: str,
+    documents: int,
+    clients: int | None,
+    persons: int | None,
+    person_questions: float | None,
+    as_json: bool,
+    **options: Any,  # noqa: ANN401
+) -> None:
     """Before anything runs: which method, which noise, what to expect. Reads no question."""
-    from fedcar.training.noised.plan import advise
+    from fedcar.training.noised.units import advise
 
     if options["steps"] is not None and options["steps"] < 1:
         raise FedcarError(f"--steps {options['steps']}: must be 1 or more")
-    found = advise(_counts(questions, clients), documents, **options)
+    counts = _counts(questions, clients)
+    each = _questions_each(sum(counts), persons, person_questions)
+    if options["unit"] == "person":  # the field that names them plays no part yet
+        options["unit"] = "person=COLUMN"
+    found = advise(counts, documents, persons_ask=each, **options)
     if as_json:
         print_json(found)
         return
@@ -50,13 +64,45 @@ def plan(questions: str, documents: int, clients: int | None, as_json: bool, **o
         times = "once" if release["steps"] == 1 else f"{release['steps']} times"
         sampled = f", each unit with probability {release['sampling_rate']:g}" if release["sampling_rate"] < 1 else ""
         echo(f"- {release['name']}, {times}{sampled}: noise of standard deviation {release['standard_deviation']:.4g}")
+    echo(f"what is protected, and what training then gives (epsilon {options['epsilon']:g}):")
+    for row in found["side_by_side"]:
+        echo(f"- {_protected(row)}: {_expected(row)}")
+    echo("a person with so many questions, share of the gain at epsilon 1, 3, 8 (search: search is kept):")
+    for questions_each in sorted({row["questions_each"] for row in found["persons"]}):
+        rows = [row for row in found["persons"] if row["questions_each"] == questions_each]
+        shares = [f"{100 * row['expected_share_of_gain']:.0f} %" if row["train"] else "search" for row in rows]
+        echo(f"- {questions_each:g}: {', '.join(shares)}")
+
+
+def _protected(row: dict[str, Any]) -> str:
+    clients = "the one client whole" if row["units"] == 1 else f"each of {row['units']} clients"
+    names = {"example": "each question", "client": clients}
+    return names.get(row["unit"], f"each of {row['units']} persons with {row['questions_each']:.3g} questions")
+
+
+def _expected(row: dict[str, Any]) -> str:
+    share = f"about {100 * row['expected_share_of_gain']:.0f} % of the gain" if row["train"] else "search is kept"
+    return f"{share} (strength {row['strength']:.1f})"
+
+
+def _questions_each(total: int, persons: int | None, person_questions: float | None) -> float | None:
+    if persons is not None and person_questions is not None:
+        raise FedcarError("--persons and --person-questions: one says what the other does; give one")
+    if persons is not None and persons > total:
+        raise FedcarError(f"--persons {persons}: must be at most {total}, the number of questions")
+    if person_questions is not None and not person_questions <= total:
+        raise FedcarError(f"--person-questions {person_questions:g}: must be at most {total}, the number of questions")
+    return total / persons if persons is not None else person_questions
 
 
 @privacy.command()
 @click.argument("place", type=FOLDER)
+@click.option("--person-questions", type=click.IntRange(1, 1000), help="What holds for who asked up to so many.")
+@click.option("--checklist", "as_checklist", is_flag=True, help="Point by point, for a privacy officer.")
 @as_json
-def statement(place: Path, as_json: bool) -> None:
+def statement(place: Path, person_questions: int | None, as_checklist: bool, as_json: bool) -> None:
     """Say in plain words what is promised for PLACE: a retriever, a run, or a privacy.json."""
+    from fedcar.privacy.checklist import checklist, person_table, person_words
     from fedcar.privacy.statement import from_json, plain_words, to_json
 
     if not place.exists():
@@ -69,10 +115,22 @@ def statement(place: Path, as_json: bool) -> None:
     except (PrivacyError, UnicodeDecodeError) as error:
         why = error if isinstance(error, PrivacyError) else "not a privacy statement"
         raise FedcarError(f"{file}: {why}; give a retriever, a run, or the privacy.json of one") from error
+    if person_questions is not None and found.unit != "example":
+        raise FedcarError(f"--person-questions: this statement protects each {found.unit} whole; leave it out")
     if as_json:
-        print_json(to_json(found))
+        content = to_json(found)
+        if person_questions is not None:
+            table = person_table(found, person_questions)
+            content["persons"] = [{"questions": count, "epsilon": epsilon} for count, epsilon in table]
+        print_json(content | ({"checklist": checklist(found)} if as_checklist else {}))
+        return
+    if as_checklist:
+        for heading, text in checklist(found).items():
+            echo(f"{heading}: {text}")
     else:
         echo(plain_words(found))
+    for line in ["", *person_words(found, person_questions)]:
+        echo(line)
 
 
 @privacy.command()

@@ -11,6 +11,7 @@ from fedcar.cli.options import (
     FOLDER,
     adapter_option,
     as_json,
+    because_option,
     cache_option,
     delta_option,
     dry_run_option,
@@ -41,8 +42,15 @@ from fedcar.errors import FedcarError, typed_path
 @click.option("--epsilon", type=float, help="Differential privacy for every training question; see docs/privacy.md.")
 @delta_option
 @click.option("--recipe", default="private", show_default=True, help="paper: for comparison, no formal guarantee.")
+@click.option(
+    "--unit",
+    default="example",
+    show_default=True,
+    help="With --epsilon: example (a question) or person=COLUMN (a field of their metadata).",
+)
 @click.option("--public-dev", is_flag=True, help="With --epsilon: dev is public, it teaches un-noised and chooses.")
 @public_option
+@because_option
 @click.option(
     "--against-advice", is_flag=True, help="With --epsilon: train even where search is expected to be better."
 )

@@ -13,13 +13,17 @@ from fedcar.privacy.errors import require
 from fedcar.privacy.loss_distribution import LossDistribution, Step, compose, delta_at, epsilon_at
 from fedcar.privacy.release import Release, check_releases, check_target
 
+MOST_LOSS = 600.0  # exp of it is a number yet
 NAME = "fedcar PLD (connect-the-dots, pessimistic; exact Gaussian for full batches)"
 
 
-def epsilon_of(releases: Iterable[Release], delta: float) -> float:
+def epsilon_of(releases: Iterable[Release], delta: float, *, group: int = 1) -> float:
     """Return the epsilon that all these releases together give away at this delta; infinite where noise does not count.
 
-    Formal guarantees: epsilon_matches_reference,
+    `group` is of how many units: those of a person who asked so many questions, added or removed together. Without
+    sampling the distance of the Gaussians grows by that factor; drawn units make a mixture (see loss_distribution).
+
+    Formal guarantees: epsilon_matches_reference, a_group_is_what_the_reference_says,
     no_epsilon_without_sampler_unit_adjacency_and_sensitivity, no_amplification_for_shuffling_or_fixed_cohorts,
     seeded_or_missing_noise_gives_infinite_epsilon, nothing_released_costs_nothing.
     Raises PrivacyError where the claim would not be known to hold.
@@ -30,7 +34,7 @@ def epsilon_of(releases: Iterable[Release], delta: float) -> float:
         return 0.0
     if not all(release.has_noise_that_counts for release in checked):
         return math.inf
-    gaussian, counts = _grouped(checked)
+    gaussian, counts = _grouped(checked, group)
     if not counts:
         return gaussian_epsilon(gaussian, delta)
     return max(epsilon_at(loss, delta) for loss in _composed(gaussian, counts))
@@ -48,6 +52,29 @@ def delta_of(releases: Iterable[Release], epsilon: float) -> float:
     if not counts:
         return gaussian_delta(gaussian, epsilon)
     return max(delta_at(loss, epsilon) for loss in _composed(gaussian, counts))
+
+
+def epsilon_of_a_change(releases: Iterable[Release], delta: float) -> float:
+    """The epsilon of one unit that is changed into another: one is taken out and another put in.
+
+    Without sampling that is a group of two. Sampled, delta at 2 e is at most (1 + exp(e)) times that of one unit at e
+    (group privacy: Dwork and Roth 2014, theorem 2.2, with delta).
+    """
+    checked = _released(releases)
+    if not any(release.sampler == "poisson" and release.sampling_rate < 1 for release in checked):
+        return epsilon_of(checked, delta, group=2)
+    if not all(release.has_noise_that_counts for release in checked):
+        return math.inf
+    low, high = 0.0, 1.0
+    while (1 + math.exp(high)) * delta_of(checked, high) > delta:
+        low, high = high, 2 * high
+        if high > 1e3:
+            return math.inf
+    while high - low > 1e-4 * high:
+        middle = (low + high) / 2
+        fine = (1 + math.exp(middle)) * delta_of(checked, middle) <= delta
+        low, high = (low, middle) if fine else (middle, high)
+    return 2 * high
 
 
 def fits(releases: Iterable[Release], epsilon: float, delta: float) -> bool:
@@ -140,16 +167,19 @@ def _released(releases: Iterable[Release]) -> list[Release]:
     return [release for release in check_releases(releases) if release.steps > 0]
 
 
-def _grouped(releases: Sequence[Release]) -> tuple[float, dict[Step, int]]:
-    """Everything without sampling as one Gaussian at this distance; the Poisson steps counted by kind."""
+def _grouped(releases: Sequence[Release], group: int = 1) -> tuple[float, dict[Step, int]]:
+    """Everything without sampling as one Gaussian at this distance; the Poisson steps counted by kind.
+
+    Steps that tell a large group for certain count as if all were drawn, which is never less.
+    """
     squared = 0.0
     counts: dict[Step, int] = {}
     for release in releases:
-        if release.sampler == "poisson" and release.sampling_rate < 1:
-            step = Step(release.noise_multiplier, release.sampling_rate)
+        step = Step(release.noise_multiplier, release.sampling_rate, group)
+        if release.sampler == "poisson" and release.sampling_rate < 1 and (group == 1 or step.largest_loss < MOST_LOSS):
             counts[step] = counts.get(step, 0) + release.steps
         else:
-            squared += release.steps / release.noise_multiplier**2
+            squared += release.steps * (group / release.noise_multiplier) ** 2
     return math.sqrt(squared), counts
 
 

@@ -35,24 +35,60 @@ from torch import Tensor
 
 from fedcar.privacy.errors import require
 
-SMALLEST_SQUARE = 1e-30  # float32 squares what is below 1e-22 to 0
+SMALLEST_SQUARE = 1e-30  # where a part brings squares in float32: what is below 1e-22 has a square of 0 there
+MATRIX_ELEMENTS = 1 << 22  # of matrices of examples or groups in memory at a time: 32 MB in float64
+ROUNDING = 1e-9  # more than float64 is off for the square of a norm, which is a sum of up to a million squares
 
 
 @dataclass(frozen=True)
 class Part:
     """One group of trained tensors: each example's squared gradient norm, and the sums for given factors.
 
-    squared_norms: shape (n,). weighted_sums(factors, keep): factors (n,), keep (n,) bool or None; for every tensor the
-    sum over examples of factor * gradient, in which an example that is not kept has no part, whatever it holds.
+    squared_norms: shape (n,). weighted_sums(factors, keep): factors (n,) in float64, keep (n,) bool or None; for every
+    tensor the sum over examples of factor * gradient, in which an example that is not kept has no part, whatever it
+    holds. together(factors, keep, groups): the squared norms (g,) of the same sums over the examples of each group, as
+    `Groups` has them; None for a part that cannot be clipped in groups.
     """
 
     squared_norms: Tensor
     weighted_sums: Callable[[Tensor, Tensor | None], dict[str, Tensor]]
+    together: Callable[[Tensor, Tensor | None, "Groups"], Tensor] | None = None
+
+
+class Groups:
+    """Which examples belong together, as those of one person do: `of` (n,) is each one's group, from 0 on."""
+
+    def __init__(self, of: Tensor) -> None:
+        self.of, self.count = of, int(of.max()) + 1 if len(of) else 0
+        order = torch.argsort(of, stable=True)
+        sizes = torch.bincount(of, minlength=self.count)
+        starts = sizes.cumsum(0) - sizes
+        self.by_size: list[tuple[Tensor, Tensor]] = []  # groups of a size (m,), their examples (m, size)
+        for size in torch.unique(sizes).tolist():
+            groups = (sizes == size).nonzero().flatten()
+            self.by_size.append((groups, order[starts[groups][:, None] + torch.arange(size)]))
+
+    def squared_norms(self, left: Tensor, right: Tensor) -> Tensor:
+        """Of each group sum_i left_i right_i^T, (g,): left (n, a) and right (n, b), or sequences (n, l, a)."""
+        found = left.new_zeros(self.count)
+        for groups, examples in self.by_size:
+            lefts, rights = (values[examples].reshape(len(groups), -1, values.shape[-1]) for values in (left, right))
+            found[groups] = squared_norms(lefts, rights)
+        return found
+
+    def squared_lengths(self, vectors: Tensor) -> Tensor:
+        """Of the sum of each group's vectors (n, ...): (g,)."""
+        sums = vectors.new_zeros(self.count, *vectors.shape[1:]).index_add_(0, self.of, vectors)
+        return sums.reshape(self.count, -1).square().sum(1)
 
 
 @dataclass(frozen=True)
 class Clipped:
-    """The clipped sums by tensor name (not divided by anything), and counts, which are private: never release them."""
+    """The clipped sums by tensor name (not divided by anything), and counts, which are private: never release them.
+
+    With groups `norms`, `examples` and `clipped` are those of the groups; one counts as clipped where an example of it
+    was, too.
+    """
 
     sums: dict[str, Tensor]
     norms: Tensor
@@ -61,12 +97,19 @@ class Clipped:
     non_finite: int
 
 
-def clip(parts: Sequence[Part], clip_norm: float) -> Clipped:
+def clip(parts: Sequence[Part], clip_norm: float, groups: Groups | None = None) -> Clipped:
     """Sum over examples of gradient * min(1, clip_norm / norm), the norm taken jointly over all parts.
 
     An example whose norm is NaN or infinite is left out of the sums and counted. No examples: sums of zeros.
-    Formal guarantees: clipped_norm_at_most_C (up to float rounding of the sum itself; the norm is rounded upwards by
-    32 units of the last place), non_finite_examples_are_zeroed_and_counted, sums_are_never_divided,
+    With groups each group's clipped gradients are then clipped once more, as one: a group moves the sum by at most
+    clip_norm, and so does each of its examples, since a point and its neighbour come no further apart by being drawn
+    into a ball.
+    Norms, factors and sums are float64, whatever the gradients are. The norm is rounded upwards by `ROUNDING`, so that
+    one example moves the exact sum by at most clip_norm. What is left is how float64 adds up: over n examples less than
+    n^2 * 1e-16 clip norms, 1e-4 of one at a million, and by experience 1e-12.
+
+    Formal guarantees: clipped_norm_at_most_C, a_group_moves_the_sum_by_at_most_C,
+    one_example_moves_a_long_sum_by_at_most_C, non_finite_examples_are_zeroed_and_counted, sums_are_never_divided,
     equals_autograd_over_examples.
     """
     require(
@@ -76,18 +119,26 @@ def clip(parts: Sequence[Part], clip_norm: float) -> Clipped:
     require(len(parts) > 0, "nothing is trained: give at least one part")
     squared = torch.stack([part.squared_norms for part in parts]).sum(0)
     # Rounded upwards, so that a norm a little above clip_norm is not let through.
-    # So is what float32 holds no square of: a norm of 0 would never be clipped, whatever clip_norm is.
-    norms = squared.clamp(min=SMALLEST_SQUARE).sqrt() * (1 + 32 * torch.finfo(squared.dtype).eps)
+    # So is what floating point holds no square of: a norm of 0 would never be clipped, whatever clip_norm is.
+    norms = squared.double().clamp(min=SMALLEST_SQUARE).sqrt() * (1 + ROUNDING)
     finite = torch.isfinite(norms)
     factors = torch.where(finite, (clip_norm / norms).clamp(max=1.0), torch.zeros_like(norms))
     bad = int((~finite).sum())
     keep = finite if bad else None
+    longer = finite & (norms > clip_norm)
+    if groups is not None:
+        together = [part.together(factors, keep, groups) for part in parts if part.together is not None]
+        require(len(together) == len(parts), "a part cannot be clipped in groups")
+        norms = torch.stack(together).sum(0).clamp(min=SMALLEST_SQUARE).sqrt() * (1 + ROUNDING)
+        factors = factors * (clip_norm / norms).clamp(max=1.0)[groups.of]
+        any_longer = torch.zeros(groups.count, dtype=torch.long).index_add_(0, groups.of, longer.long()) > 0
+        longer = any_longer | (norms > clip_norm * (1 + 2 * ROUNDING))
     sums: dict[str, Tensor] = {}
     for part in parts:
         for name, total in part.weighted_sums(factors, keep).items():
             require(name not in sums, f'two parts have a tensor "{name}"; give every trained tensor its own name')
             sums[name] = total
-    return Clipped(sums, norms, len(norms), int((finite & (norms > clip_norm)).sum()), bad)
+    return Clipped(sums, norms, len(norms), int(longer.sum()), bad)
 
 
 def clip_update(update: Mapping[str, Tensor], clip_norm: float) -> Clipped:
@@ -142,7 +193,12 @@ def linear_head(logit_gradients: Tensor, hidden_states: Tensor, *, rows: str = "
         sums = {rows: weighted.T @ masked(hidden_states, keep)}
         return sums | {bias: weighted.sum(0)} if bias else sums
 
-    return Part(logit_gradients.square().sum(1) * seen, weighted_sums)
+    def together(factors: Tensor, keep: Tensor | None, groups: Groups) -> Tensor:
+        weighted = masked(logit_gradients, keep) * factors[:, None]
+        norms = groups.squared_norms(weighted, masked(hidden_states, keep))
+        return norms + groups.squared_lengths(weighted) if bias else norms
+
+    return Part(logit_gradients.square().sum(1) * seen, weighted_sums, together)
 
 
 def cosine_head(
@@ -250,6 +306,29 @@ def next_clip_norm(
     return clip_norm * math.exp(-learning_rate * (fraction - target_quantile))
 
 
+def squared_norms(left: Tensor, right: Tensor) -> Tensor:
+    """||sum_t left_t right_t^T||^2 = sum_{t,s} (left_t . left_s)(right_t . right_s), (m,), never too small.
+
+    left (m, length, a) and right (m, length, b). Where that is more work than the a x b matrices, these are made.
+    """
+    length, wide_left, wide_right = left.shape[1], left.shape[2], right.shape[2]
+    if not left.numel():
+        return left.new_zeros(len(left))
+    if length == 1:
+        return left.square().sum((1, 2)) * right.square().sum((1, 2))
+    if length * (wide_left + wide_right) > wide_left * wide_right:
+        chunk = max(1, MATRIX_ELEMENTS // (wide_left * wide_right))
+        pairs = zip(torch.split(left, chunk), torch.split(right, chunk), strict=True)
+        return torch.cat([(one.mT @ other).square().sum((1, 2)) for one, other in pairs])
+    of_left, of_right = left @ left.mT, right @ right.mT
+    norms = (of_left * of_right).sum((1, 2))
+    # Positions that cancel leave rounding errors, at most of the size of this bound (every inner product is a sum of
+    # so many terms, the norm one of length^2): added, so that the norm is never too small.
+    lengths = (of_left.diagonal(dim1=1, dim2=2) * of_right.diagonal(dim1=1, dim2=2)).clamp(min=0.0).sqrt()
+    terms = wide_left + wide_right + length**2 + 4
+    return norms + terms * torch.finfo(norms.dtype).eps * lengths.sum(1).square()
+
+
 def masked(values: Tensor, keep: Tensor | None) -> Tensor:
     """Return the values with the examples that are not kept set to 0 (NaN * 0 would be NaN)."""
     if keep is None:
@@ -258,6 +337,8 @@ def masked(values: Tensor, keep: Tensor | None) -> Tensor:
 
 
 def wide(values: Tensor) -> Tensor:
-    """At least float32 and without a graph: norms in half precision would overflow."""
-    values = values.detach()
-    return values if values.dtype in (torch.float32, torch.float64) else values.float()
+    """In float64, without a graph: there the product of two float32 is exact, and a long sum loses nothing that counts.
+
+    Summed in float32 a million examples were moved by one of them by 1.003 of the clip norm.
+    """
+    return values.detach().double()

@@ -8,10 +8,8 @@ needs no care as long as g is what autograd gave; a position of which g is 0 has
 import torch
 from torch import Tensor
 
-from fedcar.privacy.clip import Part, masked, wide
+from fedcar.privacy.clip import Groups, Part, masked, squared_norms, wide
 from fedcar.privacy.errors import require
-
-_CHUNK_ELEMENTS = 1 << 22  # of per-example matrices in memory at a time: 16 MB in float32
 
 
 def full_adapter(gradients: Tensor, embeddings: Tensor, *, name: str = "adapter") -> Part:
@@ -20,19 +18,17 @@ def full_adapter(gradients: Tensor, embeddings: Tensor, *, name: str = "adapter"
     Where 2 L > d the d x d matrices G_i are made instead, a few at a time. The sum is one product over all positions.
     """
     gradients, embeddings = _pair(gradients, embeddings)
-    n, length, width = gradients.shape
-    if n == 0 or length == 0:
-        norms = gradients.new_zeros(n)
-    elif 2 * length > width:
-        norms = _materialised_norms(gradients, embeddings)
-    else:
-        norms = _gram_norms(gradients, embeddings)
+    width = gradients.shape[2]
 
     def weighted_sums(factors: Tensor, keep: Tensor | None) -> dict[str, Tensor]:
         weighted = masked(gradients, keep) * factors[:, None, None]
         return {name: weighted.reshape(-1, width).T @ masked(embeddings, keep).reshape(-1, width)}
 
-    return Part(norms, weighted_sums)
+    def together(factors: Tensor, keep: Tensor | None, groups: Groups) -> Tensor:
+        weighted = masked(gradients, keep) * factors[:, None, None]
+        return groups.squared_norms(weighted, masked(embeddings, keep))
+
+    return Part(squared_norms(gradients, embeddings), weighted_sums, together)
 
 
 def low_rank_adapter(
@@ -58,7 +54,11 @@ def low_rank_adapter(
             for name, values in zip(names, (left_gradients, right_gradients), strict=True)
         }
 
-    return Part(norms, weighted_sums)
+    def together(factors: Tensor, keep: Tensor | None, groups: Groups) -> Tensor:
+        both = (masked(values, keep) * factors[:, None, None] for values in (left_gradients, right_gradients))
+        return torch.stack([groups.squared_lengths(values) for values in both]).sum(0)
+
+    return Part(norms, weighted_sums, together)
 
 
 def diagonal_adapter(gradients: Tensor, embeddings: Tensor, *, name: str = "adapter") -> Part:
@@ -69,7 +69,10 @@ def diagonal_adapter(gradients: Tensor, embeddings: Tensor, *, name: str = "adap
     def weighted_sums(factors: Tensor, keep: Tensor | None) -> dict[str, Tensor]:
         return {name: factors @ masked(per_example, keep)}
 
-    return Part(per_example.square().sum(1), weighted_sums)
+    def together(factors: Tensor, keep: Tensor | None, groups: Groups) -> Tensor:
+        return groups.squared_lengths(masked(per_example, keep) * factors[:, None])
+
+    return Part(per_example.square().sum(1), weighted_sums, together)
 
 
 def _pair(gradients: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,24 +80,4 @@ def _pair(gradients: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         gradients.dim() == 3 and gradients.shape == embeddings.shape,
         f"gradients {tuple(gradients.shape)} and embeddings {tuple(embeddings.shape)} must both be (n, length, d)",
     )
-    gradients, embeddings = wide(gradients), wide(embeddings)
-    dtype = torch.promote_types(gradients.dtype, embeddings.dtype)
-    return gradients.to(dtype), embeddings.to(dtype)
-
-
-def _gram_norms(gradients: Tensor, embeddings: Tensor) -> Tensor:
-    of_gradients, of_embeddings = gradients @ gradients.mT, embeddings @ embeddings.mT
-    norms = (of_gradients * of_embeddings).sum((1, 2))
-    # Positions that cancel leave rounding errors of the size of this bound: added, so that the norm is not too small.
-    lengths = (of_gradients.diagonal(dim1=1, dim2=2) * of_embeddings.diagonal(dim1=1, dim2=2)).clamp(min=0.0).sqrt()
-    return norms + torch.finfo(norms.dtype).eps * lengths.sum(1).square()
-
-
-def _materialised_norms(gradients: Tensor, embeddings: Tensor) -> Tensor:
-    width = gradients.shape[2]
-    chunk = max(1, _CHUNK_ELEMENTS // (width * width))
-    norms = [
-        (gradients[start : start + chunk].mT @ embeddings[start : start + chunk]).square().sum((1, 2))
-        for start in range(0, len(gradients), chunk)
-    ]
-    return torch.cat(norms)
+    return wide(gradients), wide(embeddings)

@@ -3,6 +3,12 @@
 Doroshenko, Ghazi, Kamath, Kumar and Manurangsi, "Connect the Dots: Tighter Discrete Approximations of Privacy Loss
 Distributions", PoPETs 2022. A step is the pair P = (1 - q) N(0, s^2) + q N(1, s^2), Q = N(0, s^2) ("remove") or the
 same pair the other way round ("add"), s the noise multiplier and q the sampling rate (Zhu, Dong and Wang 2022).
+
+Where one stands for k units, each drawn by its own coin, P is the mixture of N(j, s^2) over j of a binomial (k, q).
+Their contributions may point anywhere; worst is that all are of full length and point the same way. See Choquette-Choo,
+Ganesh, Steinke and Thakurta, "Privacy Amplification for Matrix Mechanisms", ICLR 2024, section 4 (a mixture of vectors
+is dominated by that of their lengths), and, for groups, Schuchardt et al., "Unified Mechanism-Specific Amplification by
+Subsampling and Group Privacy Amplification", NeurIPS 2024.
 """
 
 import math
@@ -23,10 +29,30 @@ _ROOM = 2e-5  # the variance that the grid may add, relative to the variance of 
 
 @dataclass(frozen=True)
 class Step:
-    """One kind of Gaussian step: noise multiplier and Poisson sampling rate (1 = everyone takes part)."""
+    """One kind of Gaussian step: noise multiplier and Poisson sampling rate (1 = everyone takes part).
+
+    `group` is how many units are hidden together, 1 for each by itself.
+    """
 
     noise_multiplier: float
     sampling_rate: float = 1.0
+    group: int = 1
+
+    @property
+    def largest_loss(self) -> float:
+        """Above the loss of any output that is looked at."""
+        scale = self.noise_multiplier
+        return self.group * (self.group + 2 * (_REACH + 1) * scale) / (2 * scale**2)
+
+    @property
+    def shifts(self) -> tuple[Floats, Floats]:
+        """How many of the group may take part, and the logarithm of how likely that is."""
+        if self.sampling_rate == 1:
+            return np.array([float(self.group)]), np.zeros(1)
+        drawn = np.arange(self.group + 1.0)
+        ways = [math.lgamma(self.group + 1) - math.lgamma(j + 1) - math.lgamma(self.group - j + 1) for j in drawn]
+        rate = self.sampling_rate
+        return drawn, np.array(ways) + drawn * math.log(rate) + (self.group - drawn) * math.log1p(-rate)
 
 
 @dataclass(frozen=True)
@@ -86,12 +112,44 @@ def upper_tail(values: Floats) -> Floats:
 
 
 def _losses_of(step: Step, points: Floats) -> Floats:
-    """ln(P/Q) of "remove" at these points of the output: ln(1 - q + q exp((2x - 1) / (2 s^2)))."""
+    """ln(P/Q) of "remove" at these points of the output: ln(1 - q + q exp((2x - 1) / (2 s^2))), for a group a sum."""
+    if step.group > 1:
+        return _losses_and_slopes(step, points)[0]
     exponents = (2 * points - 1) / (2 * step.noise_multiplier**2)
     if step.sampling_rate == 1:
         return exponents
     not_sampled = math.log1p(-step.sampling_rate)
     return np.logaddexp(not_sampled, math.log(step.sampling_rate) + exponents)
+
+
+def _losses_and_slopes(step: Step, points: Floats) -> tuple[Floats, Floats]:
+    """Ln sum_j w_j exp((2 j x - j^2) / (2 s^2)), and its derivative: the expected j at this x over s^2."""
+    variance = step.noise_multiplier**2
+    shifts, weights = step.shifts
+    largest = np.full(len(points), -np.inf)
+    for shift, weight in zip(shifts, weights, strict=True):
+        largest = np.maximum(largest, weight + (2 * shift * points - shift**2) / (2 * variance))
+    total, moment = np.zeros(len(points)), np.zeros(len(points))
+    for shift, weight in zip(shifts, weights, strict=True):
+        part = np.exp(weight + (2 * shift * points - shift**2) / (2 * variance) - largest)
+        total += part
+        moment += shift * part
+    return largest + np.log(total), moment / total / variance
+
+
+def _points_at(step: Step, losses: Floats) -> Floats:
+    """The outputs at which the loss of a group reaches these: Newton's steps within brackets from a table."""
+    scale = step.noise_multiplier
+    table = np.linspace(-(_REACH + 1) * scale, step.group + (_REACH + 1) * scale, 20_001)
+    known = _losses_of(step, table)
+    places = np.clip(np.searchsorted(known, losses), 1, len(table) - 1)
+    low, high = table[places - 1], table[places]
+    points = (low + high) / 2
+    for _ in range(6):
+        reached, slopes = _losses_and_slopes(step, points)
+        points = np.clip(points - (reached - losses) / np.maximum(slopes, np.finfo(np.float64).tiny), low, high)
+    points[losses <= known[0]] = -np.inf
+    return points
 
 
 def _interval(counts: Mapping[Step, int]) -> float:
@@ -100,7 +158,7 @@ def _interval(counts: Mapping[Step, int]) -> float:
     variance = [0.0, 0.0]
     for step, count in counts.items():
         scale = step.noise_multiplier
-        points = np.linspace(-_REACH * scale, 1 + _REACH * scale, 4001)
+        points = np.linspace(-_REACH * scale, step.group + _REACH * scale, 4001)
         losses = _losses_of(step, points)
         removed = np.exp(-0.5 * (points / scale) ** 2)
         for direction, weights in enumerate((removed * np.exp(losses), removed)):
@@ -123,24 +181,32 @@ def _discretise(step: Step, interval: float) -> tuple[LossDistribution, LossDist
     P and Q exchanged and the loss's sign changed.
     """
     scale, rate = step.noise_multiplier, step.sampling_rate
-    ends = _losses_of(step, np.array([-_REACH * scale, 1 + _REACH * scale]))
+    ends = _losses_of(step, np.array([-_REACH * scale, step.group + _REACH * scale]))
     first, last = math.floor(ends[0] / interval), math.ceil(ends[1] / interval)
     losses = interval * np.arange(first, last + 1, dtype=np.float64)
-    if rate < 1:
+    if step.group > 1:
+        points = _points_at(step, losses)
+    elif rate < 1:
         ratios = (np.expm1(losses) + rate) / rate  # negative below ln(1 - q), where no output is
         points = scale**2 * np.log(np.maximum(ratios, np.finfo(np.float64).tiny)) + 0.5
     else:
         points = scale**2 * losses + 0.5
     points[0] = -np.inf
-    without, with_one = _between(points / scale), _between((points - 1) / scale)
-    above_without, above_with = upper_tail(np.array([points[-1] / scale, (points[-1] - 1) / scale])).tolist()
-    mixed = (1 - rate) * without + rate * with_one
+    without, above_without = _between(points / scale), float(upper_tail(points[-1:] / scale)[0])
+    if step.group > 1:
+        mixed, above = np.zeros(len(without)), 0.0
+        for shift, weight in zip(*step.shifts, strict=True):
+            mixed += math.exp(weight) * _between((points - shift) / scale)
+            above += math.exp(weight) * float(upper_tail((points[-1:] - shift) / scale)[0])
+    else:
+        mixed = (1 - rate) * without + rate * _between((points - 1) / scale)
+        above = (1 - rate) * above_without + rate * float(upper_tail((points[-1:] - 1) / scale)[0])
     remove = _split(interval, first, mixed, without)
     add = _split(interval, -last, without[::-1], mixed[::-1])
     # Outputs above the last point: an infinite loss for "remove"; for "add" less than the lowest one on the grid.
     add[0] += above_without
     return (
-        LossDistribution(interval, first, remove, (1 - rate) * above_without + rate * above_with),
+        LossDistribution(interval, first, remove, above),
         LossDistribution(interval, -last, add, 0.0),
     )
 

@@ -16,20 +16,44 @@ from fedcar.privacy import accountant
 from fedcar.privacy.errors import PrivacyError, require
 from fedcar.privacy.release import Release, merged
 
-FORMAT = 1
+FORMAT = 2
+DOCUMENTS = "The documents are known to everyone. Only questions and judgements are protected."
+LATER = "Questions that are asked of the finished retriever are outside this statement."
 NOT_COVERED = {
     "example": (
-        "One question is not one person: someone who asked k of the questions is protected k times less.",
-        "Documents behind shared rows are known to all clients; only questions and judgements are protected.",
-        "Questions asked of the finished retriever later are outside this statement.",
+        "One question is not one person. A person who asked several questions is protected less, and by more than "
+        "their number says.",
+        "A question that is reworded counts as two: one that is taken out, and one that is put in.",
+        "A question in two collections, or at two devices, is given out twice. What is spent on it adds up.",
+        DOCUMENTS,
+        LATER,
+    ),
+    "person": (
+        "A person is whoever has one name in the field that was named. Who has two names there counts as two persons.",
+        "A person with questions in two collections, or at two devices, is given out twice. What is spent adds up.",
+        DOCUMENTS,
+        LATER,
     ),
     "client": (
         "The server is trusted: it gets each client's clipped mean un-noised where clients are not in its own process.",
         "The server sees which clients take part, and when.",
-        "Documents behind shared rows are known to all clients; only questions and judgements are protected.",
-        "Questions asked of the finished retriever later are outside this statement.",
+        "That a client is there is not hidden. What it has is hidden, as if it had nothing to say.",
+        "A person at two clients is given out twice. What is spent adds up.",
+        DOCUMENTS,
+        LATER,
     ),
 }
+RELATIONS = {
+    "add-or-remove-one": "two collections are neighbours where one {thing} more is in one of them",
+    "zero-out-one": "two collections are neighbours where one {thing} has something to say in one and nothing in the "
+    "other",
+    "replace-one": "two collections are neighbours where one {thing} is another",
+}
+THINGS = {"example": "question", "person": "person", "client": "client"}
+OLDER = (
+    "it is of an older version, which drew simulated clients over all questions at once, so that one question more "
+    "moved the others, and published how long devices took; train again"
+)
 PAPER_RECIPE = (
     "the paper's recipe has no formal guarantee: it warms up without noise, adapts its threshold to un-noised "
     "gradients and clips the batch mean"
@@ -41,7 +65,8 @@ class Statement:
     """Everything that a reader needs in order to check the claim; epsilon infinite is no claim, and `reason` says why.
 
     selection: for each choice that a run makes (best step, mixing weights, threshold, ...) where it came from:
-    "charged", "documents alone", "public dev set" or "fixed in advance".
+    "charged", "documents alone", "public dev set" or "fixed in advance". public: what was declared public, and the
+    reason that was given; empty where none was.
     """
 
     epsilon: float
@@ -57,6 +82,7 @@ class Statement:
     not_covered: tuple[str, ...] = ()
     clients: int = 1
     reason: str | None = None
+    public: Mapping[str, str] = field(default_factory=dict)
     spent_before: float | None = None  # by the runs before, as the ledger counts; None where no ledger was kept
     spent_in_all: float | None = None  # with this run
 
@@ -100,7 +126,8 @@ def state(
     if reason is None and math.isinf(epsilon):
         reason = "the noise is too small for any epsilon at this delta"
     unit = releases[0].unit if releases else "example"
-    adjacency = releases[0].adjacency if releases else "add-or-remove-one"
+    adjacencies = {release.adjacency for release in releases} or {"add-or-remove-one"}
+    adjacency = "zero-out-one" if "zero-out-one" in adjacencies else min(map(str, adjacencies))
     return Statement(
         epsilon=epsilon if reason is None else math.inf,
         delta=delta,
@@ -120,13 +147,14 @@ def state(
 def join(statements: Sequence[Statement]) -> Statement:
     """One statement over disjoint clients, each noising its own updates: the weakest one's (parallel composition).
 
-    Unit "example" only: each question is with one client. Raises PrivacyError where the statements are not of one kind.
+    Not for unit "client": each question, or person, is with one client. Raises PrivacyError where the statements are
+    not of one kind.
     """
     require(len(statements) > 0, "no statement to join")
     for name in ("unit", "adjacency", "method", "accountant", "delta"):
         values = sorted({str(getattr(statement, name)) for statement in statements})
         require(len(values) == 1, f"statements of several kinds cannot be joined: {name} is {' and '.join(values)}")
-    require(statements[0].unit == "example", 'only statements of unit "example" are joined over clients')
+    require(statements[0].unit != "client", 'statements of unit "client" are not joined: each is over all clients')
     weakest = max(statements, key=lambda statement: statement.epsilon)
     require(
         accountant.in_parallel(statement.epsilon for statement in statements) == weakest.epsilon,
@@ -140,18 +168,20 @@ def to_json(statement: Statement) -> dict[str, Any]:
     values = asdict(statement)
     values["epsilon"] = statement.epsilon if statement.holds else "infinity"
     values["releases"] = [release.to_json() for release in statement.releases]
-    values["selection"] = dict(statement.selection)
+    values["selection"], values["public"] = dict(statement.selection), dict(statement.public)
     values |= {name: "infinity" for name in SPENT if values[name] == math.inf}
     return {"format": FORMAT, "guarantee": statement.holds, **values}
 
 
 def from_json(text: str) -> Statement:
-    """Read what json.dumps(to_json(...)) wrote; the epsilon is computed again and must be the one that stands there."""
+    """Read what json.dumps(to_json(...)) wrote; the epsilon is computed again and must be the one that stands there.
+
+    One of format 1 is read with today's sentences. Where it is over questions of several clients its epsilon is
+    infinite: what it promised was not kept.
+    """
     try:
-        values = json.loads(text)
-        if values.pop("format") != FORMAT:
-            raise PrivacyError(f"the statement's format must be {FORMAT}")
-        values.pop("guarantee")
+        values = upgraded(json.loads(text))
+        values.pop("format"), values.pop("guarantee")
         values["releases"] = tuple(Release.from_json(release) for release in values["releases"])
         for name in ("released", "not_covered"):
             values[name] = tuple(values[name])
@@ -171,6 +201,20 @@ def from_json(text: str) -> Statement:
     return statement
 
 
+def upgraded(values: dict[str, Any]) -> dict[str, Any]:
+    """A statement as to_json makes it today, of one that was written before."""
+    if values["format"] == FORMAT:
+        return values
+    if values["format"] != 1:
+        raise PrivacyError(f"the statement's format must be {FORMAT}, or 1")
+    values = {**values, "format": FORMAT, "not_covered": NOT_COVERED[values["unit"]], "public": {}}
+    if "public dev set" in values["selection"].values():
+        values["public"] = {"dev split": ""}
+    if values["unit"] == "example" and values["clients"] > 1:
+        values |= {"guarantee": False, "epsilon": "infinity", "reason": values["reason"] or OLDER}
+    return values
+
+
 def plain_words(statement: Statement) -> str:
     """Return the statement for someone who has never heard of epsilon: a few short paragraphs."""
     lines = [_claim(statement), *_spent(statement), "", "What was given out:"]
@@ -179,6 +223,9 @@ def plain_words(statement: Statement) -> str:
     if statement.selection:
         lines += ["", "Where the choices came from:"]
         lines += [f"- {name}: {source}" for name, source in statement.selection.items()]
+    if statement.public:
+        lines += ["", "What was declared public:"]
+        lines += [f"- {name}: {why or 'no reason was given'}" for name, why in statement.public.items()]
     lines += ["", "What this does not cover:"]
     lines += [f"- {sentence}" for sentence in statement.not_covered]
     clip = "" if statement.clip_norm is None else f", clip norm {statement.clip_norm:g}"
@@ -193,14 +240,16 @@ def plain_words(statement: Statement) -> str:
 def _claim(statement: Statement) -> str:
     if not statement.holds:
         return f"No formal guarantee (epsilon = infinity): {statement.reason}."
-    thing = "question" if statement.unit == "example" else "client"
-    sure = 1 / (1 + math.exp(-statement.epsilon))
-    each = f" of each of the {statement.clients} clients" if statement.clients > 1 and thing == "question" else ""
+    thing = THINGS[statement.unit]
+    sure = 100 / (1 + math.exp(-statement.epsilon))
+    certain = f"can become at most {sure:.1f} % sure" if sure < 99.9 else "can become nearly certain"
+    each = f" of each of the {statement.clients} clients" if statement.clients > 1 and thing != "client" else ""
+    whole = " All questions of one person count as one." if thing == "person" else ""
     return (
         f"Every single {thing}{each} is protected with epsilon {_number(statement.epsilon)} "
-        f"(delta {statement.delta:g}). Someone who sees all that was given out, knows every other {thing}, and thought "
-        f"it fifty-fifty whether this one was used, can become at most {100 * sure:.1f} % sure, but for a "
-        f"chance of about {statement.delta:g}."
+        f"(delta {statement.delta:g}).{whole} Think of someone who sees all that was given out, and knows every other "
+        f"{thing}. Before, they hold it for fifty-fifty that this one was used. Afterwards they {certain}, "
+        f"but for a chance of about {statement.delta:g}."
     )
 
 
@@ -218,12 +267,11 @@ def _release_words(release: Release) -> str:
         "poisson": f"each question in each with probability {release.sampling_rate:g}, drawn independently",
         "fixed-order": "in a fixed order, no random sampling assumed",
     }[str(release.sampler)]
-    if release.unit == "client":
-        how = how.replace("question", "client")
+    how = how.replace("question", THINGS[str(release.unit)])
     times = "once" if release.steps == 1 else f"{release.steps} times"
     return (
         f"{release.name}, {times}, {how}; noise of standard deviation {release.standard_deviation:.4g} on every "
-        f"coordinate ({release.noise_multiplier:.4g} times the most that one {release.unit} can change), "
+        f"coordinate ({release.noise_multiplier:.4g} times the most that one {THINGS[str(release.unit)]} can change), "
         f"from: {release.noise}"
     )
 

@@ -33,12 +33,13 @@ class TrainingSettings:
 
     `epsilon` trains under differential privacy (docs/privacy.md): class sums, head or adapter with noise, `epochs` full
     steps, no checkpoint. Dev is then not read, unless `public_dev` declares it public; `public` is a file of public
-    questions and the ids of their documents. Both train rows without noise first, from which noised steps go on, and a
-    part of them chooses. So do `questions_from`, which come from the documents. `adaptive_clip` moves the clip
-    norm by noised counts. The run is charged to the ledger of the folder that the collection was read from, or to
-    `ledger`, a file or folder; `budget` limits the runs of a ledger together, `no_ledger` counts nowhere. `noise_seed`
-    is for tests and makes epsilon infinite. `recipe` "paper" is that of arXiv 2509.16508, without epsilon and without
-    formal guarantee.
+    questions and the ids of their documents, `public_because` the reason that the statement gives. Both train rows
+    without noise first, from which noised steps go on, and a part of them chooses. So do `questions_from`, which come
+    from the documents. `unit` "person=COLUMN" protects persons, whom this field of the questions' metadata names.
+    `adaptive_clip` moves the clip norm by noised counts. The run is charged to the ledger of the folder that the
+    collection was read from, or to `ledger`, a file or folder; `budget` limits the runs of a ledger together,
+    `no_ledger` counts nowhere. `noise_seed` is for tests and makes epsilon infinite. `recipe` "paper" is that of arXiv
+    2509.16508, without epsilon and without formal guarantee.
     """
 
     encoder: str | Path | Encoder = DEFAULT_ENCODER
@@ -54,6 +55,7 @@ class TrainingSettings:
     questions_model: str | None = None
     epsilon: float | None = None
     delta: float = DELTA
+    unit: str = "example"
     public_dev: bool = False
     public: str | Path | None = None
     against_advice: bool = False
@@ -63,6 +65,7 @@ class TrainingSettings:
     ledger: str | Path | None = None
     no_ledger: bool = False
     budget: float | None = None
+    public_because: str | None = None
 
     def steps(self, resume: bool = False) -> Settings:
         """What gradient steps do; FedcarError, before anything long begins, for what makes no sense together."""
@@ -79,7 +82,11 @@ class TrainingSettings:
             ledger=self.ledger is not None,
             no_ledger=self.no_ledger,
             budget=self.budget is not None,
+            unit=self.unit != "example",
+            public_because=self.public_because is not None,
         )
+        if self.unit == "client":
+            raise FedcarError("--unit client: here are questions of one place; give example or person=COLUMN")
         if (target := self.target) is not None:
             refuse_without_epsilon_only(self.head, self.pre_classifier, resume)
             target.check()
@@ -90,9 +97,8 @@ class TrainingSettings:
         """What is to hold of every training question; None without epsilon."""
         if self.epsilon is None:
             return None
-        public = self.public_dev or self.public is not None
-        unit, choices = "example", (public, self.noise_seed, self.against_advice, self.adaptive_clip)
-        return Target(self.epsilon, self.delta, unit, *choices)
+        choices = self.public_dev or self.public is not None, self.noise_seed, self.against_advice, self.adaptive_clip
+        return Target(self.epsilon, self.delta, self.unit, *choices, public_because=self.public_because)
 
 
 class TrainingOptions(TypedDict, total=False):
@@ -111,6 +117,7 @@ class TrainingOptions(TypedDict, total=False):
     questions_model: str | None
     epsilon: float | None
     delta: float
+    unit: str
     public_dev: bool
     public: str | Path | None
     against_advice: bool
@@ -120,6 +127,7 @@ class TrainingOptions(TypedDict, total=False):
     ledger: str | Path | None
     no_ledger: bool
     budget: float | None
+    public_because: str | None
 
 
 def loaded(encoder: str | Path | Encoder, pooling: str | None) -> Encoder:

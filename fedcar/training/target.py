@@ -15,6 +15,7 @@ LEAST_DELTA = 1e-12
 LEAST_RATE = 0.01  # of steps that are sampled, where every plan takes the accountant's whole arithmetic
 MOST_STEPS, MOST_SAMPLED_STEPS, MOST_SAMPLED_DELTA = 10_000, 1_000, 0.01
 USUAL_POWER = 1.1  # delta is usually below units^-1.1
+WAYS = ("example", "person=COLUMN", "client")  # of naming the unit
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Target:
     `noise_seed` is for tests: noise that can be repeated, so that epsilon is infinite. `against_advice` trains even
     where the plan expects less than search gives. `adaptive_clip` moves the clip norm to the median gradient, by
     noised counts. `held_out`: at the end the clients count on held-out questions of theirs, noised and charged, whether
-    what was trained is better than search.
+    what was trained is better than search. `unit` is "example" (a question), "client", or "person=COLUMN": those who
+    have one value in this field of their questions' metadata. `public_because` says why dev may be called public.
     """
 
     epsilon: float
@@ -38,12 +40,26 @@ class Target:
     adaptive_clip: bool = False
     held_out: bool = False
     public_rows: bool = False
+    public_because: str | None = None
+
+    @property
+    def protects(self) -> str:
+        """What is hidden, as releases and statements have it: example, person or client."""
+        return "person" if self.column is not None else self.unit
+
+    @property
+    def column(self) -> str | None:
+        """The field of a question's metadata that says whose it is, where persons are the unit."""
+        name, _, column = self.unit.partition("=")
+        return column if name == "person" and column.strip() else None
 
     def check(self, units: int | None = None) -> None:
-        """Refuse what nobody should promise; `units` is how many questions (or clients) there are."""
-        if self.unit not in UNITS:
-            raise FedcarError(f"--unit {quoted(self.unit)}: not known; give one of {', '.join(UNITS)}")
-        if self.held_out and (self.public_dev or self.unit == "client"):
+        """Refuse what nobody should promise; `units` is how many questions (persons, clients) there are."""
+        if self.protects not in UNITS or self.unit == "person":
+            raise FedcarError(f"--unit {quoted(self.unit)}: not known; give one of {', '.join(WAYS)}")
+        if self.public_because is not None and not self.public_dev:
+            raise FedcarError("--public-because: says why questions are public; give --public-dev or --public too")
+        if self.held_out and (self.public_dev or self.unit != "example"):
             why = "--public-dev chooses already" if self.public_dev else "it takes --unit example"
             raise FedcarError(f"--held-out: {why}; leave one of them out")
         check_budget(self.epsilon, self.delta, units=units, limited=self.noise_seed is None)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from fedcar.collection.collection import Collection, Document
 from fedcar.collection.importing import with_public_questions
+from fedcar.collection.persons import persons_of
 from fedcar.collection.pseudo_queries import PseudoQueries, pseudo_queries
 from fedcar.collection.splits import split_for_selection, warn_of_narrow_data
 from fedcar.common.measure import Clock
@@ -155,7 +156,9 @@ def plan(
     steps, encoder = options.steps(), loaded(options.encoder, options.pooling)
     training, selection = split_for_selection(collection, options.seed)
     if options.target is not None:
-        options.target.check(len(collection.judged("train")))
+        training = collection.judged("train")
+        column = options.target.column
+        options.target.check(len(set(persons_of(training, column))) if column is not None else len(training))
         if options.public is not None:
             collection = with_public_questions(collection, Path(options.public), dev=options.public_dev)
         private = PrivateSettings(options.target, options.method, options.epochs, None, options.adapter, options.seed)

@@ -15,7 +15,9 @@ from fedcar.collection.collection import Collection
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
 from fedcar.privacy.noise import NoiseSource
+from fedcar.privacy.statement import to_json
 from fedcar.training.noised.attack import attack_collection
+from fedcar.training.noised.plan import make_plan
 from fedcar.training.target import Target
 
 
@@ -49,6 +51,60 @@ def test_plan_says_which_method_which_noise_and_what_to_expect() -> None:
     assert "each unit with probability 0.05" in text and "standard deviation" in text
 
 
+def test_plan_shows_question_person_and_client_in_one_table() -> None:
+    found = planned("--questions", 9000, "--clients", 3).json
+    rows = {(row["unit"], row["questions_each"]): row for row in found["side_by_side"]}
+    assert set(rows) == {("example", 1), ("person", 1), ("person", 10), ("person", 50), ("client", 3000)}
+    assert rows["example", 1]["strength"] == rows["person", 1]["strength"] == pytest.approx(found["strength"], rel=1e-4)
+    for each, worth in ((10, 10**0.5), (50, 7)):
+        expected = rows["example", 1]["strength"] * worth / each
+        assert (
+            rows["person", each]["strength"] == pytest.approx(expected) and rows["person", each]["units"] == 9000 / each
+        )
+    assert {(row["questions_each"], row["epsilon"]) for row in found["persons"]} == {
+        (each, epsilon) for each in (1, 5, 10, 50) for epsilon in (1, 3, 8)
+    }
+    asked = ("--questions", 9000, "--unit", "person")
+    by_number, by_persons = (planned(*asked, *one).json for one in (("--person-questions", 5), ("--persons", 1800)))
+    assert by_number == by_persons and by_number["units"] == "1800 persons with 9000 questions"
+    assert {release["unit"] for release in by_number["releases"]} == {"person"}
+    assert by_number["strength"] == pytest.approx(by_number["side_by_side"][1]["strength"], rel=1e-4)
+    text = fedcar("privacy", "plan", "--documents", 77, *asked, "--person-questions", 5).out
+    assert "each of 1800 persons with 5 questions" in text and "share of the gain at epsilon 1, 3, 8" in text
+
+
+def statement_file(folder: Path, **changes: Any) -> Path:
+    found = make_plan(Target(3.0, **changes), "head", 77)
+    folder.mkdir(exist_ok=True)
+    file = folder / "privacy.json"
+    file.write_text(json.dumps(to_json(found.statement(found.releases, 1, {}))))
+    return file
+
+
+def test_statement_says_what_it_is_worth_for_a_person_and_point_by_point(tmp_path: Path) -> None:
+    file = statement_file(tmp_path / "example", public_dev=True, public_because="the dev questions are ours")
+    text = fedcar("privacy", "statement", file, "--person-questions", 20).out
+    assert "- 1 question: epsilon 3" in text and "- 20 questions: " in text and "that is reworded: epsilon 6.7" in text
+    assert "dev split: the dev questions are ours" in text
+    content = fedcar("privacy", "statement", file, "--person-questions", 4, "--checklist", "--json").json
+    assert [row["questions"] for row in content["persons"]] == [1, 2, 4] and content["unit"] == "example"
+    assert content["persons"][0]["epsilon"] == pytest.approx(content["epsilon"])
+    assert "the dev questions are ours" in content["checklist"]["public"]
+    points = fedcar("privacy", "statement", file, "--checklist").out
+    assert points.startswith("claim: Epsilon 3 at delta 1e-05.") and "\nrelation: add-or-remove-one" in points
+    client = statement_file(tmp_path / "client", unit="client")
+    refused = fedcar("privacy", "statement", client, "--person-questions", 5)
+    assert refused.code == 1 and "protects each client whole" in refused.err
+
+
+def test_a_reason_for_a_public_split_needs_the_split(collection: Collection, encoder: Encoder, tmp_path: Path) -> None:
+    collection.write(tmp_path / "collection")
+    options = ("train", tmp_path / "collection", "-o", tmp_path / "out", "--encoder", encoder.folder)
+    for more in (("--public-because", "it is old"), ("--epsilon", 1, "--public-because", "it is old")):
+        refused = fedcar(*options, *more)
+        assert refused.code == 1 and "--public-because: " in refused.err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -56,7 +112,14 @@ def test_plan_says_which_method_which_noise_and_what_to_expect() -> None:
         (("--questions", "9,9", "--clients", 3), "--questions lists 2"),
         (("--questions", 9, "--epsilon", 0), "must be above 0"),
         (("--questions", 9, "--delta", 0.2), "must be below 1/n"),
-        (("--questions", 9, "--unit", "person"), "not known"),
+        (("--questions", 9, "--unit", "household"), "not known"),
+        (("--questions", 9, "--persons", 3, "--person-questions", 3), "give one"),
+        (("--questions", 9, "--persons", 10), "must be at most 9"),
+        (("--questions", 9, "--person-questions", 10), "must be at most 9"),
+        (
+            ("--questions", 90, "--unit", "person", "--persons", 9, "--delta", 0.2),
+            "must be below 1/n = 0.111 for n = 9",
+        ),
     ],
 )
 def test_plan_refuses_in_one_line(options: tuple[Any, ...], message: str) -> None:

@@ -158,7 +158,7 @@ def test_full_batch_steps_add_up_exactly():
         dict(sensitivity=None),
         dict(sensitivity=math.inf),
         dict(sampler="magic"),
-        dict(unit="person"),
+        dict(unit="household"),
         dict(adjacency="neighbour"),
         dict(noise="unknown"),
         dict(noise_multiplier=math.nan),
@@ -197,6 +197,55 @@ def test_releases_of_several_kinds_are_refused():
 def test_seeded_or_missing_noise_gives_infinite_epsilon(changes):
     assert math.isinf(a.epsilon_of([release(), release(**changes)], 1e-5))
     assert a.delta_of([release(**changes)], 100.0) == 1.0
+
+
+@pytest.mark.parametrize("setting", [(1.2, 0.05, 80), (0.8, 0.02, 1), (3.0, 0.2, 20)])
+@pytest.mark.parametrize("group", [1, 2, 5, 10])
+def test_a_group_is_what_the_reference_says(setting, group):
+    """A person's questions, each drawn by its own coin: a mixture of Gaussians, shifted by as many as are drawn."""
+    from dp_accounting.pld import privacy_loss_distribution as pld
+
+    noise, rate, steps = setting
+    likely = [math.comb(group, drawn) * rate**drawn * (1 - rate) ** (group - drawn) for drawn in range(group + 1)]
+    shifts = list(range(group + 1))
+    mixture = pld.from_mixture_gaussian_mechanism(noise, shifts, likely, value_discretization_interval=1e-3)
+    theirs = mixture.self_compose(steps).get_epsilon_for_delta(1e-5)
+    assert a.epsilon_of([release(*setting)], 1e-5, group=group) == pytest.approx(theirs, rel=2e-5)
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 3.0])
+def test_without_sampling_a_group_is_a_gaussian_at_a_multiple_of_the_distance(epsilon):
+    plan = [release(a.noise_multiplier(release(), epsilon, 1e-5))]
+    distance = 1 / plan[0].noise_multiplier
+    for group in (2, 10, 50):
+        found = a.epsilon_of(plan, 1e-5, group=group)
+        assert found == a.gaussian_epsilon(group * distance, 1e-5) > group * epsilon
+    assert a.epsilon_of_a_change(plan, 1e-5) == a.gaussian_epsilon(2 * distance, 1e-5)
+
+
+def test_a_change_of_a_drawn_unit_is_never_below_what_it_is_worth():
+    """Against the exact mixtures: taken out on one side, put in on the other, pointing the opposite way."""
+    setting = [release(1.2, 0.05, 1)]
+    found = a.epsilon_of_a_change(setting, 1e-5)
+    points = np.linspace(-12, 12, 200_001)
+
+    def density(centre):
+        parts = ((0.95, 0.0), (0.05, centre))
+        return sum(w * np.exp(-0.5 * ((points - m) / 1.2) ** 2) / (1.2 * math.sqrt(2 * math.pi)) for w, m in parts)
+
+    exact = np.maximum(density(1.0) - math.exp(found) * density(-1.0), 0).sum() * (points[1] - points[0])
+    assert a.epsilon_of(setting, 1e-5) < found < 4 * a.epsilon_of(setting, 1e-5) and exact <= 1e-5
+
+
+def test_a_large_group_costs_at_most_what_all_drawn_would():
+    setting, all_drawn = release(1.2, 0.05, 80), release(1.2, 1.0, 80)
+    large = a.epsilon_of([setting], 1e-5, group=500)
+    assert a.epsilon_of([setting], 1e-5, group=20) < large <= a.epsilon_of([all_drawn], 1e-5, group=500)
+
+
+def test_who_adds_nothing_to_a_sum_adds_a_zero_to_it():
+    both = [release(2.0), release(2.0, adjacency="zero-out-one")]
+    assert a.epsilon_of(both, 1e-5) == a.epsilon_of([release(2.0, steps=2)], 1e-5)
 
 
 def test_nothing_released_costs_nothing():

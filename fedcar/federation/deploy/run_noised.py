@@ -45,9 +45,9 @@ def under_epsilon(options: RunOptions, target: Target, rounds: RoundSettings, le
         raise FedcarError(
             "--over-selection: with --epsilon every answer has been charged and is waited for; leave it out"
         )
-    if ledgers is not None and target.unit == "example":
+    if ledgers is not None and target.unit != "client":
         raise FedcarError(
-            "--ledgers: with --unit example each device keeps its own (fedcar join --ledger); leave it out"
+            f"--ledgers: with --unit {target.unit} each device keeps its own (fedcar join --ledger); leave it out"
         )
     plan = settings_of(options.method, options.adapter, target, rounds).plan(1)  # of how many documents plays no part
     exchanges = plan.steps + 1 + (plan.count is not None) + (plan.held_out is not None)

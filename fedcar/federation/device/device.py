@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedcar.collection.collection import Collection
+from fedcar.collection.persons import persons_of
 from fedcar.collection.splits import unknown
 from fedcar.common.files import written_whole
 from fedcar.common.progress import Silent
@@ -82,7 +83,8 @@ class Device:
         self.held_out = prepare(self.untrained, held_out, cache, report, "held-out questions")
         self.ledgers = ledgers or Ledgers(folder / "ledgers")
         every = partial(prepare_privately, self.untrained, collection.judged("dev"), cache)
-        self.private = PrivateSide(self.untrained, self.training, every, self.ledgers, report)
+        persons = partial(persons_of, training)
+        self.private = PrivateSide(self.untrained, self.training, every, self.ledgers, report, persons)
         self.ridge = RidgeSide(self.untrained, self.training, self.held_out, cache)
         self.evidence: MixtureTerms | None = None
         self.evidence_key = ""

@@ -43,10 +43,14 @@ class PrivateSide:
         held_out: Callable[[], Questions],
         ledgers: Ledgers,
         report: Silent,
+        persons: Callable[[str], list[str]],
     ) -> None:
-        """`held_out` makes its dev questions ready, those that stand in train too: no choice is made by train."""
+        """`held_out` makes its dev questions ready, those that stand in train too: no choice is made by train.
+
+        `persons` says of a field of the questions' metadata whose each training question is.
+        """
         self.untrained, self.training, self.held_out = untrained, training, held_out
-        self.ledgers, self.report = ledgers, report
+        self.ledgers, self.report, self.persons = ledgers, report, persons
         self.key = ""
 
     def noised(self, setup: Setup, request: Payload) -> Payload:
@@ -104,7 +108,9 @@ class PrivateSide:
             raise ValueError("noise that can be repeated is for tests")
         source = NoiseSource(settings.target.noise_seed)
         module = settings.module(self.untrained.encoder.embedding_width)
-        private_questions = ClippedSums(self.untrained, self.training, module)
+        column = settings.target.column
+        persons = None if column is None else self.persons(column)
+        private_questions = ClippedSums(self.untrained, self.training, module, persons)
         self.settings, self.plan, self.source, self.private_questions, self.key = (
             settings,
             plan,

@@ -36,8 +36,10 @@ COINS = "coins.json"  # unit "client" over a network: who was drawn for the exch
 
 
 def check_participation(target: Target, rounds: RoundSettings) -> None:
-    if target.unit == "example" and rounds.participation != 1:
-        raise FedcarError("--participation: with --unit example every client takes part in every round; leave it out")
+    if target.unit != "client" and rounds.participation != 1:
+        raise FedcarError(
+            f"--participation: with --unit {target.unit} every client takes part in every round; leave it out"
+        )
 
 
 def settings_of(method: str, adapter: str, target: Target, rounds: RoundSettings) -> PrivateSettings:

@@ -26,14 +26,13 @@ from fedcar.privacy.errors import BudgetError
 from fedcar.privacy.ledger import LedgerHead
 from fedcar.privacy.release import Release
 from fedcar.training.clients import Answers, Request
-from fedcar.training.noised.clients import NoisedClient, NoisedRequest, poisson
+from fedcar.training.noised.clients import NoisedClient, NoisedRequest, poisson, within
 from fedcar.training.noised.plan import HELD_OUT, PrivatePlan
 from fedcar.training.noised.record import ExchangeRecord
 from fedcar.training.noised.settings import PrivateSettings
 from fedcar.training.noised.sums import BELOW, COUNT, ROWS, Tensors
 
 Given = TypeVar("Given")
-ROUNDING = 1e-4  # by which the length of an honest device's mean may stand above its bound
 
 
 class Asking:
@@ -73,7 +72,8 @@ class Asking:
         return Payload(kind, {**values, "adaptive": request.adaptive or 0.0}, with_prefix(request.state, STATE))
 
     def _expected(self, request: NoisedRequest) -> dict[str, tuple[torch.dtype, torch.Size]]:
-        shapes = {0: {COUNT: torch.Size([1])}, 1: {ROWS: self.shapes[ROWS]}}.get(request.number, self.shapes)
+        counts = 2 if request.release.unit == "person" else 1
+        shapes = {0: {COUNT: torch.Size([counts])}, 1: {ROWS: self.shapes[ROWS]}}.get(request.number, self.shapes)
         if request.release.name == HELD_OUT:
             shapes = {HELD_OUT: torch.Size([3])}
         if request.adaptive is not None:
@@ -81,7 +81,7 @@ class Asking:
         return {name: (torch.float32, shape) for name, shape in shapes.items()}
 
     def zeros(self, request: NoisedRequest) -> dict[str, Tensor]:
-        return {name: torch.zeros(shape) for name, (_, shape) in self._expected(request).items()}
+        return {name: torch.zeros(shape, dtype=torch.float64) for name, (_, shape) in self._expected(request).items()}
 
 
 class SeenLedgers(Protocol):
@@ -249,15 +249,6 @@ class RemoteCohort:
                 total[name] += tensor
         self.last = Answers({}, {name: why for name, why in failed.items() if name not in answers}, round(seconds, 4))
         return total
-
-
-def within(tensors: Tensors, bound: float) -> dict[str, Tensor]:
-    """The tensors, together no longer than the bound; zeros for what is not finite."""
-    length = float(torch.cat([tensor.flatten().double() for tensor in tensors.values()]).norm())
-    factor = 1.0 if length <= bound * (1 + ROUNDING) else bound / length
-    if length != length or length == float("inf"):
-        return {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
-    return {name: tensor if factor == 1.0 else factor * tensor for name, tensor in tensors.items()}
 
 
 def too_few(number: int, settings: RoundSettings, failed: Mapping[str, str]) -> FedcarError:

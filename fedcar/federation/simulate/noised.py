@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedcar.collection.collection import Collection, Judged
-from fedcar.collection.partition import partition
+from fedcar.collection.partition import Partition, partition
+from fedcar.collection.persons import partition_of_persons, persons_of
 from fedcar.common.measure import Clock
 from fedcar.common.progress import Silent
 from fedcar.encoder.cache import FeatureCache
@@ -54,6 +55,30 @@ if TYPE_CHECKING:
 UNIT_NEEDS_CLIENTS = 200
 
 
+@dataclass(frozen=True)
+class SharedOut:
+    """Which questions (rows) each client has, who asked each where persons are the unit, and how many units there are.
+
+    Of iid and dirichlet clients one has all questions of a person.
+    """
+
+    parts: Partition
+    persons: Sequence[str] | None
+    units: int
+
+    @classmethod
+    def of(cls, questions: Judged, target: Target, kind: str, clients: int | None, seed: int) -> SharedOut:
+        if target.column is None:
+            parts = partition(questions, kind, clients, seed)
+            return cls(parts, None, len(parts) if target.unit == "client" else len(questions))
+        persons = persons_of(questions, target.column)
+        return cls(partition_of_persons(questions, persons, kind, clients, seed), persons, len(set(persons)))
+
+    def persons_at(self, client: str) -> list[str] | None:
+        """Who asked each of the client's questions."""
+        return None if self.persons is None else [self.persons[row] for row in self.parts[client].tolist()]
+
+
 def federate_under_epsilon(
     collection: Collection,
     target: Target,
@@ -65,12 +90,12 @@ def federate_under_epsilon(
     watch: Watch = lambda record, beside: None,
     **options: Unpack[NoisedOptions],
 ) -> Federation:
-    """Train one retriever over clients that each noise their own sums (unit "example"), or over noised sums of clients.
+    """Train one retriever over clients that each noise their own sums, or (unit "client") over noised sums of clients.
 
     A round is one full-batch step (`adapter`: one over the questions drawn for it), in which each client gives out one
     noised sum. The options are the fields of `NoisedFederation`: a client whose ledger has no room left refuses before
     it trains. Un-noised settings (weights by n_i, shared moments, compression) have no part. With `over` noise and
-    ledgers are the clients' (unit "example").
+    ledgers are the clients', but for unit "client".
 
     Formal guarantees:
         no_private_question_changes_anything_un_noised; refused_before_the_budget_is_crossed;
@@ -80,11 +105,12 @@ def federate_under_epsilon(
     report, seconds, federation = report or Silent(), Clock(), NoisedFederation(target=target, **options)
     encoder, features = loaded(federation.encoder, federation.pooling), FeatureCache(Path(cache) if cache else None)
     questions, seed = collection.judged("train"), federation.rounds.seed
-    parts = partition(questions, federation.kind, federation.clients, seed)
+    shared = SharedOut.of(questions, target, federation.kind, federation.clients, seed)
+    parts = shared.parts
     check_participation(target, federation.rounds)
     held_out = collection.judged("dev") if target.held_out else NO_QUESTIONS
     of_dev = partition_of_dev(held_out, federation.kind, federation.clients, seed) if target.held_out else {}
-    target.check(len(parts) if target.unit == "client" else len(questions))
+    target.check(shared.units)
     settings = settings_of(federation.method, federation.adapter, target, federation.rounds)
     splits = Splits.under_epsilon(collection, target.public_dev, questions if federation.over is None else None)
     settings = with_public_rows(settings, splits.public, len(collection.documents))
@@ -97,7 +123,10 @@ def federate_under_epsilon(
     job = prepare(collection, untrained, features, report, splits)
     module, ledgers = settings.module(encoder.embedding_width), Path(federation.ledgers or place.clients)
     if federation.over is None:
-        sums = {name: ClippedSums(untrained, job.training.take(rows), module) for name, rows in sorted(parts.items())}
+        sums = {
+            name: ClippedSums(untrained, job.training.take(rows), module, shared.persons_at(name))
+            for name, rows in sorted(parts.items())
+        }
         dev = prepare_privately(untrained, held_out, features)
         counts = {name: partial(held_out_counts, untrained, dev.take(rows), module) for name, rows in of_dev.items()}
         clients: NoisedClients = in_this_process(sums, plan, place, ledgers, counts)
@@ -105,10 +134,10 @@ def federate_under_epsilon(
         collections = {name: share_of(collection, questions, rows) for name, rows in parts.items()}
         for name in collections.keys() & of_dev.keys():
             collections[name] = with_held_out(collections[name], share_of(collection, held_out, of_dev[name]))
-        if target.unit == "example":  # their budget is the user's word, before any device is asked
+        if target.unit != "client":  # their budget is the user's word, before any device is asked
             for name in collections:
                 opened_ledger(ledgers / file_name(name) / LEDGER, place.heads.get(name), target)
-        network = federation.over(untrained, collections, ledgers if target.unit == "example" else None)
+        network = federation.over(untrained, collections, ledgers if target.unit != "client" else None)
         network.private(settings, place.name)
         network.greet(1.0)
         clients = over_a_network(network, plan, place, ledgers, federation.rounds)

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from fedcar.collection.collection import Collection
+from fedcar.collection.persons import persons_of
 from fedcar.collection.pseudo_queries import PseudoQueries
 from fedcar.common.progress import Silent
 from fedcar.encoder.cache import FeatureCache
@@ -35,7 +36,7 @@ def train_under_epsilon(
     generated: PseudoQueries | None = None,
     counting: Counting | None = None,
 ) -> Retriever:
-    """A retriever that satisfies (epsilon, delta)-differential privacy for every training question.
+    """A retriever that satisfies (epsilon, delta)-differential privacy for every training question, or every person.
 
     All of train trains; dev is not read unless it was declared public. `generated` are questions that came from the
     documents: like public ones they teach rows without noise, from which noised steps go on. The statement is in
@@ -46,7 +47,8 @@ def train_under_epsilon(
         no_private_question_changes_anything_un_noised.
     """
     questions, target = collection.judged("train"), settings.target
-    target.check(len(questions))
+    persons = persons_of(questions, target.column) if target.column is not None else None
+    target.check(len(questions) if persons is None else len(set(persons)))
     splits = Splits.under_epsilon(collection, target.public_dev, questions)
     settings = with_public_rows(settings, splits.public, len(collection.documents))
     plan = settings.plan(len(collection.documents))
@@ -54,7 +56,8 @@ def train_under_epsilon(
     untrained = Retriever.untrained(collection.documents, encoder, features, report)
     job = prepare(collection, untrained, features, report, splits)
     module = settings.module(encoder.embedding_width)
-    device = NoisedClient("this device", ClippedSums(untrained, job.training, module), NoiseSource(target.noise_seed))
+    sums = ClippedSums(untrained, job.training, module, persons)
+    device = NoisedClient("this device", sums, NoiseSource(target.noise_seed))
     public = PublicQuestions.of(job)
     if generated:
         public = public.with_generated(generated, untrained, features, report)

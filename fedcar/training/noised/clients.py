@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedcar.privacy.clip import ROUNDING
 from fedcar.privacy.errors import require
 from fedcar.privacy.ledger import Ledger, LedgerHead
 from fedcar.privacy.noise import NoiseSource, add_noise
@@ -54,7 +56,7 @@ class NoisedRequest(Request["NoisedClient | Cohort", Tensors]):
         Where the clip norm adapts, gradients in units of it, and how many were not clipped.
         """
         if self.number == 0:
-            return {COUNT: torch.tensor([float(len(private_questions))])}
+            return {COUNT: private_questions.counts()}
         if self.number == 1:
             return {ROWS: private_questions.class_sums(rows)[SUMS]}
         if self.adaptive is not None:
@@ -106,14 +108,16 @@ class NoisedClient:
     given: list[Release] = field(default_factory=list)
 
     def answer(self, request: NoisedRequest) -> dict[str, Tensor]:
-        """The noised sums over all its questions, or over those drawn for this step: each by its own coin."""
+        """The noised sums over all its questions, or over those drawn for this step: each unit by its own coin."""
         private_questions, release = self.private_questions, request.release
         assert private_questions is not None
 
         def sums() -> dict[str, Tensor]:
             if release.name == HELD_OUT:
                 return {HELD_OUT: torch.zeros(3) if self.held_out is None else self.held_out(request.state)}
-            drawn = poisson(len(private_questions), release.sampling_rate) if release.sampler == "poisson" else None
+            drawn = None
+            if release.sampler == "poisson":
+                drawn = private_questions.rows_of(poisson(private_questions.units, release.sampling_rate))
             return request.sums(private_questions, drawn)
 
         return self.release(request.number, release, sums)
@@ -169,15 +173,32 @@ class Cohort:
         """The drawn clients' means, summed; zeros by name where none is drawn."""
         drawn = [self.members[place] for place in poisson(len(self.members), request.release.sampling_rate).tolist()]
         total = {name: torch.zeros_like(tensor) for name, tensor in request.sums(self.members[0]).items()}
+        bound = float(request.release.sensitivity or 0.0)
         for private_questions in drawn:
-            for name, tensor in mean(request, private_questions).items():
+            for name, tensor in within(mean(request, private_questions), bound).items():
                 total[name] += tensor
         return total
 
 
 def mean(request: NoisedRequest, private_questions: ClippedSums) -> dict[str, Tensor]:
-    """The mean of one client's clipped parts: its norm is at most the release's sensitivity."""
-    return {name: tensor / len(private_questions) for name, tensor in request.sums(private_questions).items()}
+    """The mean of one client's clipped parts, as float32, as it goes over a network: see `within` for its norm."""
+    return {name: (tensor / len(private_questions)).float() for name, tensor in request.sums(private_questions).items()}
+
+
+def within(tensors: Tensors, bound: float) -> dict[str, Tensor]:
+    """The tensors in float64, together no longer than the bound: cut to it; zeros for what is not finite.
+
+    What a device has rounded to float32 lies a little above its bound, and what a hostile one sends far.
+
+    Formal guarantees:
+        a_mean_from_a_device_is_cut_to_its_bound.
+    """
+    wide = {name: tensor.double() for name, tensor in tensors.items()}
+    length = float(torch.cat([tensor.flatten() for tensor in wide.values()]).norm())
+    if not math.isfinite(length):
+        return {name: torch.zeros_like(tensor) for name, tensor in wide.items()}
+    longest = length * (1 + ROUNDING)
+    return {name: tensor if longest <= bound else bound / longest * tensor for name, tensor in wide.items()}
 
 
 class InTurn(InProcess["NoisedClient | Cohort"]):

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import median_low
-from typing import Any
-
-import numpy as np
 
 from fedcar.errors import FedcarError
 from fedcar.privacy.accountant import epsilon_of, fits, noise_multiplier
 from fedcar.privacy.errors import PrivacyError
 from fedcar.privacy.release import Release
 from fedcar.privacy.statement import Statement, state
-from fedcar.training.target import DELTA, Target, check_steps, delta_warning, shown
+from fedcar.training.target import Target, check_steps, shown
 
 # Measured on dev of banking77, arxiv_meta, ag_news and sms_spam and parts of them, epsilon .5 to 3: strength, and the
 # share of what un-noised training gains over the encoder alone that `head` kept; single runs lie within .15 of it.
@@ -29,49 +25,10 @@ LEAST_CLIP_NORM, LARGEST_CLIP_NORM = 1e-3 * CLIP_NORM, 1e3 * CLIP_NORM  # where 
 SAMPLED_EPOCHS = 4
 SAMPLING_RATE = 0.05  # of the adapter's steps: each question by its own coin
 LEAST_STRENGTH = 9.0
+MOST_WEIGHT = 7.0  # of a person, counted in persons of one question: what the root of 49 questions is
 MOST_UNITS = 10**12  # questions or documents that a plan can be asked for
 GRID_SLACK = 1 + 1e-4
 SLACK = 1 + 1e-6  # on calibrated noise, so that adding up one release at a time never ends above the budget
-
-
-def advise(
-    questions: Sequence[int],
-    documents: int,
-    *,
-    epsilon: float = 1.0,
-    delta: float = DELTA,
-    unit: str = "example",
-    method: str = "auto",
-    steps: int | None = None,
-) -> dict[str, Any]:
-    """The plan for clients with so many questions each, and the share of un-noised training's gain to expect."""
-    target = Target(epsilon, delta, unit)
-    clients, total = len(questions), sum(questions)
-    if not questions or min(questions) < 1 or total > MOST_UNITS:
-        raise FedcarError(f"--questions: give a number for each client, from 1 to {MOST_UNITS:g} in all")
-    target.check(clients if unit == "client" else total)
-    plan = make_plan(target, method, documents, steps=steps)
-    usual = median_low(questions)
-    weights = [min(1.0, number / usual) for number in questions] if unit == "example" else [1.0]
-    units = float(clients) if unit == "client" else sum(w * n for w, n in zip(weights, questions, strict=True))
-    strength = plan.strength(units, float(np.sqrt(np.square(weights).sum())))
-    share = float(np.interp(np.log(strength), np.log(STRENGTHS), SHARES)) if strength >= LEAST_STRENGTH else 0.0
-    expected = f"train: about {100 * share:.0f} % (+-15) of what un-noised training gains over search is to be expected"
-    few = [place for place, weight in enumerate(weights, 1) if weight < 0.1]
-    if strength < LEAST_STRENGTH:
-        expected = "do not train: search costs no privacy and is expected to be better"
-    if few:
-        expected += f"; client {', '.join(map(str, few))} has too few questions for this plan and hardly counts"
-    return {
-        **plan.in_words(),
-        "clients": clients,
-        "units": f"{total} questions" if unit == "example" else f"{clients} clients with {total} questions",
-        "strength": strength,
-        "train": strength >= LEAST_STRENGTH,
-        "expected_share_of_gain": share,
-        "delta_warning": delta_warning(delta, clients if unit == "client" else total) or None,
-        "advice": f"{expected} (method {plan.method}, strength {strength:.1f})",
-    }
 
 
 @dataclass(frozen=True)
@@ -125,7 +82,9 @@ class PrivatePlan:
     def statement(self, given: tuple[Release, ...], clients: int, selection: dict[str, str]) -> Statement:
         """The claim over what was really given out, by one client (they all spend alike)."""
         what = {
-            "count": "how many questions there are, noised",
+            "count": "how many persons there are and how much they asked together, noised"
+            if self.target.protects == "person"
+            else "how many questions there are, noised",
             "class sums": "for each document the sum of its questions' vectors, noised",
             "head": "sums of clipped gradients of the rows, noised",
             "adapter": "sums of clipped gradients of adapter and rows, noised",
@@ -134,7 +93,7 @@ class PrivatePlan:
         if self.target.adaptive_clip:
             what |= {name: f"{what[name]}, with how many were not clipped" for name in ("head", "adapter")}
         names = list(dict.fromkeys(release.name for release in given))
-        return state(
+        claim = state(
             given,
             self.target.delta,
             method=self.method,
@@ -143,6 +102,8 @@ class PrivatePlan:
             selection=selection,
             clients=clients,
         )
+        public = {"dev split": self.target.public_because or ""} if self.target.public_dev else {}
+        return replace(claim, public=public)
 
 
 def calibrated(template: Release, target: Target, already: Sequence[Release] = ()) -> float:
@@ -154,6 +115,18 @@ def calibrated(template: Release, target: Target, already: Sequence[Release] = (
     except (OverflowError, ValueError) as error:  # the numbers leave what floating point holds
         budget = f"--epsilon {target.epsilon:g} --delta {target.delta:g}"
         raise FedcarError(f"{budget}: no noise can be worked out; give an epsilon from 0.001 to 100") from error
+
+
+def one_release(target: Target) -> Release:
+    """One sum over all units, of which each adds at most 1; how many clients there are is known."""
+    return Release(
+        name="count",
+        noise_multiplier=1.0,
+        sensitivity=1.0,
+        sampler="full-batch",
+        unit=target.protects,
+        adjacency="zero-out-one" if target.unit == "client" else "add-or-remove-one",
+    )
 
 
 def make_plan(
@@ -178,16 +151,17 @@ def make_plan(
         raise FedcarError(f"--documents {shown(documents)}: must be 1 or more, and at most {MOST_UNITS:g}")
     rate = sampling_rate if sampling_rate is not None else SAMPLING_RATE if method == "adapter" else 1.0
     check_steps(steps, rate, target)
-    counted = Release(  # all are calibrated as if their noise counted; a test seed makes the claim infinite below
-        name="count",
-        noise_multiplier=1.0,
-        sensitivity=1.0,
-        sampler="full-batch",
-        unit=target.unit,
-        adjacency="add-or-remove-one",
-    )
+    counted = one_release(target)  # calibrated as if noise counted; a test seed makes the claim infinite below
     total = calibrated(counted, target)
-    count = None if target.unit == "client" else replace(counted, noise_multiplier=total / COUNT_SHARE**0.5 * SLACK)
+    count = (
+        None
+        if target.unit == "client"
+        else replace(
+            counted,
+            noise_multiplier=total / COUNT_SHARE**0.5 * SLACK,
+            sensitivity=2**0.5 if target.protects == "person" else 1.0,  # see ClippedSums.counts
+        )
+    )
     held_out = None
     if target.held_out:  # each question adds at most (1, 1, 1)
         noise = total / HELD_OUT_SHARE**0.5 * SLACK

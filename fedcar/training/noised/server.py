@@ -25,7 +25,14 @@ from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.weights import LEARNED, weights_of
 from fedcar.training.noised.clients import NoisedClients, NoisedRequest
-from fedcar.training.noised.plan import HELD_OUT, LARGEST_CLIP_NORM, LEAST_CLIP_NORM, LEAST_STRENGTH, PrivatePlan
+from fedcar.training.noised.plan import (
+    HELD_OUT,
+    LARGEST_CLIP_NORM,
+    LEAST_CLIP_NORM,
+    LEAST_STRENGTH,
+    MOST_WEIGHT,
+    PrivatePlan,
+)
 from fedcar.training.noised.public import PublicQuestions, PublicTeacher
 from fedcar.training.noised.record import ExchangeRecord
 from fedcar.training.noised.sums import ADAPTER_SCALE, BELOW, BELOW_SHARE, COUNT, EVIDENCE_SHARE, ROWS, load_adapter
@@ -105,6 +112,7 @@ class PrivateTraining:
         self.watch = watch or (lambda record: None)
         self.outcome = Outcome(untrained, "none")
         self.weights: dict[str, float] = {}
+        self.worth = 0.0  # where persons are the unit, how many of one question each they are worth
         self.best = self.before()
 
     # ---------------------------------------------------------------- the run, top to bottom
@@ -124,7 +132,7 @@ class PrivateTraining:
     def train(self) -> None:
         plan = self.plan
         units = self.counted()
-        strength = plan.strength(units, self.loudness)
+        strength = plan.strength(self.worth or units, self.loudness)
         if strength < LEAST_STRENGTH and not plan.target.against_advice:
             self.report.say(advice(strength))
             return
@@ -227,7 +235,8 @@ class PrivateTraining:
         """
         if self.plan.count is None:
             return float(self.clients.units)
-        noised = {name: max(0.0, float(count)) for name, count in self.exchange(NoisedRequest.of(self.plan, 0)).items()}
+        counts = self.exchange(NoisedRequest.of(self.plan, 0))
+        noised = {name: max(0.0, float(count[0])) for name, count in counts.items()}
         self.clients.keep(sorted(noised))
         self.weights = dict.fromkeys(noised, 1.0)
         if not any(noised.values()):  # noise alone: nobody is known to have more than anybody else
@@ -237,6 +246,9 @@ class PrivateTraining:
         if any(weight < LEAST_WEIGHT for weight in self.weights.values()):
             few = sum(weight < LEAST_WEIGHT for weight in self.weights.values())
             self.report.say(f"{few} of {len(noised)} clients have too few questions for this plan and hardly count")
+        if self.plan.target.protects == "person":
+            worth = sum(self.weights[name] * MOST_WEIGHT * max(0.0, float(count[1])) for name, count in counts.items())
+            self.worth = max(1.0, worth)
         return max(1.0, sum(self.weights[name] * number for name, number in noised.items()))
 
     @property
@@ -255,11 +267,11 @@ class PrivateTraining:
         head, teacher, questions = self.untrained.head, self.teacher, PRIOR_QUESTIONS
         prior = functional.normalize(head.embeddings - head.centre, dim=1) * head.embeddings.norm(dim=1, keepdim=True)
         if teacher is not None:
-            sums = teacher.class_sums + sums
+            sums = sums + teacher.class_sums
         if self.plan.sums is None:
             questions = PRIOR_QUESTIONS_WITHOUT_NOISE
         length = ROW_LENGTH_ALONE if self.plan.step is None else ROW_LENGTH
-        rows = length * functional.normalize(sums + questions * prior @ self.whitening, dim=1)
+        rows = length * functional.normalize((sums + questions * prior @ self.whitening).float(), dim=1)
         return rows if teacher is None else teacher.fitted(rows)
 
     def rates(self, units: float) -> dict[str, float]:
@@ -362,11 +374,11 @@ def held_out_counts(
 ) -> Tensor:
     """Held-out questions of a client, how many search gets right, and how many the state: (3,)."""
     if not len(questions):
-        return torch.zeros(3)
+        return torch.zeros(3, dtype=torch.float64)
     by_search = Standard().score(questions, untrained.scores_of(questions)).success
     trained = retriever_of(untrained, state, adapter)
     by_state = Standard().score(questions, trained.scores_of(questions)).success
-    return len(questions) * torch.tensor([1.0, by_search, by_state])
+    return len(questions) * torch.tensor([1.0, by_search, by_state], dtype=torch.float64)
 
 
 def choices(plan: PrivatePlan, public: PublicQuestions) -> dict[str, str]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from fedcar.collection.collection import Collection
 from fedcar.common.files import replace_json, user_folder
@@ -150,7 +151,7 @@ def tally_of(
     except FedcarError as error:
         raise FedcarError(f"{error}, or give --ledger, or --no-ledger to count nowhere") from error
     assert file is not None
-    unit = plan.target.unit  # epsilons of different units do not add up
+    unit = quote(plan.target.unit, safe="")  # epsilons of different units do not add up
     file = file if unit == "example" else file.with_name(f"{file.stem}-{unit}{file.suffix}")
     budget = None if counting.budget is None else Budget(counting.budget, plan.target.delta)
     tally = Tally(opened(file, None, plan.target.delta), run, plan)

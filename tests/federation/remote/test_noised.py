@@ -19,7 +19,7 @@ from fedcar.encoder.encoder import Encoder
 from fedcar.errors import FedcarError
 from fedcar.federation.device.device import Device
 from fedcar.federation.ledgers import Ledgers
-from fedcar.federation.remote.noised import Exchanges, within
+from fedcar.federation.remote.noised import Exchanges
 from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.federation.simulate.noised import federate_under_epsilon
 from fedcar.federation.simulate.settings import Federation
@@ -107,7 +107,7 @@ def test_nothing_un_noised_leaves(
     given = [tensor for reply in replies for tensor in reply.tensors.values()]
     assert len(given) == len(sums) >= 2 * exchanges
     for noised, exact in zip(given, sums, strict=True):
-        assert noised.shape == exact.shape and not torch.isclose(noised, exact, rtol=0.0, atol=1e-9).any()
+        assert noised.shape == exact.shape and not torch.isclose(noised, exact.float(), rtol=0.0, atol=1e-9).any()
     names = {"given/count", "given/rows", "given/held out"} | ({"given/difference"} if method == "adapter" else set())
     check_fields(replies, collection, {"greet": set(), "noised": names})
 
@@ -160,14 +160,6 @@ def test_no_server_can_have_less_noise_added_than_is_charged(
     assert Ledger(file).spent() == before
     assert device.answer(last).tensors["given/rows"].equal(over.wire.seen[-2][2].tensors["given/rows"]), "sent again"
     assert Ledger(file).spent() == before
-
-
-def test_a_mean_that_is_too_long_is_cut_by_the_server() -> None:
-    found = within({"rows": torch.tensor([3.0, 4.0])}, 1.0)
-    assert torch.allclose(found["rows"], torch.tensor([0.6, 0.8]))
-    honest = {"rows": torch.tensor([0.6, 0.8])}
-    assert within(honest, 1.0)["rows"] is honest["rows"]
-    assert within({"rows": torch.tensor([float("nan"), 1.0])}, 1.0)["rows"].equal(torch.zeros(2))
 
 
 # -------------------------------------------------------------------- budgets, crashes, bad devices

@@ -29,7 +29,7 @@ from fedcar.privacy.statement import from_json
 from fedcar.retriever.prepare import prepare
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
-from fedcar.training.noised.clients import InTurn, NoisedClient
+from fedcar.training.noised.clients import InTurn, NoisedClient, NoisedRequest, within
 from fedcar.training.noised.plan import make_plan
 from fedcar.training.noised.server import PrivateTraining
 from fedcar.training.noised.sums import ROWS, SUMS, ClippedSums
@@ -114,16 +114,47 @@ def test_one_question_moves_a_sum_by_at_most_its_sensitivity(
     assert set(whole) == set(state)
     for left_out in range(0, len(asked), 5):
         others = torch.tensor([row for row in range(len(asked)) if row != left_out])
-        assert (everything - asked.class_sums(others)[SUMS]).norm() <= 1 + 1e-5
+        assert (everything - asked.class_sums(others)[SUMS]).norm() <= 1 + 1e-9
         moved = asked.gradients(state, 0.05, others)
         distance = torch.cat([(whole[name] - moved[name]).flatten() for name in state]).norm()
-        assert 0.01 < distance <= 0.05 * (1 + 1e-4)
+        assert 0.01 < distance <= 0.05 * (1 + 1e-9)
         both = [asked.gradients_and_below(state, 0.05, rows) for rows in (None, others)]
         distance = torch.cat([(both[0][name] - both[1][name]).flatten() for name in both[0]]).norm()
-        assert 0.1 < distance <= 1 + 1e-4, "gradient and bit together"
+        assert 0.1 < distance <= 1 + 1e-9, "gradient and bit together"
     empty = torch.tensor([], dtype=torch.long)
     assert all(not tensor.any() for tensor in asked.gradients(state, 0.05, empty).values())
     assert not asked.class_sums(empty)[SUMS].any()
+
+
+def test_sums_over_many_batches_are_float64(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32 what one question adds to a sum over many is rounded away, up or down."""
+    monkeypatch.setattr("fedcar.training.noised.sums.CELLS_AT_ONCE", 600)
+    asked = ClippedSums(world.retriever(), world.training)
+    state = {ROWS: torch.randn(6, WIDTH, generator=torch.Generator().manual_seed(2))}
+    others = torch.arange(1, len(asked))
+    for sums in (
+        lambda rows: asked.class_sums(rows),
+        lambda rows: asked.gradients(state, 0.5, rows),
+        lambda rows: asked.gradients_and_below(state, 0.5, rows),
+    ):
+        alone, whole, without = (sums(rows) for rows in (torch.tensor([0]), None, others))
+        for name, tensor in whole.items():
+            assert tensor.dtype == torch.float64
+            torch.testing.assert_close(tensor - without[name], alone[name], rtol=0, atol=1e-12)
+    request = NoisedRequest.of(plan(1.0), 0)
+    assert request.sums(asked)["count"].dtype == torch.float64, "a float32 count ends at 2^24"
+
+
+def test_a_mean_from_a_device_is_cut_to_its_bound() -> None:
+    for sent, expected in (
+        (torch.tensor([3.0, 4.0]), torch.tensor([0.6, 0.8], dtype=torch.float64)),
+        (torch.tensor([0.3, 0.4]), torch.tensor([0.3, 0.4]).double()),
+        (torch.tensor([float("nan"), 1.0]), torch.zeros(2, dtype=torch.float64)),
+    ):
+        torch.testing.assert_close(within({"rows": sent}, 1.0)["rows"], expected)
+    rounded_up = {"rows": torch.tensor([0.6, 0.8]) * (1 + 5e-5)}
+    found = within(rounded_up, 1.0)["rows"]
+    assert found.dtype == torch.float64 and float(found.norm()) <= 1.0
 
 
 @pytest.mark.parametrize("variant", [None, "full", "lowrank:3", "diagonal"])
