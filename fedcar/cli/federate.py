@@ -172,12 +172,13 @@ def _federate_under_epsilon(
     **options: Any,  # noqa: ANN401
 ) -> None:
     """Under a budget: the same output, the statement with it; exit code 3 where a client refused."""
-    from fedcar.collection.partition import partition
+    from fedcar.collection.partition import partition_by_question
     from fedcar.federation.simulate.noised import federate_under_epsilon
     from fedcar.training.noised.plan import make_plan
 
     if dry_run:
-        parts = partition(loaded.judged("train"), options["kind"], options["clients"], options["rounds"].seed)
+        clients, everyone, seed = options["clients"], loaded.queries.values(), options["rounds"].seed
+        parts = partition_by_question(loaded.judged("train"), options["kind"], clients, seed, everyone)
         target.check(len(parts) if target.unit == "client" else len(loaded.judged("train")))
         rate = options["rounds"].participation if target.unit == "client" else None
         steps = options["rounds"].rounds or None
@@ -231,13 +232,13 @@ def _print_summary(result: Any, out: Path, collection: Path) -> None:  # noqa: A
         metrics = getattr(result, name)
         if metrics:
             echo(f"{name:<10} " + ", ".join(f"{key} {value:.3f}" for key, value in metrics.items() if key != "queries"))
-    clock = sum(record.clock_seconds for record in result.rounds)
+    clock = sum(getattr(record, "clock_seconds", 0.0) for record in result.rounds)
     traffic = f"{result.bytes_per_round / 1000:.0f} kB a round"
     how = "un-noised"
     if result.privacy is not None:
         sure = result.privacy["guarantee"]
         how = f"epsilon {result.privacy['epsilon']:.3g}, see privacy.json" if sure else "no formal guarantee"
-    seconds = f"{clock:.1f} s by the clock, " if clock else ""  # under epsilon in one process none are measured
+    seconds = f"{clock:.1f} s by the clock, " if clock else ""  # under epsilon none are kept
     echo(f"{len(result.rounds)} rounds, {traffic}, {seconds}{how}")
     echo(f"{out}: saved (run: {result.run})")
     echo(f"next: fedcar evaluate {typed_path(out)} {typed_path(collection)}")

@@ -30,6 +30,7 @@ from fedcar.training.noised.sums import ClippedSums
 from fedcar.training.target import Target
 
 PRIVATE = "private.json"  # beside the history: the run's name, what it belongs to, where each ledger stood last
+PARTS = "each question's client follows from that question alone"  # how they were made, beside what a run belongs to
 COINS = "coins.json"  # unit "client" over a network: who was drawn for the exchange that is not done yet
 
 
@@ -91,6 +92,7 @@ class PrivateRun:
             if not resume:
                 raise FedcarError(f"--run {folder}: holds a run; go on with --resume, or give another folder")
             content = json.loads(file.read_text(encoding="utf-8"))
+            refuse_older(folder, content["belongs_to"])
             refuse_another(folder, content["belongs_to"], self.belongs_to)
             self.name = content["run"]
             self.heads = {name: LedgerHead(number, digest) for name, (number, digest) in content["heads"].items()}
@@ -119,7 +121,19 @@ def belongs_to(
     rate = None if plan.step is None else plan.step.sampling_rate
     settings = {**asdict(plan.target), "method": plan.method, "steps": plan.steps, "partition": kind, "seed": seed}
     settings["participation"] = rate  # what a step was charged by
-    return {"documents": documents, "encoder": model.fingerprint, "settings": {**settings, "clients": clients}}
+    return {
+        "documents": documents, "encoder": model.fingerprint, "settings": {**settings, "clients": clients},
+        "parts": PARTS,
+    }  # fmt: skip
+
+
+def refuse_older(folder: Path, before: Mapping[str, Any]) -> None:
+    """A run of a time when clients were drawn over all questions at once, and seconds were recorded, cannot go on."""
+    if before.get("parts") != PARTS:
+        raise FedcarError(
+            f"{folder}: its statement promises too much, since an earlier fedcar drew clients over all questions at once "
+            "and recorded their seconds; start a new run in another folder"
+        )
 
 
 def stated(folder: Path, retriever: Retriever) -> dict[str, Any]:

@@ -8,11 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from fedcar.collection.collection import Collection, Judged
-from fedcar.collection.partition import partition
-from fedcar.common.measure import Clock
+from fedcar.collection.partition import UNNAMED, Partition, partition_by_question
 from fedcar.common.progress import Silent
 from fedcar.encoder.cache import FeatureCache
 from fedcar.errors import FedcarError
@@ -42,7 +39,6 @@ from fedcar.training.settings import loaded
 from fedcar.training.target import Target
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from typing_extensions import Unpack
 
     from fedcar.federation.simulate.settings import NoisedOptions
@@ -73,18 +69,22 @@ def federate_under_epsilon(
         resumed_equals_uninterrupted: stored updates are sent again unchanged, the server makes the same of them.
         over_a_network_equals_in_process: the same ledgers and statement; with noise that can be repeated the same rows.
     """
-    report, seconds, federation = report or Silent(), Clock(), NoisedFederation(target=target, **options)
+    report, federation = report or Silent(), NoisedFederation(target=target, **options)
     encoder, features = loaded(federation.encoder, federation.pooling), FeatureCache(Path(cache) if cache else None)
     questions, seed = collection.judged("train"), federation.rounds.seed
-    parts = partition(questions, federation.kind, federation.clients, seed)
+    parts = parts_of(collection, questions, federation)
     check_participation(target, federation.rounds)
     held_out = collection.judged("dev") if target.held_out else NO_QUESTIONS
-    of_dev = partition_of_dev(held_out, federation.kind, federation.clients, seed) if target.held_out else {}
+    if target.held_out and not len(held_out):
+        raise FedcarError("--held-out: there is no dev split whose questions could count; bring qrels/dev.tsv")
+    of_dev = parts_of(collection, held_out, federation)  # also those that stand in train: no choice is made by train
     target.check(len(parts) if target.unit == "client" else len(questions))
     settings = settings_of(federation.method, federation.adapter, target, federation.rounds)
     plan = settings.plan(len(collection.documents))
     splits = Splits.under_epsilon(collection, target.public_dev, questions if federation.over is None else None)
     untrained = Retriever.untrained(collection.documents, encoder, features, report)
+    if federation.kind == "client" and UNNAMED in parts:
+        report.say(f'questions that name no client are those of "{UNNAMED}"')
     if target.unit == "client" and len(parts) < UNIT_NEEDS_CLIENTS:
         report.say(f"{len(parts)} clients: hiding a whole client takes hundreds; --unit example hides each question")
     place = PrivateRun(Path(run), resume, belongs_to(collection, encoder, plan, federation.kind, sorted(parts), seed))
@@ -97,44 +97,44 @@ def federate_under_epsilon(
         clients: NoisedClients = in_this_process(sums, plan, place, ledgers, counts)
     else:
         collections = {name: share_of(collection, questions, rows) for name, rows in parts.items()}
-        for name in collections.keys() & of_dev.keys():
+        for name in of_dev if target.held_out else ():
             collections[name] = with_held_out(collections[name], share_of(collection, held_out, of_dev[name]))
         network = federation.over(untrained, collections, ledgers if target.unit == "example" else None)
         network.private(settings, place.name)
         network.greet(1.0)
         clients = over_a_network(network, plan, place, ledgers, federation.rounds)
-    seconds.lap("encode")
     server = PrivateTraining(
         untrained, clients, plan, selection=chosen_by(job), adapter=module, report=report,
         watch=noting(place, clients, watch),
     )  # fmt: skip
     outcome = server.run()
-    seconds.lap("rounds")
     told = {"clients": len(parts), "partition": federation.kind, "unit": target.unit}
     retriever = concluded(job, outcome, plan, told)
     statement = stated(place.folder, retriever)
-    measures = measured(retriever, job, cache)
-    seconds.lap("evaluate")
+    measures = measured(retriever, job)
     return Federation(
-        retriever, place.folder, outcome.records, None, measures, bytes_per_round(outcome.records), seconds.seconds,
-        statement, outcome.refusal,
+        retriever, place.folder, outcome.records, None, measures, bytes_per_round(outcome.records), {}, statement,
+        outcome.refusal,
     )  # fmt: skip
 
 
-def measured(retriever: Retriever, job: Job, cache: str | Path | None) -> dict[str, float] | None:
+def measured(retriever: Retriever, job: Job) -> dict[str, float] | None:
     """The measures on the dev questions where they were declared public; None, and nothing read, otherwise."""
     if not len(job.selection):
         return None
-    public = replace(job.collection, judgements={"dev": job.collection.judgements["dev"]})
-    measures: dict[str, float] = evaluate(retriever, public, "dev", cache=cache)["systems"]["retriever"]["all"]
+    judged, unanswerable = job.collection.judged("dev"), job.collection.unanswerable("dev")
+    queries = {query.id: query for query in (*judged.queries, *unanswerable)}
+    dev = dict(zip((query.id for query in judged.queries), judged.relevant, strict=True))
+    public = replace(job.collection, queries=queries, judgements={"dev": dev})
+    found = evaluate(retriever, public, "dev", cache=job.features.public.folder)
+    measures: dict[str, float] = found["systems"]["retriever"]["all"]
     return measures
 
 
-def partition_of_dev(held_out: Judged, kind: str, clients: int | None, seed: int) -> dict[str, NDArray[np.int64]]:
-    """Which held-out question counts at which client. Also one that stands in train: no choice is made by train."""
-    if not len(held_out):
-        raise FedcarError("--held-out: there is no dev split whose questions could count; bring qrels/dev.tsv")
-    return partition(held_out, kind, clients and min(clients, len(held_out)), seed)
+def parts_of(collection: Collection, judged: Judged, federation: NoisedFederation) -> Partition:
+    """Which of these questions each client has, by the same clients' names whichever questions are private."""
+    everyone, seed = collection.queries.values(), federation.rounds.seed
+    return partition_by_question(judged, federation.kind, federation.clients, seed, everyone)
 
 
 def with_held_out(share: Collection, held_out: Collection) -> Collection:

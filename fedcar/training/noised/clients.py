@@ -176,8 +176,8 @@ class Cohort:
 
 
 def mean(request: NoisedRequest, private_questions: ClippedSums) -> dict[str, Tensor]:
-    """The mean of one client's clipped parts: its norm is at most the release's sensitivity."""
-    return {name: tensor / len(private_questions) for name, tensor in request.sums(private_questions).items()}
+    """The mean of one client's clipped parts: its norm is at most the release's sensitivity; 0 without questions."""
+    return {name: tensor / max(1, len(private_questions)) for name, tensor in request.sums(private_questions).items()}
 
 
 class InTurn(InProcess["NoisedClient | Cohort"]):

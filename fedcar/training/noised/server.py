@@ -187,7 +187,6 @@ class PrivateTraining:
             refused=refused,
             failed=dict(answers.failed),
             bytes_up=sent,
-            clock_seconds=answers.seconds,
             bytes_down=sent if request.number > 1 else 0,  # a step is taken at a state of the same shape
         )
         return record, passed
@@ -331,9 +330,10 @@ def held_out_counts(
     """Held-out questions of a client, how many search gets right, and how many the state: (3,)."""
     if not len(questions):
         return torch.zeros(3)
-    by_search = Standard().score(questions, untrained.scores_of(questions)).success
     trained = retriever_of(untrained, state, adapter)
-    by_state = Standard().score(questions, trained.scores_of(questions)).success
+    with untrained.encoder.model.without_remarks():  # with an adapter the questions are read again
+        scores = [retriever.scores_of(questions) for retriever in (untrained, trained)]
+    by_search, by_state = (Standard().score(questions, one).success for one in scores)
     return len(questions) * torch.tensor([1.0, by_search, by_state])
 
 

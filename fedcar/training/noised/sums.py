@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
@@ -12,7 +11,6 @@ from torch import Tensor
 
 from fedcar.encoder.adapter import Adapter, SoftEmbedding
 from fedcar.encoder.reading import batches_by_length
-from fedcar.errors import FedcarWarning
 from fedcar.head.head import START_SCALE
 from fedcar.head.losses import candidate_losses
 from fedcar.privacy.clip import Part, clip, linear_head, output_gradients
@@ -56,8 +54,7 @@ class ClippedSums:
         self.adapter = adapter
         self.token_ids: list[list[int]] = []
         if adapter is not None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FedcarWarning)  # how many are cut is nobody else's business
+            with self.encoder.model.without_remarks():  # how many are cut is nobody else's business
                 self.token_ids = self.encoder.tokenize(questions.texts)
 
     def __len__(self) -> int:
