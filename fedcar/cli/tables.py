@@ -65,7 +65,7 @@ def live_table() -> Iterator[Watch]:
 def _show_lines() -> Watch:
     """A line for every record that tells something; of other rounds one now and then, of other exchanges every tenth.
 
-    When a line of an exchange comes tells nothing: how long one takes is a private question's business.
+    Which exchanges have one follows from their numbers: how long one takes is a private question's business.
     """
     said = float("-inf")
 
