@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 KINDS = ("iid", "dirichlet:ALPHA", "client")
 UNNAMED = "unnamed"
+PARTS = "by each question alone"  # how the parts of a run were made; one of before does not go on with other parts
 
 Partition = dict[str, "NDArray[np.int64]"]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedcar.collection.collection import Collection
+from fedcar.collection.partition import PARTS
 from fedcar.common.files import replace_json
 from fedcar.encoder.encoder import Encoder
 from fedcar.errors import FedcarError
@@ -30,7 +31,6 @@ from fedcar.training.noised.sums import ClippedSums
 from fedcar.training.target import Target
 
 PRIVATE = "private.json"  # beside the history: the run's name, what it belongs to, where each ledger stood last
-PARTS = "each question's client follows from that question alone"  # how they were made, beside what a run belongs to
 COINS = "coins.json"  # unit "client" over a network: who was drawn for the exchange that is not done yet
 
 
@@ -131,8 +131,8 @@ def refuse_older(folder: Path, before: Mapping[str, Any]) -> None:
     """A run of a time when clients were drawn over all questions at once, and seconds were recorded, cannot go on."""
     if before.get("parts") != PARTS:
         raise FedcarError(
-            f"{folder}: its statement promises too much, since an earlier fedcar drew clients over all questions at once "
-            "and recorded their seconds; start a new run in another folder"
+            f"{folder}: its statement promises too much, since an earlier fedcar drew clients over all questions at "
+            "once and recorded seconds; start a new run in another folder"
         )
 
 

@@ -13,7 +13,7 @@ import pytest
 from support.command import tree
 from support.neighbours import TINY, ByBatch, Left, crossed, difference, heard, neighbours, of_a_run, past
 
-from fedcar.collection.collection import Collection
+from fedcar.collection.collection import Collection, Query
 from fedcar.collection.partition import partition_by_question
 from fedcar.common.progress import Console
 from fedcar.encoder.encoder import Encoder
@@ -85,6 +85,21 @@ def test_no_held_out_question_changes_anything_un_noised(
     for what in ("taken out", "reworded", "one more"):
         found = left_behind(neighbours(collection, "dev")[what], encoder, tmp_path / what, **options)
         assert not difference(found, first), what
+
+
+def test_a_training_question_that_nothing_answers_changes_no_measure(
+    collection: Collection, encoder: Path, tmp_path: Path
+) -> None:
+    """Its text is a public dev question's, which evaluation would leave out as one that was trained on."""
+    text = collection.queries[next(iter(collection.judgements["dev"]))].text
+    asked = Query("nobody knows", text, answerable=False, split="train")
+    more = replace(collection, queries={**collection.queries, asked.id: asked})
+    found = [
+        left_behind(one, encoder, tmp_path / str(place), method="ridge", public_dev=True)
+        for place, one in enumerate((collection, more))
+    ]
+    assert not difference(*found)
+    assert b"'queries': 10" in (found[1]["given back"] or b""), "all of dev are measured"
 
 
 @pytest.mark.parametrize("unit", ["example", "client"])
