@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from fedcar.collection.collection import Collection
-from fedcar.collection.partition import partition
+from fedcar.collection.partition import partition_by_question
 from fedcar.collection.splits import subset
 from fedcar.common.progress import Silent
 from fedcar.encoder.cache import FeatureCache
@@ -57,7 +57,7 @@ def main() -> None:
     free["search"] = standard.score(test, untrained.scores_of(test)).success
     print(json.dumps({"collection": collection.name, "n": len(train), "documents": len(untrained.documents), **free}))
     for clients in map(int, chosen.clients.split(",")):
-        parts = partition(train, "iid", clients, 0)
+        parts = partition_by_question(train, "iid", clients, 0)
         shares = {name: ClippedSums(untrained, training.take(rows)) for name, rows in parts.items()}
         for method in chosen.methods.split(","):
             for epsilon in map(float, chosen.epsilon.split(",")):

@@ -194,7 +194,7 @@ def _federate_under_epsilon(
         from fedcar.training.noised.public import with_public_rows
 
         seed, documents = options["rounds"].seed, len(loaded.documents)
-        shared = SharedOut.of(loaded.judged("train"), target, options["kind"], options["clients"], seed)
+        shared = SharedOut.of(loaded, loaded.judged("train"), target, options["kind"], options["clients"], seed)
         target.check(shared.units)
         settings = settings_of(options["method"], options["adapter"], target, options["rounds"])
         public = Splits.under_epsilon(loaded, target.public_dev).public
@@ -248,13 +248,13 @@ def _print_summary(result: Any, out: Path, collection: Path) -> None:  # noqa: A
         metrics = getattr(result, name)
         if metrics:
             echo(f"{name:<10} " + ", ".join(f"{key} {value:.3f}" for key, value in metrics.items() if key != "queries"))
-    clock = sum(record.clock_seconds for record in result.rounds)
+    clock = sum(getattr(record, "clock_seconds", 0.0) for record in result.rounds)
     traffic = f"{result.bytes_per_round / 1000:.0f} kB a round"
     how = "un-noised"
     if result.privacy is not None:
         sure = result.privacy["guarantee"]
         how = f"epsilon {result.privacy['epsilon']:.3g}, see privacy.json" if sure else "no formal guarantee"
-    seconds = f"{clock:.1f} s by the clock, " if clock else ""  # under epsilon in one process none are measured
+    seconds = f"{clock:.1f} s by the clock, " if clock else ""  # under epsilon none are kept
     echo(f"{len(result.rounds)} rounds, {traffic}, {seconds}{how}")
     echo(f"{out}: saved (run: {result.run})")
     echo(f"next: fedcar evaluate {typed_path(out)} {typed_path(collection)}")

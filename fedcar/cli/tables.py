@@ -24,6 +24,7 @@ TITLES = {"bm25": "BM25", "mips": "MIPS", "hybrid": "hybrid", "retriever": "fedc
 TEXT_SHOWN = 160
 WIDTH = 80
 SECONDS_BETWEEN_LINES = 10.0  # as of other progress
+EXCHANGES_BETWEEN_LINES = 10
 P = ParamSpec("P")
 
 
@@ -62,13 +63,20 @@ def live_table() -> Iterator[Watch]:
 
 
 def _show_lines() -> Watch:
-    """A line for every record that tells something; of others, as exchanges under epsilon are, one now and then."""
+    """A line for every record that tells something; of other rounds one now and then, of other exchanges every tenth.
+
+    Which exchanges have one follows from their numbers: how long one takes is a private question's business.
+    """
     said = float("-inf")
 
     def show(record: Record, beside: Mapping[str, float | None]) -> None:
         nonlocal said
         news = record.selection, getattr(record, "loss", None), record.refused, record.failed
-        if any(news) or time.monotonic() - said > SECONDS_BETWEEN_LINES:
+        if hasattr(record, "clock_seconds"):
+            due = time.monotonic() - said > SECONDS_BETWEEN_LINES
+        else:
+            due = record.round % EXCHANGES_BETWEEN_LINES == 0
+        if any(news) or due:
             echo(_line(_cells(record, beside), record), err=True)
             sys.stderr.flush()
             said = time.monotonic()
@@ -88,7 +96,7 @@ def _cells(record: Record, beside: Mapping[str, float | None]) -> list[str]:
         str(len(record.refused)),
         str(len(record.failed)),
         f"{(record.bytes_down + record.bytes_up) / 1000:.0f}",
-        number(record.clock_seconds or None, ".2f"),
+        number(getattr(record, "clock_seconds", None) or None, ".2f"),
     ]
 
 

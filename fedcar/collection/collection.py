@@ -357,7 +357,7 @@ def _remarks(collection: Collection, folder: Path, part: bool) -> Iterator[str]:
         yield f'{folder / "queries.jsonl"}: {homeless} unanswerable queries without "split"; ignored'
     judged = set().union(*collection.judgements.values())
     if unjudged := sum(query.answerable and query.id not in judged for query in queries.values()):
-        yield f"{folder / 'queries.jsonl'}: {unjudged} of {len(queries)} queries without a judgement in qrels/; ignored"
+        yield f"{folder / 'queries.jsonl'}: {unjudged} queries without a judgement in qrels/; ignored"
     for split, consequence in (("train", "nothing is trained"), ("dev", "nothing is held out to choose by")):
         if not part and not len(collection.judged(split)):
             yield f"{folder}: no {split} split (0 judged queries in qrels/{split}.tsv); {consequence}"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedcar.collection.collection import Judged, Query
 from fedcar.collection.normal_forms import composed, is_blank
-from fedcar.collection.partition import Partition, partition
+from fedcar.collection.partition import Partition, partition_by_question
 from fedcar.errors import FedcarError, quoted
 
 
@@ -38,9 +38,9 @@ def _person(query: Query, column: str) -> str | None:
 
 
 def partition_of_persons(
-    judged: Judged, persons: Sequence[str], kind: str, clients: int | None, seed: int
+    judged: Judged, persons: Sequence[str], kind: str, clients: int | None, seed: int, everyone: Iterable[Query] = ()
 ) -> Partition:
-    """As `partition`, with all questions of a person at one client: the client of the person's first question.
+    """As `partition_by_question`, with all questions of a person at the client of the person's first one.
 
     Natural clients (`client`) have the questions they have: who asked at two of them is a person at each.
     """
@@ -51,7 +51,7 @@ def partition_of_persons(
         first.setdefault(key, row)
     rows = list(first.values())
     heads = Judged(tuple(judged.queries[row] for row in rows), tuple(judged.relevant[row] for row in rows))
-    parts = partition(heads, kind, clients, seed)
+    parts = partition_by_question(heads, kind, clients, seed, everyone)
     owner = {keys[rows[place]]: name for name, places in parts.items() for place in places.tolist()}
     shares: dict[str, list[int]] = {name: [] for name in parts}
     for row, key in enumerate(keys):

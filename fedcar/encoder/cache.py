@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CHUNK = 1024
+PUBLIC = "public"  # the folder within the cache's
 KEY_BYTES, SUM_BYTES = 32, 4
 
 
@@ -38,11 +40,27 @@ class FeatureCache:
     last whole row is written over. A record that is not what was written is refused, and never used. Several processes
     may share a cache: it is locked while it is read or written, not while texts are encoded. Hidden states of private
     questions are private: the folder is readable by its owner alone.
+
+    The last bits of a state depend on the texts that went through the model beside it. So texts that are public have a
+    part of their own, `public`, in which no question leaves a trace that was not declared public.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or default_cache()
+        self._above: tuple[Path, ...] = ()
         self._known: dict[Path, _Known] = {}
+
+    @cached_property
+    def public(self) -> FeatureCache:
+        """The part for documents, what is made of them, the packaged reference texts, and questions declared public.
+
+        Formal guarantees:
+            public_states_tell_of_no_question: what is read here is the same bits whatever questions were encoded
+                before, by whichever command, also where their text is that of a document.
+        """
+        part = FeatureCache(self.folder / PUBLIC)
+        part._above = (*self._above, self.folder)
+        return part
 
     def hidden_states(
         self, encoder: Encoder, texts: Sequence[str], progress: Progress | None = None
@@ -90,7 +108,7 @@ class FeatureCache:
         shape = shape if name == EXACT else f"{shape}-{name}"
         place = self.folder / f"{encoder.state_fingerprint[:24]}-{encoder.pooling}-{shape}"
         try:
-            for folder in (self.folder, place):
+            for folder in (*self._above, self.folder, place):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             yield place
         except OSError as error:

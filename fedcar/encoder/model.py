@@ -7,7 +7,8 @@ import hashlib
 import os
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
 from operator import add
@@ -266,6 +267,17 @@ class FrozenModel:
             message = f"{cut} of {texts} texts are longer than {self.max_tokens} tokens and were cut"
             warnings.warn(message, FedcarWarning, stacklevel=3)
         self.texts_cut += cut
+
+    @contextmanager
+    def without_remarks(self) -> Iterator[None]:
+        """Nothing is said of texts that are read in here, and what is said later is as if they had not been read."""
+        cut = self.texts_cut
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FedcarWarning)
+                yield
+        finally:
+            self.texts_cut = cut
 
     def _check_known(self, ids: Sequence[Sequence[int]]) -> None:
         known = self.model_config.vocab_size

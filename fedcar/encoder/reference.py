@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +10,6 @@ import numpy as np
 from fedcar.collection.demo import FOLDER
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
-from fedcar.errors import FedcarWarning
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,9 +22,5 @@ def reference_states(encoder: Encoder, cache: FeatureCache) -> NDArray[np.void]:
     """States (n,) of the untrained encoder on the first questions of the packaged collection."""
     with QUERIES.open(encoding="utf-8") as stream:
         texts = [json.loads(line)["text"] for line, _ in zip(stream, range(TEXTS), strict=False)]
-    cut = encoder.model.texts_cut
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FedcarWarning)  # nobody asked about these texts: that one is cut is no news
-        states = cache.states(encoder.untrained, texts)
-    encoder.model.texts_cut = cut
-    return states
+    with encoder.model.without_remarks():  # nobody asked about these texts: that one is cut is no news
+        return cache.public.states(encoder.untrained, texts)

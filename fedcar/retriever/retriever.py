@@ -73,11 +73,11 @@ class Retriever(Searcher):
         if reads_tokens(documents, encoder):  # the same passes give what the cache keeps
 
             def keep(read: Sequence[str], states: NDArray[np.void]) -> None:
-                cache.keep(encoder, read, states)
+                cache.public.keep(encoder, read, states)
 
             late = LateInteraction.build(documents, encoder, report, keep)
         with report.track("encoding documents", len(texts)) as advance:
-            embeddings = cache.hidden_states(encoder, texts, advance)
+            embeddings = cache.public.hidden_states(encoder, texts, advance)
         embeddings[[not text for text in texts]] = 0.0
         centre = FeatureMap.of_reference(reference_states(encoder, cache)).centre
         rows = Head(embeddings, centre=centre, kind=head, pre_classifier=pre_classifier, seed=seed)

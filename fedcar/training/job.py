@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from dataclasses import dataclass, replace
 
 from fedcar.collection.collection import Collection, Judged
@@ -15,7 +14,7 @@ from fedcar.collection.splits import split_for_selection, subset
 from fedcar.common.measure import Clock, peak_memory_mb
 from fedcar.common.progress import Silent
 from fedcar.encoder.cache import FeatureCache
-from fedcar.errors import FedcarError, FedcarWarning
+from fedcar.errors import FedcarError
 from fedcar.privacy.statement import Statement, plain_words, to_json
 from fedcar.retriever.prepare import prepare as made_ready
 from fedcar.retriever.questions import Questions
@@ -100,10 +99,14 @@ class Job:
 def prepare(
     collection: Collection, untrained: Retriever, features: FeatureCache, report: Silent, splits: Splits
 ) -> Job:
-    """Encode the questions of the splits, or find them in the cache, and weigh the evidence for each."""
+    """Encode the questions of the splits, or find them in the cache, and weigh the evidence for each.
+
+    Beside private questions those that choose were declared public, and have nothing to do with where those are kept.
+    """
+    place = features.public if splits.private else features
 
     def ready(judged: Judged, what: str) -> Questions:
-        return made_ready(untrained, judged, features, report if len(judged) else Silent(), what)
+        return made_ready(untrained, judged, place, report if len(judged) else Silent(), what)
 
     if splits.private or splits.training is None:
         training = prepare_privately(untrained, splits.training or NO_QUESTIONS, features)
@@ -117,12 +120,8 @@ def prepare(
 
 def prepare_privately(untrained: Retriever, judged: Judged, features: FeatureCache) -> Questions:
     """Questions made ready without the progress and the warnings that count them."""
-    cut = untrained.encoder.model.texts_cut
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FedcarWarning)
-        questions = made_ready(untrained, judged, features, Silent(), "training questions")
-    untrained.encoder.model.texts_cut = cut
-    return questions
+    with untrained.encoder.model.without_remarks():
+        return made_ready(untrained, judged, features, Silent(), "training questions")
 
 
 def conclude(

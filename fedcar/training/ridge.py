@@ -380,7 +380,7 @@ class PseudoSums:
         weights = sparse.csr_array((pseudo.weights, places), shape=(len(rows), len(document_rows)), dtype=np.float32)
         words = NaiveBayes(sparse.csr_array(weights.T @ gram_counts(pseudo.texts)))
         statistics = None
-        states = cache.states(retriever.encoder.untrained, pseudo.texts)
+        states = cache.public.states(retriever.encoder.untrained, pseudo.texts)
         for start in range(0, len(rows), TEXTS_AT_ONCE):
             part = slice(start, start + TEXTS_AT_ONCE)
             part_sums = Statistics.of_pseudo_queries(fixed(states[part]), weights[part])

@@ -95,7 +95,7 @@ ACCEPTED: list[tuple[Callable[[Place], Words], str]] = [
     (a_single_document, "a single document"),
     (all_queries_on_one_document, "have the same document"),
     (k_larger_than_the_collection, "k is 50, but there are 6 documents"),
-    (a_query_that_no_judgement_names, "1 of 41 queries without a judgement"),
+    (a_query_that_no_judgement_names, "1 queries without a judgement"),
 ]
 
 

@@ -346,6 +346,21 @@ def test_a_plan_is_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert in_words([]) == in_words({}) == in_words(None) == "none" and in_words({"site_a": [1, 2]}) == "site_a 1, 2"
 
 
+def test_every_tenth_exchange_has_a_line_however_long_it_took(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedcar.cli import tables
+    from fedcar.training.noised.record import ExchangeRecord
+
+    monkeypatch.setattr(tables, "SECONDS_BETWEEN_LINES", -1.0)  # every look at the clock would be a line
+    exchange = ExchangeRecord(round=0, clients=["a"], refused={}, failed={}, bytes_up=4, bytes_down=0)
+    with tables.live_table() as show:
+        for number in range(22):
+            show(replace(exchange, round=number), {})
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == ["round 0", "round 10", "round 20"]
+
+
 def test_rounds_without_news_share_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     from fedcar.cli.tables import live_table
     from fedcar.federation.rounds.record import RoundRecord

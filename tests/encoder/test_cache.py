@@ -327,3 +327,29 @@ def test_the_users_cache_folder_is_the_default(monkeypatch: pytest.MonkeyPatch, 
     assert default_cache() == tmp_path / "fedcar"
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     assert default_cache() == Path.home() / ".cache" / "fedcar"
+
+
+def test_public_states_tell_of_no_question(tmp_path: Path, encoder_folder: Path) -> None:
+    """By an encoder whose states depend visibly on what is encoded beside them; two pasts, the same public texts."""
+    from support.neighbours import ByBatch
+
+    public = ["fan", "pump", "who looks after the hose"]
+    found = []
+    for place, questions in (("one", ["fan", "screen"]), ("other", ["who looks after the hose", "pump", "tube"])):
+        encoder, shared = ByBatch.load(encoder_folder, "mean"), FeatureCache(tmp_path / place)
+        shared.states(encoder, questions)
+        found.append(shared.public.states(encoder, public).tobytes())
+        shared.states(encoder, [*questions, "blower"])
+        assert FeatureCache(tmp_path / place).public.states(encoder, public).tobytes() == found[-1]
+        assert shared.states(encoder, public).tobytes() != found[-1], "questions have their own"
+    assert found[0] == found[1]
+
+
+def test_the_public_part_is_made_for_the_owner_alone(tmp_path: Path, encoder: Counting) -> None:
+    before = os.umask(0)
+    try:
+        FeatureCache(tmp_path / "cache").public.hidden_states(encoder, TEXTS)
+    finally:
+        os.umask(before)
+    folders = [tmp_path / "cache", *(path for path in (tmp_path / "cache").rglob("*") if path.is_dir())]
+    assert len(folders) == 3 and {stat.S_IMODE(folder.stat().st_mode) for folder in folders} == {0o700}

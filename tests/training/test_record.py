@@ -25,8 +25,8 @@ def test_under_epsilon_nobody_is_told_how_many_questions_there_are() -> None:
 
 
 def test_an_exchange_tells_what_there_is_to_tell() -> None:
-    record = ExchangeRecord(round=2, clients=["a"], refused={}, failed={}, bytes_up=4, clock_seconds=0.0, bytes_down=4)
-    keys = ["round", "clients", "refused", "failed", "bytes_up", "clock_seconds", "bytes_down"]
+    record = ExchangeRecord(round=2, clients=["a"], refused={}, failed={}, bytes_up=4, bytes_down=4)
+    keys = ["round", "clients", "refused", "failed", "bytes_up", "bytes_down"]
     assert list(record.to_json()) == keys
     told = replace(record, what="head, step 1", clip_norm=0.5)
     assert list(told.to_json()) == [*keys, "clip_norm", "what"]

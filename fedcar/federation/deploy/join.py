@@ -191,7 +191,7 @@ def _take_part(
         )
     else:
         try:
-            check_target(ledgers.budget.epsilon, ledgers.budget.delta, len(device.training))
+            check_target(ledgers.budget.epsilon, ledgers.budget.delta, len(device.training) or None)
         except ValueError as error:
             raise FedcarError(f"--delta {ledgers.budget.delta:g}: {error}") from error
         report.say(
@@ -210,7 +210,8 @@ def _take_part(
     worker = threading.Thread(
         target=flower.work, args=(f"127.0.0.1:{port}", secret, device.answer, stopped), name="worker", daemon=True
     )
-    report.say(f"{file.node}: {len(device.training)} training questions ready, joining {file.address}")
+    few = "" if len(device.training) else " (none to learn from: under epsilon it gives out noise alone, else nothing)"
+    report.say(f"{file.node}: {len(device.training)} training questions ready{few}, joining {file.address}")
     try:
         with suppress(FedcarError):  # a server that is away now is waited for by the SuperNode
             knock()

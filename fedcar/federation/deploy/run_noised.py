@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -61,7 +60,7 @@ def train_privately_over(network: RemoteNetwork, untrained: Retriever, run: Serv
     """
     options, report, collection = run.options, run.report, run.collection
     assert options.target is not None
-    start, features = time.monotonic(), FeatureCache(Path(options.cache) if options.cache else None)
+    features = FeatureCache(Path(options.cache) if options.cache else None)
     rounds, target = RoundSettings(**options.rounds), Target(**options.target)
     settings = settings_of(options.method, options.adapter, target, rounds)
     if options.public is not None:
@@ -78,7 +77,7 @@ def train_privately_over(network: RemoteNetwork, untrained: Retriever, run: Serv
     ledgers = Path(options.ledgers) if options.ledgers else place.clients
     clients = over_a_network(network, plan, place, ledgers, rounds)
     store = Exchanges(run.folder / "exchanges")
-    report.say(f"{len(members)} devices; {time.monotonic() - start:.0f} s to the first exchange")
+    report.say(f"{len(members)} devices")
     server = PrivateTraining(
         untrained, clients, plan, store=store, public=PublicQuestions.of(job), report=report,
         watch=noting(place, clients, run.watch), adapter=settings.module(untrained.encoder.embedding_width),
@@ -95,7 +94,7 @@ def train_privately_over(network: RemoteNetwork, untrained: Retriever, run: Serv
     return {
         "run": str(run.folder), "retriever": str(run.folder / RETRIEVER), "rounds": records,
         "selection": max(outcome.scores.values(), default=None), "bytes_per_round": bytes_per_round(outcome.records),
-        "seconds": {"all": round(time.monotonic() - start, 1)}, "privacy": statement,
+        "seconds": {}, "privacy": statement,
         "refused": str(outcome.refusal) if outcome.refusal is not None else None,
     }  # fmt: skip
 

@@ -26,7 +26,6 @@ from fedcar.common.files import written_whole
 from fedcar.common.progress import Silent
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
-from fedcar.errors import FedcarError
 from fedcar.federation.device.noised import PrivateSide
 from fedcar.federation.device.ridge import RidgeSide, right_by
 from fedcar.federation.ledgers import Ledgers
@@ -57,6 +56,9 @@ def documents_fingerprint(collection: Collection) -> str:
 class Device:
     """A device's questions, prepared, and the client that trains on them.
 
+    Without a training question it has nothing to teach, and takes part under epsilon alone: whether it has any is then
+    nobody else's business, and what it gives out is noise.
+
     Formal guarantees:
         A round asked for twice gives the same reply, also after kill -9: what a client keeps from round to round is on
         the disk, in `folder`, before its reply leaves.
@@ -74,8 +76,6 @@ class Device:
     ) -> None:
         report = report or Silent()
         training, held_out = collection.judged("train"), unknown(collection)
-        if not len(training):
-            raise FedcarError(f"{collection.name}: no training question; a device without any has nothing to teach")
         self.folder, self.model = folder, model
         self.documents = documents_fingerprint(collection)
         self.untrained = Retriever.untrained(collection.documents, model, cache, report)
@@ -126,6 +126,8 @@ class Device:
                 return refusal(name, ours)
         if request.kind not in PROTECTED and self.ledgers.budget is not None:
             return refusal("un-noised")
+        if request.kind not in (*PROTECTED, "clipped") and not len(self.training):
+            return refusal("questions")
         reply: Payload = getattr(self, f"_{request.kind}")(setup, request)
         return reply
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedcar.collection.collection import Collection
+from fedcar.collection.partition import PARTS
 from fedcar.common.files import replace_json
 from fedcar.encoder.encoder import Encoder
 from fedcar.errors import FedcarError
@@ -99,6 +100,7 @@ class PrivateRun:
             if not resume:
                 raise FedcarError(f"--run {folder}: holds a run; go on with --resume, or give another folder")
             content = json.loads(file.read_text(encoding="utf-8"))
+            refuse_older(folder, content["belongs_to"])
             refuse_another(folder, content["belongs_to"], self.belongs_to)
             self.name, self.resumed = content["run"], True
             self.heads = {name: LedgerHead(*head) for name, head in content["heads"].items()}
@@ -177,7 +179,19 @@ def belongs_to(
     rate = None if plan.step is None else plan.step.sampling_rate
     settings = {**asdict(plan.target), "method": plan.method, "steps": plan.steps, "partition": kind, "seed": seed}
     settings["participation"] = rate  # what a step was charged by
-    return {"documents": documents, "encoder": model.fingerprint, "settings": {**settings, "clients": clients}}
+    return {
+        "documents": documents, "encoder": model.fingerprint, "settings": {**settings, "clients": clients},
+        "parts": PARTS,
+    }  # fmt: skip
+
+
+def refuse_older(folder: Path, before: Mapping[str, Any]) -> None:
+    """A run of a time when clients were drawn over all questions at once, and seconds were recorded, cannot go on."""
+    if before.get("parts") != PARTS:
+        raise FedcarError(
+            f"{folder}: its statement promises too much, since an earlier fedcar drew clients over all questions at "
+            "once and recorded seconds; start a new run in another folder"
+        )
 
 
 def stated(folder: Path, retriever: Retriever) -> dict[str, Any]:

@@ -124,7 +124,7 @@ class RemoteDevices:
         assert isinstance(request, NoisedRequest), request
         answers: dict[str, Any] = {}
         failed: dict[str, str] = {}
-        number, seconds = request.number + 1, 0.0
+        number = request.number + 1
         for attempt in range(1, self.settings.attempts + 1):
             everyone: dict[str, Any] = dict.fromkeys(self.names if names is None else names)
             cohort = choose_cohort(everyone, self.failures, self.settings, number, attempt)
@@ -133,13 +133,13 @@ class RemoteDevices:
             known = {name: self.seen.in_text(name) for name in missing}
             given, replies = self.asking("noised", request, missing, known, max(0, least - len(answers)))
             self._note(replies)
-            answers, failed, seconds = {**answers, **given}, {**failed, **replies.failed}, seconds + replies.seconds
+            answers, failed = {**answers, **given}, {**failed, **replies.failed}
             self._refused(request, replies.failed)
             self.failures = note_failures(self.failures, cohort, list(answers), number)
             if len(answers) >= least:
                 self.given.append(request.release)
                 failed = {name: why for name, why in failed.items() if name not in answers}
-                return Answers(dict(sorted(answers.items())), failed, round(seconds, 4))
+                return Answers(dict(sorted(answers.items())), failed)
         raise too_few(request.number, self.settings, failed)
 
     @property
@@ -217,7 +217,7 @@ class RemoteCohort:
         given: Any = self.door.release(request.number, request.release, lambda: total)
         if made:
             self.coins.unlink(missing_ok=True)
-        return Answers({self.door.name: given}, self.last.failed, self.last.seconds)
+        return Answers({self.door.name: given}, self.last.failed)
 
     def _drawn(self, request: NoisedRequest) -> list[str]:
         if self.coins.exists():
@@ -234,11 +234,10 @@ class RemoteCohort:
         total, least = self.asking.zeros(request), quorum(len(drawn), self.settings) if drawn else 0
         answers: dict[str, Tensors] = {}
         failed: dict[str, str] = {}
-        seconds = 0.0
         for _ in range(self.settings.attempts):
             missing = [name for name in drawn if name not in answers]
             given, replies = self.asking("clipped", request, missing, {}, max(0, least - len(answers)))
-            answers, failed, seconds = {**answers, **given}, {**failed, **replies.failed}, seconds + replies.seconds
+            answers, failed = {**answers, **given}, {**failed, **replies.failed}
             if len(answers) >= least:
                 break
         else:
@@ -247,7 +246,7 @@ class RemoteCohort:
         for _, tensors in sorted(answers.items()):
             for name, tensor in within(tensors, bound).items():
                 total[name] += tensor
-        self.last = Answers({}, {name: why for name, why in failed.items() if name not in answers}, round(seconds, 4))
+        self.last = Answers({}, {name: why for name, why in failed.items() if name not in answers})
         return total
 
 

@@ -50,6 +50,6 @@ Watch = Callable[[Record, Mapping[str, float | None]], None]  # a round as it en
 
 
 def shown(record: Record) -> dict[str, Any]:
-    """A record with all columns of tables and `--json`; what would need an un-noised look is empty."""
+    """A record with all columns of tables and `--json`; what would need an un-noised look or a clock is empty."""
     content = record.to_json()
-    return {**content, **{name: content.get(name) for name in ALWAYS}}
+    return {**content, **{name: content.get(name) for name in (*ALWAYS, "clock_seconds")}}

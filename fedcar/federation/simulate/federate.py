@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedcar.collection.collection import Collection, Judged
-from fedcar.collection.partition import partition
+from fedcar.collection.partition import PARTS, partition
 from fedcar.collection.pseudo_queries import pseudo_queries
 from fedcar.collection.splits import split_for_selection
 from fedcar.common.measure import Clock
@@ -138,7 +138,7 @@ def belongs_to(
     job: Job, settings: Settings, rounds: RoundSettings, federation: PlainFederation, clients: int
 ) -> dict[str, object]:
     """What a run belongs to; another collection, encoder or setting cannot be resumed from it."""
-    who = {"partition": federation.kind, "clients": clients, "clock": str(federation.clock)}
+    who = {"partition": federation.kind, "parts": PARTS, "clients": clients, "clock": str(federation.clock)}
     return {
         "collection": job.collection.fingerprint,
         "encoder": job.untrained.encoder.fingerprint,

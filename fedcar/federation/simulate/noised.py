@@ -8,12 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from fedcar.collection.collection import Collection, Judged
-from fedcar.collection.partition import Partition, partition
+from fedcar.collection.partition import UNNAMED, Partition, partition_by_question
 from fedcar.collection.persons import partition_of_persons, persons_of
-from fedcar.common.measure import Clock
 from fedcar.common.progress import Silent
 from fedcar.encoder.cache import FeatureCache
 from fedcar.errors import FedcarError
@@ -47,7 +44,6 @@ from fedcar.training.settings import loaded
 from fedcar.training.target import Target
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from typing_extensions import Unpack
 
     from fedcar.federation.simulate.settings import NoisedOptions
@@ -67,12 +63,16 @@ class SharedOut:
     units: int
 
     @classmethod
-    def of(cls, questions: Judged, target: Target, kind: str, clients: int | None, seed: int) -> SharedOut:
+    def of(
+        cls, collection: Collection, questions: Judged, target: Target, kind: str, clients: int | None, seed: int
+    ) -> SharedOut:
+        everyone = collection.queries.values()  # the names of all clients are public
         if target.column is None:
-            parts = partition(questions, kind, clients, seed)
+            parts = partition_by_question(questions, kind, clients, seed, everyone)
             return cls(parts, None, len(parts) if target.unit == "client" else len(questions))
         persons = persons_of(questions, target.column)
-        return cls(partition_of_persons(questions, persons, kind, clients, seed), persons, len(set(persons)))
+        parts = partition_of_persons(questions, persons, kind, clients, seed, everyone)
+        return cls(parts, persons, len(set(persons)))
 
     def persons_at(self, client: str) -> list[str] | None:
         """Who asked each of the client's questions."""
@@ -102,20 +102,24 @@ def federate_under_epsilon(
         resumed_equals_uninterrupted: stored updates are sent again unchanged, the server makes the same of them.
         over_a_network_equals_in_process: the same ledgers and statement; with noise that can be repeated the same rows.
     """
-    report, seconds, federation = report or Silent(), Clock(), NoisedFederation(target=target, **options)
+    report, federation = report or Silent(), NoisedFederation(target=target, **options)
     encoder, features = loaded(federation.encoder, federation.pooling), FeatureCache(Path(cache) if cache else None)
     questions, seed = collection.judged("train"), federation.rounds.seed
-    shared = SharedOut.of(questions, target, federation.kind, federation.clients, seed)
+    shared = SharedOut.of(collection, questions, target, federation.kind, federation.clients, seed)
     parts = shared.parts
     check_participation(target, federation.rounds)
     held_out = collection.judged("dev") if target.held_out else NO_QUESTIONS
-    of_dev = partition_of_dev(held_out, federation.kind, federation.clients, seed) if target.held_out else {}
+    if target.held_out and not len(held_out):
+        raise FedcarError("--held-out: there is no dev split whose questions could count; bring qrels/dev.tsv")
+    of_dev = parts_of(collection, held_out, federation)  # also those that stand in train: no choice is made by train
     target.check(shared.units)
     settings = settings_of(federation.method, federation.adapter, target, federation.rounds)
     splits = Splits.under_epsilon(collection, target.public_dev, questions if federation.over is None else None)
     settings = with_public_rows(settings, splits.public, len(collection.documents))
     plan = settings.plan(len(collection.documents))
     untrained = Retriever.untrained(collection.documents, encoder, features, report)
+    if federation.kind == "client" and UNNAMED in parts:
+        report.say(f'questions that name no client are those of "{UNNAMED}"')
     if target.unit == "client" and len(parts) < UNIT_NEEDS_CLIENTS:
         report.say(f"{len(parts)} clients: hiding a whole client takes hundreds; --unit example hides each question")
     place = PrivateRun(Path(run), resume, belongs_to(collection, encoder, plan, federation.kind, sorted(parts), seed))
@@ -132,7 +136,7 @@ def federate_under_epsilon(
         clients: NoisedClients = in_this_process(sums, plan, place, ledgers, counts)
     else:
         collections = {name: share_of(collection, questions, rows) for name, rows in parts.items()}
-        for name in collections.keys() & of_dev.keys():
+        for name in of_dev if target.held_out else ():
             collections[name] = with_held_out(collections[name], share_of(collection, held_out, of_dev[name]))
         if target.unit != "client":  # their budget is the user's word, before any device is asked
             for name in collections:
@@ -145,21 +149,18 @@ def federate_under_epsilon(
         doors = ["server"] if target.unit == "client" else sorted(parts)
         lost = lost_by([ledgers / file_name(name) / LEDGER for name in doors], place)
         clients = Tallied(clients, tally, lost)
-    seconds.lap("encode")
     server = PrivateTraining(
         untrained, clients, plan, public=PublicQuestions.of(job), adapter=module, report=report,
         watch=noting(place, clients, watch),
     )  # fmt: skip
     outcome = server.run()
-    seconds.lap("rounds")
     told = {"clients": len(parts), "partition": federation.kind, "unit": target.unit}
     retriever = concluded(job, outcome, plan, told, None if tally is None else tally.spent())
     statement = stated(place.folder, retriever)
-    measures = measured(retriever, job, cache)
-    seconds.lap("evaluate")
+    measures = measured(retriever, job)
     return Federation(
-        retriever, place.folder, outcome.records, None, measures, bytes_per_round(outcome.records), seconds.seconds,
-        statement, outcome.refusal,
+        retriever, place.folder, outcome.records, None, measures, bytes_per_round(outcome.records), {}, statement,
+        outcome.refusal,
     )  # fmt: skip
 
 
@@ -176,20 +177,23 @@ def lost_by(files: Sequence[Path], place: PrivateRun) -> Callable[[int], int]:
     return lost
 
 
-def measured(retriever: Retriever, job: Job, cache: str | Path | None) -> dict[str, float] | None:
+def measured(retriever: Retriever, job: Job) -> dict[str, float] | None:
     """The measures on the dev questions where they were declared public; None, and nothing read, otherwise."""
     if not len(job.selection):
         return None
-    public = replace(job.collection, judgements={"dev": job.collection.judgements["dev"]})
-    measures: dict[str, float] = evaluate(retriever, public, "dev", cache=cache)["systems"]["retriever"]["all"]
+    judged, unanswerable = job.collection.judged("dev"), job.collection.unanswerable("dev")
+    queries = {query.id: query for query in (*judged.queries, *unanswerable)}
+    dev = dict(zip((query.id for query in judged.queries), judged.relevant, strict=True))
+    public = replace(job.collection, queries=queries, judgements={"dev": dev})
+    found = evaluate(retriever, public, "dev", cache=job.features.public.folder)
+    measures: dict[str, float] = found["systems"]["retriever"]["all"]
     return measures
 
 
-def partition_of_dev(held_out: Judged, kind: str, clients: int | None, seed: int) -> dict[str, NDArray[np.int64]]:
-    """Which held-out question counts at which client. Also one that stands in train: no choice is made by train."""
-    if not len(held_out):
-        raise FedcarError("--held-out: there is no dev split whose questions could count; bring qrels/dev.tsv")
-    return partition(held_out, kind, clients and min(clients, len(held_out)), seed)
+def parts_of(collection: Collection, judged: Judged, federation: NoisedFederation) -> Partition:
+    """Which of these questions each client has, by the same clients' names whichever questions are private."""
+    everyone, seed = collection.queries.values(), federation.rounds.seed
+    return partition_by_question(judged, federation.kind, federation.clients, seed, everyone)
 
 
 def with_held_out(share: Collection, held_out: Collection) -> Collection:

@@ -97,7 +97,7 @@ class NoisedOptions(FederationOptions, total=False):
 
 @dataclass(frozen=True)
 class Federation:
-    """What a federation came to; the fields are those of `fedcar federate --json`."""
+    """What a federation came to; the fields are those of `fedcar federate --json`. Under epsilon no `seconds`."""
 
     retriever: Retriever
     run: Path

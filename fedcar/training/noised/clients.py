@@ -181,8 +181,12 @@ class Cohort:
 
 
 def mean(request: NoisedRequest, private_questions: ClippedSums) -> dict[str, Tensor]:
-    """The mean of one client's clipped parts, as float32, as it goes over a network: see `within` for its norm."""
-    return {name: (tensor / len(private_questions)).float() for name, tensor in request.sums(private_questions).items()}
+    """The mean of one client's clipped parts, as float32, as it goes over a network; zeros where it has no question.
+
+    See `within` for its norm.
+    """
+    questions = max(1, len(private_questions))
+    return {name: (tensor / questions).float() for name, tensor in request.sums(private_questions).items()}
 
 
 def within(tensors: Tensors, bound: float) -> dict[str, Tensor]:

@@ -56,7 +56,7 @@ class PublicQuestions:
         """Beside these, questions that came from the documents."""
         queries = tuple(Query(f"generated:{number}", text) for number, text in enumerate(pseudo.texts))
         judged = Judged(queries, tuple({document: 1} for document in pseudo.document_ids))
-        asked = prepare(untrained, judged, features, report, "generated questions")
+        asked = prepare(untrained, judged, features.public, report, "generated questions")
         weights = torch.from_numpy(pseudo.weights)
         if self.training is None or self.weights is None:
             return replace(self, training=asked, weights=weights)

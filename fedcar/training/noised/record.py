@@ -11,6 +11,9 @@ from typing import Any
 class ExchangeRecord:
     """What an exchange came to, in plain values. The order of the fields is that of the keys in the history.
 
+    No seconds: how long a client took tells how many questions it has, and whether it was drawn. Nothing that was
+    measured on private questions stands here but what was noised.
+
     `round` is its number, from 0, the count. `clip_norm` is that of a step where it adapts; `what` names the state that
     was made of the answers, `selection` its success on public dev questions. None is left out.
     """
@@ -20,7 +23,6 @@ class ExchangeRecord:
     refused: Mapping[str, str]
     failed: Mapping[str, str]
     bytes_up: int
-    clock_seconds: float
     bytes_down: int
     clip_norm: float | None = None
     what: str | None = None

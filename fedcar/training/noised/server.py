@@ -208,7 +208,6 @@ class PrivateTraining:
             refused=refused,
             failed=dict(answers.failed),
             bytes_up=sent,
-            clock_seconds=answers.seconds,
             bytes_down=sent if request.number > 1 else 0,  # a step is taken at a state of the same shape
         )
         return record, passed
@@ -359,7 +358,7 @@ def retriever_of(untrained: Retriever, state: Mapping[str, Tensor], adapter: Ada
     weights[:LEARNED] *= EVIDENCE_SHARE
     head = type(untrained.head)(untrained.head.embeddings.numpy(), centre=untrained.head.centre.numpy())
     with torch.no_grad():
-        head.rows.copy_(state[ROWS] @ whitening(untrained) / START_SCALE)
+        head.rows.copy_(state[ROWS].float() @ whitening(untrained) / START_SCALE)
         head.active.fill_(True)
     encoder = untrained.encoder
     if adapter is not None and len(state) > 1:
@@ -375,9 +374,10 @@ def held_out_counts(
     """Held-out questions of a client, how many search gets right, and how many the state: (3,)."""
     if not len(questions):
         return torch.zeros(3, dtype=torch.float64)
-    by_search = Standard().score(questions, untrained.scores_of(questions)).success
     trained = retriever_of(untrained, state, adapter)
-    by_state = Standard().score(questions, trained.scores_of(questions)).success
+    with untrained.encoder.model.without_remarks():  # with an adapter the questions are read again
+        scores = [retriever.scores_of(questions) for retriever in (untrained, trained)]
+    by_search, by_state = (Standard().score(questions, one).success for one in scores)
     return len(questions) * torch.tensor([1.0, by_search, by_state], dtype=torch.float64)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from fedcar.encoder.adapter import Adapter, SoftEmbedding
 from fedcar.encoder.reading import batches_by_length
-from fedcar.errors import FedcarWarning
 from fedcar.head.head import START_SCALE
 from fedcar.head.losses import candidate_losses
 from fedcar.privacy.clip import Clipped, Groups, Part, clip, clip_update, linear_head, output_gradients
@@ -80,8 +78,7 @@ class ClippedSums:
         self.all_batches: dict[bool, list[list[Rows]]] = {}
         self.token_ids: list[list[int]] = []
         if adapter is not None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FedcarWarning)  # how many are cut is nobody else's business
+            with self.encoder.model.without_remarks():  # how many are cut is nobody else's business
                 self.token_ids = self.encoder.tokenize(questions.texts)
 
     def __len__(self) -> int:

@@ -180,8 +180,6 @@ def test_another_encoder_or_collection_at_join_is_named(
     loaded = Collection.read(collection_folder)
     replace(loaded, documents=loaded.documents[::-1]).write(joined / "turned")
     assert "its documents differ from the server's" in join(joined, joined / "turned")
-    replace(loaded, judgements={}).write(joined / "nobody")
-    assert "no training question" in join(joined, joined / "nobody")
     assert not (joined / "a.node" / "flower").exists(), "no SuperNode was started"
     words = ("doctor", "--file", joined / "a.join", "--json", "--collection", joined / "turned", "--encoder", other)
     checks = {one["what"]: one for one in fedcar(*words).json["checks"]}

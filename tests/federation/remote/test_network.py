@@ -335,9 +335,14 @@ def test_too_few_devices_is_one_line(collection: Collection, encoder: Path, cach
 def test_a_device_without_training_questions_has_nothing_to_teach(
     collection: Collection, encoder: Path, cache: Path, tmp_path: Path
 ) -> None:
-    empty = replace(collection, judgements={})
-    with pytest.raises(FedcarError, match="no training question"):
-        Device(empty, tmp_path, Encoder.load(encoder), FeatureCache(cache))
+    """Nothing un-noised is asked of it, and the server is told why."""
+    device = Device(replace(collection, judgements={}), tmp_path, Encoder.load(encoder), FeatureCache(cache))
+    with over_wire(tmp_path / "d", encoder, cache) as over:
+        train(collection, encoder, cache, tmp_path / "run", over)
+    asked = {request.kind: request for _, request, _ in over.wire.seen}
+    assert {"enrol", "train"} <= set(asked)
+    for request in asked.values():
+        assert device.answer(request).values == {"reason": "questions", "found": ""}, request.kind
 
 
 def test_held_out_questions_of_devices_are_counted_in_the_record(

@@ -333,9 +333,7 @@ def test_a_cohort_whose_budget_has_no_room_is_not_asked(
 
 def test_exchanges_that_are_kept_are_not_asked_for_again(tmp_path: Path) -> None:
     store = Exchanges(tmp_path / "exchanges")
-    record = ExchangeRecord(
-        round=2, clients=["a"], refused={}, failed={"b": "away"}, bytes_up=36, clock_seconds=0.5, bytes_down=36
-    )
+    record = ExchangeRecord(round=2, clients=["a"], refused={}, failed={"b": "away"}, bytes_up=36, bytes_down=36)
     assert store.get(2) is None
     store.put(record, {"rows": torch.eye(3)})
     found = store.get(2)

@@ -21,6 +21,7 @@ from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
 from fedcar.errors import FedcarError
 from fedcar.federation.rounds.settings import RoundSettings
+from fedcar.federation.simulate import federate as simulated
 from fedcar.federation.sums import additive
 from fedcar.federation.sums.additive import statistics_of, sums_of
 from fedcar.federation.sums.mixture import MixtureTerms, federated_mixture
@@ -173,3 +174,18 @@ def test_statistics_are_checked_before_they_are_added(world: World) -> None:
     passed, refused = additive.check_statistics(parts, questions, parts["c0"], 10.0)
     assert equal(additive.total(passed), honest)
     assert sorted(refused) == ["c3", "c4", "c5", "c6", "c7"]
+
+
+def test_a_run_whose_clients_had_other_questions_does_not_go_on(
+    collection: Collection, encoder: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint of a version that drew the parts otherwise."""
+    options: dict[str, Any] = {"clients": 2, "encoder": encoder, "cache": cache, "rounds": RoundSettings(rounds=1)}
+    with monkeypatch.context() as before:
+        before.setattr(simulated, "PARTS", "drawn over all at once")
+        simulated.federate(collection, run=tmp_path / "run", compare=False, **options)
+    with pytest.raises(
+        FedcarError, match="belongs to other settings .parts drawn over all at once, now by each"
+    ) as error:
+        simulated.federate(collection, run=tmp_path / "run", compare=False, resume=True, **options)
+    assert "\n" not in str(error.value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.command import fedcar, tree
+from support.command import fedcar
 from support.federated import World, shares
-from support.neighbours import TINY, alike, neighbours
 
 from fedcar.collection.collection import Collection
 from fedcar.encoder.encoder import Encoder
@@ -38,33 +36,6 @@ def encoder(tiny_model: Callable[..., Path]) -> Encoder:
 @pytest.fixture(scope="module")
 def world(tiny_model: Callable[..., Path]) -> World:
     return World(tiny_model("llama"), questions=3000)
-
-
-@pytest.mark.parametrize("unit", ["example", "client"])
-def test_no_private_question_changes_anything_un_noised(
-    collection: Collection, encoder: Encoder, tmp_path: Path, unit: str
-) -> None:
-    """Two clients, noise that swallows every sum: neighbours leave the same retriever and the same history."""
-    target = Target(TINY, 1e-9, unit, noise_seed=0, against_advice=True)
-
-    def left_behind(one: Collection, place: Path) -> tuple[dict[str, Any], str, Any]:
-        found = federate_under_epsilon(
-            one, target, run=place / "run", clients=2, encoder=encoder, cache=tmp_path / "cache"
-        )
-        found.retriever.save(place / "retriever")
-        private = json.loads((place / "run" / "private.json").read_text())
-        return (
-            tree(place / "retriever"),
-            (place / "run" / "history.jsonl").read_text() + (place / "run" / "privacy.json").read_text(),
-            (private["belongs_to"], found.central, found.federated, found.rounds),
-        )
-
-    first = left_behind(collection, tmp_path / "first")
-    chosen = {what: other for what, other in neighbours(collection).items() if what in ("taken out", "one more")}
-    for number, (what, other) in enumerate(chosen.items()):
-        found = left_behind(other, tmp_path / str(number))
-        assert found[1:] == first[1:], what
-        assert alike(found[0], first[0]), what
 
 
 def devices_of(world: World, clients: int, folder: Path | None = None, plan: Any = None) -> list[NoisedClient]:

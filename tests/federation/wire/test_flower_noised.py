@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.command import environment, fedcar
+from safetensors.torch import load
+from support.command import environment, fedcar, tree
 
 pytest.importorskip("flwr")
 
 from support.deployments import finished, kill, kill_server_and_serve_again, newest, rounds, start, until  # noqa: E402
+from support.neighbours import difference, of_a_run  # noqa: E402
 
+from fedcar.collection.collection import Collection  # noqa: E402
 from fedcar.federation.deploy.processes import fedcar_command  # noqa: E402
 from fedcar.federation.simulate.over_flower import Deployment  # noqa: E402
 from fedcar.privacy.ledger import Ledger  # noqa: E402
@@ -61,6 +65,32 @@ def test_engine_flower_equals_engine_local_under_epsilon(
     here, there = (ledgers(tmp_path / f"{engine}.run" / "clients") for engine in ("local", "flower"))
     assert [book.path.parent.name for book in here] == [book.path.parent.name for book in there]
     assert [book.releases() for book in here] == [book.releases() for book in there]
+
+
+def test_over_flower_neighbours_leave_the_same_but_for_noise(collections: Path, encoder: Path, tmp_path: Path) -> None:
+    """Real devices, of which one has no question; noise is the system's, so all is compared but the noised numbers."""
+    whole = Collection.read(collections / "whole")
+    few = dict([*whole.judgements["train"].items()][:3])
+    left = []
+    for place, judged in (("first", few), ("other", dict([*few.items()][:2]))):
+        queries = {name: query for name, query in whole.queries.items() if name in judged}
+        replace(whole, queries=queries, judgements={"train": judged}).write(tmp_path / place / "collection")
+        words = ["federate", tmp_path / place / "collection", "-o", tmp_path / place / "out", "--clients", 4]
+        words += ["--engine", "flower", "--encoder", encoder, "--cache", tmp_path / place / "cache", *OPTIONS]
+        process = subprocess.run(
+            fedcar_command(*words), text=True, env=environment(), capture_output=True, timeout=300, check=False
+        )
+        assert process.returncode == 0, process.stderr
+        found = {**of_a_run(tmp_path / place / "out.run"), **tree(tmp_path / place / "out")}
+        for name in [name for name in found if name.endswith(".safetensors")]:
+            shapes = sorted((key, one.shape) for key, one in load(found.pop(name) or b"").items())
+            found[f"{name}, shapes"] = repr(shapes).encode()
+        left.append({**found, "out": process.stdout.replace(str(tmp_path / place), "PLACE").encode()})
+        said = process.stderr.replace(str(tmp_path / place), "PLACE").splitlines()
+        left[-1]["said"] = "\n".join(line for line in said if "hardly count" not in line).encode()  # by noised counts
+    assert not difference(*left)
+    assert sum(name.endswith("ledger.jsonl") for name in left[0]) == 4
+    assert b'clock_seconds": null' in (left[0]["out"] or b"") and b"seconds" not in (left[0]["history.jsonl"] or b"")
 
 
 @pytest.mark.ci

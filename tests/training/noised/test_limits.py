@@ -14,8 +14,9 @@ from support.command import fedcar
 from fedcar.errors import FedcarError
 from fedcar.privacy.accountant import fits
 from fedcar.privacy.errors import PrivacyError
-from fedcar.training.noised.plan import advise, make_plan
+from fedcar.training.noised.plan import make_plan
 from fedcar.training.noised.settings import PrivateSettings
+from fedcar.training.noised.units import advise
 from fedcar.training.target import (
     LEAST_DELTA,
     LEAST_EPSILON,

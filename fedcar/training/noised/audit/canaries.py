@@ -35,6 +35,7 @@ class Planted(ClippedSums):
 
     def __init__(self, canaries: Canaries, shape: tuple[int, int], places: NDArray[np.int64]) -> None:
         self.canaries, self.shape, self.places = canaries, shape, places
+        self.person = None
 
     def __len__(self) -> int:
         return len(self.places)
