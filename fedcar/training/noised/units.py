@@ -42,10 +42,10 @@ def advise(
     beside it: `side_by_side`, and `persons` for 1 to 50 questions at epsilon 1, 3 and 8.
     """
     target = Target(epsilon, delta, unit)
+    if not questions or min(questions) < 1 or sum(questions) > MOST_UNITS:
+        raise FedcarError(f"--questions: give a number for each client, from 1 to {MOST_UNITS:g} in all")
     clients, total, each = len(questions), sum(questions), persons_ask or 1.0
     counts = {"example": total, "person": max(1, round(total / each)), "client": clients}
-    if not questions or min(questions) < 1 or total > MOST_UNITS:
-        raise FedcarError(f"--questions: give a number for each client, from 1 to {MOST_UNITS:g} in all")
     target.check(counts.get(target.protects))
     plan = make_plan(target, method, documents, steps=steps)
     units, loudness = worth(questions, target.protects, each)

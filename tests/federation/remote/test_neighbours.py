@@ -21,6 +21,7 @@ from fedcar.encoder.cache import FeatureCache
 from fedcar.federation.deploy.options import RunOptions, ServedRun
 from fedcar.federation.deploy.run_noised import train_privately_over
 from fedcar.federation.device.device import Device
+from fedcar.federation.ledgers import opened_ledger
 from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.federation.simulate.federate import share_of
 from fedcar.federation.simulate.noised import with_held_out
@@ -28,6 +29,7 @@ from fedcar.federation.wire.payload import Payload
 from fedcar.retriever.retriever import Retriever
 from fedcar.training.noised import clients as devices
 from fedcar.training.noised.record import ExchangeRecord
+from fedcar.training.noised.tally import LEDGER
 from fedcar.training.target import Target
 
 
@@ -59,7 +61,12 @@ def left_behind(collection: Collection, encoder: Path, place: Path, **options: A
     (place / "run").mkdir(parents=True)
     with patch.object(Device, "__init__", unheard), over_wire(place / "devices", encoder, cache) as over, heard(left):
         untrained = Retriever.untrained(collection.documents, ByBatch.load(encoder), FeatureCache(cache))
-        network = over(untrained, shares, place / "ledgers")
+        ledgers = None
+        if target.get("unit") != "client":
+            ledgers = place / "ledgers"
+            for name in shares:  # a budget is the device's own word
+                opened_ledger(ledgers / name / LEDGER, None, Target(**target))
+        network = over(untrained, shares, ledgers)
         served = ServedRun(place / "run", run_options, on_the_server, report=Console())
         given = train_privately_over(network, untrained, served)
     for number, (node, request, reply) in enumerate(over.wire.seen):
@@ -72,7 +79,7 @@ def left_behind(collection: Collection, encoder: Path, place: Path, **options: A
                 {name: one.contiguous() for name, one in payload.tensors.items()}
             )
     left["given back"] = repr(given).replace(str(place), "PLACE").encode()
-    return left | of_a_run(place / "run") | of_a_run(place / "ledgers")
+    return left | of_a_run(place / "run") | (of_a_run(ledgers) if ledgers is not None else {})
 
 
 CASES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
@@ -103,7 +110,11 @@ def test_the_comparison_of_neighbours_sees_what_leaves_a_device_un_noised(
     monkeypatch.setattr(
         devices,
         "noised",
-        lambda sums, release, source: dict(sums) if release.name == "head" else plain(sums, release, source),
+        lambda sums, release, source: (
+            plain(sums, release, source)
+            if release.name != "head"
+            else {name: one.float() for name, one in sums.items()}
+        ),
     )
     first = left_behind(collection, encoder, tmp_path / "first", method="head")
     found = left_behind(neighbours(collection)["taken out"], encoder, tmp_path / "other", method="head")

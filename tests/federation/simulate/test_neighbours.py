@@ -128,9 +128,9 @@ def test_neighbours_differ_at_one_client_by_one_question(
     made: list[list[str]] = []
     plain = ClippedSums.__init__
 
-    def noting(self: ClippedSums, retriever: Any, questions: Any, adapter: Any = None) -> None:
+    def noting(self: ClippedSums, retriever: Any, questions: Any, *more: Any) -> None:
         made.append(sorted(questions.texts))
-        plain(self, retriever, questions, adapter)
+        plain(self, retriever, questions, *more)
 
     monkeypatch.setattr(ClippedSums, "__init__", noting)
 
