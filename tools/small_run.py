@@ -42,8 +42,8 @@ def small_run() -> SmallRun:
     """Made once a process; about fifteen seconds on one core."""
     folder = tempfile.TemporaryDirectory(prefix="fedcar-pages-")
     kept.append(folder)
-    cache = {"XDG_CACHE_HOME": str(Path(folder.name) / "cache"), "HF_HUB_OFFLINE": "1"}
-    with patch.dict(os.environ, cache):
+    own = {f"XDG_{kind.upper()}_HOME": str(Path(folder.name) / kind) for kind in ("cache", "state", "data")}
+    with patch.dict(os.environ, {**own, "HF_HUB_OFFLINE": "1"}):
         return _run(SmallRun(Path(folder.name)))
 
 
@@ -94,6 +94,7 @@ def _run(run: SmallRun) -> SmallRun:
     run.fedcar("privacy statement", place / "noised")
     run.fedcar("privacy attack", collection, *encoder)
     run.fedcar("privacy audit", collection, *encoder)
+    run.fedcar("privacy ledger", collection)
     _checkpoint(run, collection, model)
     _server(run, collection, model)
     _benchmarks(run, collection, encoder)

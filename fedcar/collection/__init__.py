@@ -18,12 +18,22 @@ What other folders take:
     importing.imported: Make a collection of a file or folder, write it to `out` as a BEIR folder, and return it
         with what was counted.
     importing.imported_documents: The documents of whatever `imported` takes, without questions; nothing is written.
+    importing.with_public_questions: The collection with the questions of a file as its dev split, whatever split
+        they name; with `dev` beside it.
     lines.check_identifier: Return the id; refuse an empty one and one that cannot stand in a tab-separated line.
     lines.check_text: Return the text; refuse a NUL and half of a surrogate pair, which no file and no tokenizer
         takes.
+    partition.PARTS: in what way a run's parts were made, as its folder says.
+    partition.Partition: rows of questions by client.
+    partition.UNNAMED: the client of questions that name none.
     partition.parse: The ALPHA of `dirichlet:ALPHA`, None for the other kinds; refuses what is none of them.
     partition.partition: The rows of `judged` by client name; every question has one client, every client at least
         one question.
+    partition.partition_by_question: The rows of `judged` by client name, as differential privacy needs it; a client
+        may be left without any.
+    persons.partition_of_persons: As `partition_by_question`, with all questions of a person at the client of the
+        person's first one.
+    persons.persons_of: The person of each question: what stands in this field, a word or a whole number.
     pseudo_queries.PseudoQueries: n texts, the document each stands for, and how much of a real question it counts:
         `weights` (n,).
     pseudo_queries.pseudo_queries: Each document's title and a seeded choice of its sentences (the inverse cloze
@@ -41,8 +51,8 @@ What other folders take:
     words.stems: The words of a text as search knows them: lower case, two letters and more, no stop words, English
         endings off.
     words.whole_words: The words of a text as bm25s sees them: lower case, two letters and more, stop words and all.
-    words.words_and_signs: All that is written: words of one letter and more, and every sign by itself; lower case.
     words.word_count: How many words a text has; in scripts without spaces two characters count as one.
+    words.words_and_signs: All that is written: words of one letter and more, and every sign by itself; lower case.
 """
 
 from fedcar.collection.collection import Collection, Document, Judged, Query

@@ -9,6 +9,8 @@ What other folders take:
     files.remove_tree: Remove a folder as far as it can be removed.
     files.replace_file: A crash leaves the former file or the new one.
     files.replace_json: As `write_json`; a crash leaves the former file or the new one.
+    files.user_folder: The user's folder of what outlasts a cache: "state" (XDG_STATE_HOME, else ~/.local/state) or
+        "data", / fedcar.
     files.whole_file: A text file to write that takes its name when it is whole: an error leaves what was there
         before.
     files.write_json: Write a JSON file, indented and in UTF-8.

@@ -75,6 +75,11 @@ What other folders take:
     settings.with_recipe: The settings with the paper's recipe where it is asked for; it has no epsilon.
     target.DELTA: the delta that is taken where none is given.
     target.Target: What the user asks for.
+    target.check_budget: Refuse what nobody should promise, and what no plan can be made for (unless it is not
+        `limited`, for a test).
+    target.check_steps: Refuse numbers of steps and sampling rates of which no plan can be made in time.
+    target.delta_warning: What to say of a delta above units^-1.1, the usual bound; empty below it.
+    target.shown: In a few characters, also where it has thousands of digits.
     train.plan: What `train` would do with the same arguments, without doing it: counts, encoder, settings of
         gradient steps.
     train.train: Train a retriever on the collection's training questions; without any, the retriever is hybrid

@@ -25,5 +25,9 @@ What other folders take:
     payload.with_prefix: Tensors under names that begin with this prefix.
     setup.Setup: What a request says of the run it belongs to; `settings` is empty before training.
     setup.head_of: Where a ledger stands, as it is written on the wire; ValueError for what is none.
+    setup.heads_in_text: Where the server last saw a device's ledger in this run; before that, its ledgers over
+        former runs.
+    setup.heads_of: What `heads_in_text` was given; ValueError for what is none.
+    setup.in_text: What `head_of` reads.
     setup.state_forms: Type and shape of every tensor of a state under epsilon: rows, and those of the adapter.
 """

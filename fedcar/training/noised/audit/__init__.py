@@ -4,7 +4,10 @@ A `trial` is one run: its plan, its clients, its exchanges as they were watched 
 answers should be comes from `definition`, which shares no clipping, summing or noising with the product.
 
 What other folders take:
-    canaries.attack_by_likelihood_ratio: Canaries in one run of this plan, and what the likelihood ratio tells of them.
-    collection.audit_collection: Every check on the code that trains, with some real training questions; a correct run
-        is flagged with p < 1e-6 in all.
+    canaries.attack_by_likelihood_ratio: Canaries in one run of this plan, and what the likelihood ratio tells of
+        them.
+    canaries.planted_run: The whole plan over canaries, of which a fair coin each says whether it is there; no
+        ledger of anybody.
+    collection.audit_collection: Every check on the code that trains, with some real training questions; a correct
+        run is flagged with p < 1e-6 in all.
 """
