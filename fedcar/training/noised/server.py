@@ -113,6 +113,7 @@ class PrivateTraining:
         self.outcome = Outcome(untrained, "none")
         self.weights: dict[str, float] = {}
         self.worth = 0.0  # where persons are the unit, how many of one question each they are worth
+        self.latest: tuple[dict[str, Tensor], Score, str] | None = None
         self.best = self.before()
 
     # ---------------------------------------------------------------- the run, top to bottom
@@ -126,6 +127,7 @@ class PrivateTraining:
         except BudgetError as refusal:
             self.outcome.refusal = refusal
             self.report.say(f"stopped: {refusal}")
+            self.compare()
         self.finish()
         return self.outcome
 
@@ -297,7 +299,10 @@ class PrivateTraining:
         return retriever_of(self.untrained, state, self.adapter)
 
     def keep(self, name: str, state: Mapping[str, Tensor], number: int = 0) -> None:
-        """Take this state as the result; with a public dev set only where it is the best so far."""
+        """Take this state as the result; with public questions to choose by only where it is better than the others.
+
+        Among the steps the last alone competes: the best of many on a few questions is often the luckiest.
+        """
         last = name == self.plan.method and number == self.plan.steps
         what, shown = name if not number else f"{name}, step {number}", ""
         record = self.told(what=what) if name != PUBLIC else None
@@ -309,12 +314,18 @@ class PrivateTraining:
                 self.told(selection=reached.success)
             shown = f": {reached.success:.3f} of the public dev questions right"
             self.outcome.scores[what] = reached.success
-            if self.best[1] is None or reached > self.best[1]:
-                self.best = ({key: tensor.clone() for key, tensor in state.items()}, reached, name)
+            self.latest = (dict(state), reached, name)
+            if last or not number:
+                self.compare()
         elif self.selection is None:
             self.best = (dict(state), None, name)
         if last or number % 10 == 0 or name != self.plan.method:
             self.report.say(f"{what} of {self.plan.steps}{shown}" if number else f"{name}{shown}")
+
+    def compare(self) -> None:
+        """The latest state that was looked at is the result where it is better than what was."""
+        if self.latest is not None and (self.best[1] is None or self.latest[1] > self.best[1]):
+            self.best = self.latest
 
     def before(self) -> tuple[dict[str, Tensor] | None, Score | None, str]:
         """Search as it is; with a public dev set the best of the baselines and the evidence."""
