@@ -126,7 +126,8 @@ def noise_for_twice_epsilon(patch: Patch) -> None:
     """The plan is made for twice the epsilon, and no ledger minds."""
     right = plan.noise_multiplier
     patch.setattr(plan, "noise_multiplier", lambda template, epsilon, *rest: right(template, 2 * epsilon, *rest))
-    patch.setattr(ledger, "fits", lambda releases, epsilon, delta: True)
+    for module in (plan, ledger):
+        patch.setattr(module, "fits", lambda releases, epsilon, delta: True)
 
 
 @fault("the accountant", CLAIM, "adapter")
@@ -134,11 +135,11 @@ def amplified_twice(patch: Patch) -> None:
     """Sampled steps are accounted for at half of their rate."""
     right = accountant._grouped
 
-    def grouped(releases: Any) -> Any:
+    def grouped(releases: Any, *rest: Any) -> Any:
         halved = [
             replace(one, sampling_rate=one.sampling_rate / 2) if one.sampling_rate < 1 else one for one in releases
         ]
-        return right(halved)
+        return right(halved, *rest)
 
     patch.setattr(accountant, "_grouped", grouped)
 

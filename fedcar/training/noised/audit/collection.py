@@ -35,6 +35,7 @@ THROUGH_THE_ENCODER = 16  # questions that autograd takes through the encoder, e
 SHORT_STEPS = 10  # of the runs that try an option
 HELD_OUT_QUESTIONS = 8
 MEMBERS, MEMBER_RATE = 8, 0.3
+MEMBER_STEPS = 24  # enough coins to tell those that are tossed in every second step alone
 TIMES = 30  # that what is a single number is asked for again
 
 
@@ -103,7 +104,7 @@ def settings_of(untrained: Retriever, asked: Questions, target: Target, method: 
         f"member {place + 1}": asked.take(rows)
         for place, rows in enumerate(parts(len(asked), min(MEMBERS, len(asked))))
     }
-    rate = None if method == "ridge" else MEMBER_RATE
+    steps, rate = (None, None) if method == "ridge" else (MEMBER_STEPS, MEMBER_RATE)
     plan = make_plan(replace(target, unit="client"), method, documents, steps=steps, sampling_rate=rate)
     yield Setting("unit client", untrained, plan, members, None, blocks)
 
