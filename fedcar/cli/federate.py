@@ -197,7 +197,7 @@ def _federate_under_epsilon(
         shared = SharedOut.of(loaded, loaded.judged("train"), target, options["kind"], options["clients"], seed)
         target.check(shared.units)
         settings = settings_of(options["method"], options["adapter"], target, options["rounds"])
-        public = Splits.under_epsilon(loaded, target.public_dev).public
+        public = Splits.under_epsilon(loaded, target.has_public).public
         noised_plan = with_public_rows(settings, public, documents).plan(documents)
         show_plan({"documents": documents, "clients": sorted(shared.parts), **noised_plan.in_words()}, as_json)
         return

@@ -211,7 +211,7 @@ def privacy_target(epsilon: float | None, **options: Any) -> Target | None:  # n
     flags = {name: value for name, value in options.items() if isinstance(value, bool)}
     worded = {"unit": options["unit"] != "example", "public_because": options["public_because"] is not None}
     refuse_with_epsilon_only(epsilon, **flags, **worded, public=public)
-    return None if epsilon is None else Target(epsilon, **{**options, "public_dev": options["public_dev"] or public})
+    return None if epsilon is None else Target(epsilon, **options, public_file=public)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import json
 import math
 import stat
 import warnings
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
@@ -47,6 +47,8 @@ from fedcar.collection.pages import read_pages
 from fedcar.collection.sources import as_file
 from fedcar.collection.tables import POINT_ZERO, Table, cell_text, kind_of_file
 from fedcar.errors import FedcarError, FedcarWarning, quoted
+
+PUBLIC_IDS = "public\t"  # how the ids of a file of public questions begin: a collection's hold no tab
 
 
 class Imported(NamedTuple):
@@ -277,25 +279,22 @@ def asked_of(
 def with_public_questions(collection: Collection, file: Path, *, dev: bool = False) -> Collection:
     """The collection with the questions of a file as its dev split, whatever split they name; with `dev` beside it.
 
-    The file is a table as `--queries` of an import takes it. Without `dev` nothing of the collection's own dev split is
-    left. Their ids are new ones: an id that a private question has would tell of that.
+    The file is a table as `--queries` of an import takes it. Without `dev` no judgement of the collection's own dev
+    split is left, nor which of its questions nothing answers. No id of a collection begins as those of the file do.
     """
     with as_file(file) as path:
         asked, _ = asked_of(collection.documents, path)
-    queries = {f"public:{one}": replace(query, id=f"public:{one}") for one, query in asked.queries.items()}
-    for one, query in queries.items():
-        queries[one] = query if query.answerable else replace(query, split="dev")
-    public: dict[str, Mapping[str, int]] = {
-        f"public:{one}": scores for judged in asked.judgements.values() for one, scores in judged.items()
-    }
     own, judgements = dict(collection.queries), dict(collection.judgements)
-    if dev:
-        public = {**judgements.get("dev", {}), **public}
-    else:
-        own = {one: own[one] for one in judgements.get("train", {})}
-    if taken := own.keys() & queries.keys():
-        raise FedcarError(f"{file}: the collection has a question of id {quoted(min(taken))} already; rename that")
-    return replace(collection, queries={**own, **queries}, judgements={**judgements, "dev": public})
+    if not dev:
+        judgements["dev"] = {}
+        own = {one: replace(query, split=None) if query.split == "dev" else query for one, query in own.items()}
+    public = {}
+    for one, query in asked.queries.items():
+        split = query.split if query.answerable else "dev"
+        public[PUBLIC_IDS + one] = replace(query, id=PUBLIC_IDS + one, split=split)
+    judged = {PUBLIC_IDS + one: scores for split in asked.judgements.values() for one, scores in split.items()}
+    dev_split = {**judgements.get("dev", {}), **judged}
+    return replace(collection, queries={**own, **public}, judgements={**judgements, "dev": dev_split})
 
 
 def _known(wanted: str, known: Container[str]) -> str | None:

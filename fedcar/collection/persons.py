@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,19 +14,20 @@ from fedcar.collection.partition import Partition, partition_by_question
 from fedcar.errors import FedcarError, quoted
 
 
-def persons_of(judged: Judged, column: str) -> list[str]:
+def persons_of(judged: Judged, column: str, unnamed: str | None = None) -> list[str]:
     """The person of each question: what stands in this field, a word or a whole number.
 
-    FedcarError where a question has none: a person who is missing there would be promised nothing.
+    Questions that name none are all of one person, `unnamed`; without that FedcarError. A device never refuses: that
+    would tell a server of its questions.
     """
-    persons = [_person(query, column) for query in judged.queries]
-    if missing := sum(person is None for person in persons):
+    persons = [_person(query, column) or unnamed for query in judged.queries]
+    if None in persons:
         field = f'"metadata": {{{quoted(column)}: "..."}}'
         raise FedcarError(
-            f"--unit person={column}: {missing} of {len(persons)} training questions name no person ({field}); "
-            "name one for each, or give --unit example"
+            f"--unit person={column}: some training questions name no person ({field}); name one for each, or give "
+            "--unit example"
         )
-    return [person for person in persons if person is not None]
+    return [str(person) for person in persons]
 
 
 def _person(query: Query, column: str) -> str | None:
@@ -38,23 +40,24 @@ def _person(query: Query, column: str) -> str | None:
 
 
 def partition_of_persons(
-    judged: Judged, persons: Sequence[str], kind: str, clients: int | None, seed: int, everyone: Iterable[Query] = ()
+    judged: Judged, persons: Sequence[str], kind: str, clients: int | None, seed: int
 ) -> Partition:
-    """As `partition_by_question`, with all questions of a person at the client of the person's first one.
+    """As `partition_by_question`, for iid and dirichlet, with all questions of a person at one client.
 
-    Natural clients (`client`) have the questions they have: who asked at two of them is a person at each.
+    It follows from the person's name; for dirichlet from the document of the person's first question too.
     """
-    natural = kind == "client"
-    keys = [(query.client if natural else "", person) for query, person in zip(judged.queries, persons, strict=True)]
-    first: dict[tuple[str | None, str], int] = {}
-    for row, key in enumerate(keys):
-        first.setdefault(key, row)
-    rows = list(first.values())
-    heads = Judged(tuple(judged.queries[row] for row in rows), tuple(judged.relevant[row] for row in rows))
-    parts = partition_by_question(heads, kind, clients, seed, everyone)
-    owner = {keys[rows[place]]: name for name, places in parts.items() for place in places.tolist()}
+    first: dict[str, int] = {}
+    for row, person in enumerate(persons):
+        first.setdefault(person, row)
+    heads = Judged(
+        tuple(replace(judged.queries[row], id=person) for person, row in first.items()),
+        tuple(judged.relevant[row] for row in first.values()),
+    )
+    names = list(first)
+    parts = partition_by_question(heads, kind, clients, seed)
+    owner = {names[place]: name for name, places in parts.items() for place in places.tolist()}
     shares: dict[str, list[int]] = {name: [] for name in parts}
-    for row, key in enumerate(keys):
-        shares[owner[key]].append(row)
+    for row, person in enumerate(persons):
+        shares[owner[person]].append(row)
     found: dict[str, NDArray[np.int64]] = {name: np.array(rows, dtype=np.int64) for name, rows in shares.items()}
     return found

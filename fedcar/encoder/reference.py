@@ -19,8 +19,12 @@ TEXTS = 256
 
 
 def reference_states(encoder: Encoder, cache: FeatureCache) -> NDArray[np.void]:
-    """States (n,) of the untrained encoder on the first questions of the packaged collection."""
-    with QUERIES.open(encoding="utf-8") as stream:
-        texts = [json.loads(line)["text"] for line, _ in zip(stream, range(TEXTS), strict=False)]
+    """States (n,) of the untrained encoder on the reference texts."""
     with encoder.model.without_remarks():  # nobody asked about these texts: that one is cut is no news
-        return cache.public.states(encoder.untrained, texts)
+        return cache.public.states(encoder.untrained, reference_texts())
+
+
+def reference_texts() -> list[str]:
+    """The first questions of the packaged collection."""
+    with QUERIES.open(encoding="utf-8") as stream:
+        return [json.loads(line)["text"] for line, _ in zip(stream, range(TEXTS), strict=False)]

@@ -131,7 +131,7 @@ def clip(parts: Sequence[Part], clip_norm: float, groups: Groups | None = None) 
         require(len(together) == len(parts), "a part cannot be clipped in groups")
         norms = torch.stack(together).sum(0).clamp(min=SMALLEST_SQUARE).sqrt() * (1 + ROUNDING)
         factors = factors * (clip_norm / norms).clamp(max=1.0)[groups.of]
-        any_longer = torch.zeros(groups.count, dtype=torch.long).index_add_(0, groups.of, longer.long()) > 0
+        any_longer = torch.zeros(groups.count, dtype=torch.long).index_add_(0, groups.of, (longer | ~finite).long()) > 0
         longer = any_longer | (norms > clip_norm * (1 + 2 * ROUNDING))
     sums: dict[str, Tensor] = {}
     for part in parts:

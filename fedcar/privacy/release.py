@@ -142,6 +142,11 @@ def merged(releases: Iterable[Release]) -> tuple[Release, ...]:
     return tuple(replace(kind, steps=count) for kind, count in steps.items())
 
 
+def of_a_question(release: Release) -> Release:
+    """What a release is to a question, as ledgers count it: one moves a sum no further than the person who asked it."""
+    return replace(release, unit="example") if release.unit == "person" else release
+
+
 def check_target(epsilon: float, delta: float, count: int | None = None) -> None:
     """Refuse a target nobody should promise: epsilon <= 0, delta outside (0, 1) or >= 1 / count of units."""
     require(epsilon > 0 and not math.isnan(epsilon), f"epsilon is {epsilon}, must be above 0")

@@ -51,15 +51,18 @@ class Splits:
         return cls(None, collection.judged("dev"), unanswerable(collection))
 
     @classmethod
-    def under_epsilon(cls, collection: Collection, public_dev: bool, training: Judged | None = None) -> Splits:
+    def under_epsilon(cls, collection: Collection, public: bool, training: Judged | None = None) -> Splits:
         """All of `training`; of dev nothing, unless it was declared public: then most trains rows, the rest chooses."""
-        if not public_dev:
+        if not public:
             return cls(training, NO_QUESTIONS, NO_QUESTIONS, private=True)
         dev = collection.judged("dev")
         if not len(dev):
-            raise FedcarError("--public-dev: there is no dev split to choose by; bring qrels/dev.tsv, or leave it out")
-        public, choice = for_rows_and_for_choice(dev)
-        return cls(training, choice, unanswerable(collection), private=True, public=public)
+            raise FedcarError(
+                "--public-dev: there is no dev split to choose by; bring qrels/dev.tsv, or with --public FILE questions "
+                "that a document answers"
+            )
+        taught, choice = for_rows_and_for_choice(dev)
+        return cls(training, choice, unanswerable(collection), private=True, public=taught)
 
 
 def for_rows_and_for_choice(public: Judged) -> tuple[Judged, Judged]:
@@ -131,7 +134,9 @@ def conclude(
 
     The claim, where there is one, goes with it and is said. With `clock` the record has the seconds so far.
     """
-    retriever = calibrated(chosen.retriever, job.selection, job.unanswered)
+    retriever = chosen.retriever
+    if not job.private or len(job.selection) >= LEAST_CHOICE:  # fewer say nothing of confidence
+        retriever = calibrated(retriever, job.selection, job.unanswered)
     if clock is not None:
         clock.lap("train")
         record = replace(record, seconds=clock.seconds, peak_memory_mb=peak_memory_mb())

@@ -97,8 +97,11 @@ class TrainingSettings:
         """What is to hold of every training question; None without epsilon."""
         if self.epsilon is None:
             return None
-        choices = self.public_dev or self.public is not None, self.noise_seed, self.against_advice, self.adaptive_clip
-        return Target(self.epsilon, self.delta, self.unit, *choices, public_because=self.public_because)
+        choices = self.public_dev, self.noise_seed, self.against_advice, self.adaptive_clip
+        file = self.public is not None
+        return Target(
+            self.epsilon, self.delta, self.unit, *choices, public_file=file, public_because=self.public_because
+        )
 
 
 class TrainingOptions(TypedDict, total=False):

@@ -22,8 +22,9 @@ WAYS = ("example", "person=COLUMN", "client")  # of naming the unit
 class Target:
     """What the user asks for.
 
-    `public_dev`: dev is declared public: rows are fitted to it, and choices made on it; `public_rows`: it has questions
-    enough for rows to begin with, so that no class sums are given out.
+    `public_dev`: dev is declared public: rows are fitted to it, and choices made on it; `public_file`: so are the
+    questions of a file, which then stand in dev; `public_rows`: they are enough for rows to begin with, so that no
+    class sums are given out.
     `noise_seed` is for tests: noise that can be repeated, so that epsilon is infinite. `against_advice` trains even
     where the plan expects less than search gives. `adaptive_clip` moves the clip norm to the median gradient, by
     noised counts. `held_out`: at the end the clients count on held-out questions of theirs, noised and charged, whether
@@ -40,7 +41,13 @@ class Target:
     adaptive_clip: bool = False
     held_out: bool = False
     public_rows: bool = False
+    public_file: bool = False
     public_because: str | None = None
+
+    @property
+    def has_public(self) -> bool:
+        """Whether there are questions that no promise is made of."""
+        return self.public_dev or self.public_file
 
     @property
     def protects(self) -> str:
@@ -57,10 +64,10 @@ class Target:
         """Refuse what nobody should promise; `units` is how many questions (persons, clients) there are."""
         if self.protects not in UNITS or self.unit == "person":
             raise FedcarError(f"--unit {quoted(self.unit)}: not known; give one of {', '.join(WAYS)}")
-        if self.public_because is not None and not self.public_dev:
+        if self.public_because is not None and not self.has_public:
             raise FedcarError("--public-because: says why questions are public; give --public-dev or --public too")
-        if self.held_out and (self.public_dev or self.unit != "example"):
-            why = "--public-dev chooses already" if self.public_dev else "it takes --unit example"
+        if self.held_out and (self.has_public or self.unit != "example"):
+            why = "public questions choose already" if self.has_public else "it takes --unit example"
             raise FedcarError(f"--held-out: {why}; leave one of them out")
         check_budget(self.epsilon, self.delta, units=units, limited=self.noise_seed is None)
 

@@ -162,7 +162,7 @@ def plan(
         if options.public is not None:
             collection = with_public_questions(collection, Path(options.public), dev=options.public_dev)
         private = PrivateSettings(options.target, options.method, options.epochs, None, options.adapter, options.seed)
-        public = Splits.under_epsilon(collection, options.target.public_dev).public
+        public = Splits.under_epsilon(collection, options.target.has_public).public
         private = with_public_rows(private, public, len(collection.documents))
         in_words = private.plan(len(collection.documents)).in_words()
         return {"documents": len(collection.documents), "encoder": encoder.name, "privacy": in_words}

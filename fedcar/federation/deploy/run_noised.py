@@ -65,7 +65,7 @@ def train_privately_over(network: RemoteNetwork, untrained: Retriever, run: Serv
     settings = settings_of(options.method, options.adapter, target, rounds)
     if options.public is not None:
         collection = with_public_questions(collection, Path(options.public), dev=options.public_dev)
-    splits = Splits.under_epsilon(collection, target.public_dev)
+    splits = Splits.under_epsilon(collection, target.has_public)
     settings = with_public_rows(settings, splits.public, len(untrained.documents))
     plan = settings.plan(len(untrained.documents))
     job = prepare(collection, untrained, features, report, splits)
@@ -93,7 +93,7 @@ def train_privately_over(network: RemoteNetwork, untrained: Retriever, run: Serv
     records = [shown(record) for record in outcome.records]
     return {
         "run": str(run.folder), "retriever": str(run.folder / RETRIEVER), "rounds": records,
-        "selection": max(outcome.scores.values(), default=None), "bytes_per_round": bytes_per_round(outcome.records),
+        "selection": outcome.selection, "bytes_per_round": bytes_per_round(outcome.records),
         "seconds": {}, "privacy": statement,
         "refused": str(outcome.refusal) if outcome.refusal is not None else None,
     }  # fmt: skip

@@ -83,7 +83,7 @@ class Device:
         self.held_out = prepare(self.untrained, held_out, cache, report, "held-out questions")
         self.ledgers = ledgers or Ledgers(folder / "ledgers")
         every = partial(prepare_privately, self.untrained, collection.judged("dev"), cache)
-        persons = partial(persons_of, training)
+        persons = partial(persons_of, training, unnamed="")
         self.private = PrivateSide(self.untrained, self.training, every, self.ledgers, report, persons)
         self.ridge = RidgeSide(self.untrained, self.training, self.held_out, cache)
         self.evidence: MixtureTerms | None = None

@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedcar.collection.collection import Collection, Judged
+from fedcar.collection.collection import Collection, Judged, Query
+from fedcar.collection.importing import PUBLIC_IDS
 from fedcar.collection.partition import UNNAMED, Partition, partition_by_question
 from fedcar.collection.persons import partition_of_persons, persons_of
 from fedcar.common.progress import Silent
@@ -66,12 +67,17 @@ class SharedOut:
     def of(
         cls, collection: Collection, questions: Judged, target: Target, kind: str, clients: int | None, seed: int
     ) -> SharedOut:
-        everyone = collection.queries.values()  # the names of all clients are public
+        everyone = names_clients(collection)
         if target.column is None:
             parts = partition_by_question(questions, kind, clients, seed, everyone)
             return cls(parts, None, len(parts) if target.unit == "client" else len(questions))
+        if kind == "client":
+            raise FedcarError(
+                "--partition client: a person may have asked at several clients, each with noise of its own; give "
+                "--partition iid or dirichlet:ALPHA, which keep persons together, or --unit example"
+            )
         persons = persons_of(questions, target.column)
-        parts = partition_of_persons(questions, persons, kind, clients, seed, everyone)
+        parts = partition_of_persons(questions, persons, kind, clients, seed)
         return cls(parts, persons, len(set(persons)))
 
     def persons_at(self, client: str) -> list[str] | None:
@@ -114,7 +120,7 @@ def federate_under_epsilon(
     of_dev = parts_of(collection, held_out, federation)  # also those that stand in train: no choice is made by train
     target.check(shared.units)
     settings = settings_of(federation.method, federation.adapter, target, federation.rounds)
-    splits = Splits.under_epsilon(collection, target.public_dev, questions if federation.over is None else None)
+    splits = Splits.under_epsilon(collection, target.has_public, questions if federation.over is None else None)
     settings = with_public_rows(settings, splits.public, len(collection.documents))
     plan = settings.plan(len(collection.documents))
     untrained = Retriever.untrained(collection.documents, encoder, features, report)
@@ -190,9 +196,14 @@ def measured(retriever: Retriever, job: Job) -> dict[str, float] | None:
     return measures
 
 
+def names_clients(collection: Collection) -> list[Query]:
+    """The questions whose clients' names are public: all of the collection, none of a file of public questions."""
+    return [query for query in collection.queries.values() if not query.id.startswith(PUBLIC_IDS)]
+
+
 def parts_of(collection: Collection, judged: Judged, federation: NoisedFederation) -> Partition:
     """Which of these questions each client has, by the same clients' names whichever questions are private."""
-    everyone, seed = collection.queries.values(), federation.rounds.seed
+    everyone, seed = names_clients(collection), federation.rounds.seed
     return partition_by_question(judged, federation.kind, federation.clients, seed, everyone)
 
 

@@ -49,7 +49,7 @@ def train_under_epsilon(
     questions, target = collection.judged("train"), settings.target
     persons = persons_of(questions, target.column) if target.column is not None else None
     target.check(len(questions) if persons is None else len(set(persons)))
-    splits = Splits.under_epsilon(collection, target.public_dev, questions)
+    splits = Splits.under_epsilon(collection, target.has_public, questions)
     settings = with_public_rows(settings, splits.public, len(collection.documents))
     plan = settings.plan(len(collection.documents))
     tally = tally_of(collection, plan, secrets.token_hex(8), counting or Counting(), report.say)

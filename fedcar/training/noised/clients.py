@@ -16,7 +16,7 @@ from fedcar.privacy.clip import ROUNDING
 from fedcar.privacy.errors import require
 from fedcar.privacy.ledger import Ledger, LedgerHead
 from fedcar.privacy.noise import NoiseSource, add_noise
-from fedcar.privacy.release import Release
+from fedcar.privacy.release import Release, of_a_question
 from fedcar.training.clients import Clients, InProcess, Request
 from fedcar.training.noised.plan import HELD_OUT, PrivatePlan
 from fedcar.training.noised.sums import COUNT, ROWS, SUMS, ClippedSums, Tensors
@@ -127,7 +127,7 @@ class NoisedClient:
         if self.ledger is not None:
             if self.ledger.stored_update(self.run, number) is not None:
                 return False
-            self.ledger.check_room(f"round {number}", [release], self.known_head)
+            self.ledger.check_room(f"round {number}", [of_a_question(release)], self.known_head)
         return True
 
     def release(self, number: int, release: Release, sums: Callable[[], Tensors]) -> dict[str, Tensor]:
@@ -137,7 +137,7 @@ class NoisedClient:
             return unpacked(stored)
         charge = None
         if self.ledger is not None:
-            charge = self.ledger.charge(self.run, number, release, self.known_head)
+            charge = self.ledger.charge(self.run, number, of_a_question(release), self.known_head)
         self.given.append(release)
         tensors = noised(sums(), release, self.source)
         if self.ledger is not None and charge is not None:

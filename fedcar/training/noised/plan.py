@@ -102,7 +102,8 @@ class PrivatePlan:
             selection=selection,
             clients=clients,
         )
-        public = {"dev split": self.target.public_because or ""} if self.target.public_dev else {}
+        declared = {"dev split": self.target.public_dev, "questions of a file": self.target.public_file}
+        public = {what: self.target.public_because or "" for what, given in declared.items() if given}
         return replace(claim, public=public)
 
 

@@ -21,6 +21,7 @@ from fedcar.training.job import Job
 from fedcar.training.noised.settings import PrivateSettings
 from fedcar.training.noised.sums import CELLS_AT_ONCE, ClippedSums
 
+COVERED = 0.8  # the share of documents that they have to be about
 PULL = 0.03  # to where the rows begin, for each squared unit; a question's loss counts 1
 PASSES = 100  # of the fit, over all public questions
 MEMORY = 10  # of it, in states
@@ -65,7 +66,9 @@ class PublicQuestions:
 
 def with_public_rows(settings: PrivateSettings, public: Judged, documents: int) -> PrivateSettings:
     """The settings with what the plan has to know of public questions: whether they are enough to begin with."""
-    enough = settings.target.public_dev and len(public) >= ENOUGH * documents and settings.method != "ridge"
+    asked_about = {document for judged in public.relevant for document, score in judged.items() if score > 0}
+    enough = len(public) >= ENOUGH * documents and len(asked_about) >= COVERED * documents
+    enough = enough and settings.method != "ridge"
     return replace(settings, target=replace(settings.target, public_rows=enough))
 
 

@@ -24,6 +24,7 @@ from fedcar.retriever.calibration import Calibration
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.weights import LEARNED, weights_of
+from fedcar.training.job import LEAST_CHOICE
 from fedcar.training.noised.clients import NoisedClients, NoisedRequest
 from fedcar.training.noised.plan import (
     HELD_OUT,
@@ -74,6 +75,7 @@ class Outcome:
     statement: Statement | None = None
     refusal: BudgetError | None = None
     scores: dict[str, float] = field(default_factory=dict)
+    selection: float | None = None  # the success of what was kept on public questions that choose
 
 
 class PrivateTraining:
@@ -162,6 +164,7 @@ class PrivateTraining:
         noise = self.loudness * request.release.standard_deviation * 2**0.5  # of the difference
         if search - trained > noise:
             self.best = (None, None, "none")
+        self.outcome.selection = self.outcome.scores.get("before" if self.best[0] is None else self.plan.method)
 
     def stepped(
         self, state: dict[str, Tensor], number: int, rates: Mapping[str, float], units: float
@@ -344,9 +347,12 @@ class PrivateTraining:
                 self.report.say("nothing trained under this budget was better on the public dev questions than search")
         else:
             retriever = self.retriever(state)
-            if self.selection is None and name == "head":
+            few = self.selection is None or len(self.selection) < LEAST_CHOICE
+            if few and name == "head":
                 retriever = replace(retriever, calibration=planned_calibration(self.plan.documents))
         self.outcome.retriever, self.outcome.name = retriever, name
+        if reached is not None:
+            self.outcome.selection = reached.success
         if reached is not None:
             self.report.say(f"kept: {name} ({reached.success:.3f} of the public dev questions right)")
         chosen = choices(self.plan, self.public)
@@ -394,7 +400,7 @@ def held_out_counts(
 
 def choices(plan: PrivatePlan, public: PublicQuestions) -> dict[str, str]:
     """For each choice of a run where it came from, as the statement says it."""
-    by_dev = "public dev set" if plan.target.public_dev else "fixed in advance"
+    by_dev = "public dev set" if plan.target.has_public else "fixed in advance"
     return {
         "method and number of steps": "fixed in advance",
         "the step that is kept": "charged" if plan.held_out is not None else by_dev,

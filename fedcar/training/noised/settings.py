@@ -31,12 +31,12 @@ class PrivateSettings:
     def check(self) -> None:
         """Refuse what is none of this fedcar's plans, whoever asks for it; FedcarError.
 
-        The rate of unit "example" is the plan's own: a server that names another one would change what a step is
-        charged by. That of unit "client" is the share of clients that the server draws, who is trusted there.
+        The rate of units "example" and "person" is the plan's own: a server that names another one would change what a
+        step is charged by. That of unit "client" is the share of clients that the server draws, who is trusted there.
         """
         self.target.check()
         own = SAMPLING_RATE if self.method == "adapter" else 1.0
-        if self.target.unit == "example" and self.sampling_rate not in (None, own):
+        if self.target.protects != "client" and self.sampling_rate not in (None, own):
             raise FedcarError(f"a sampling rate of {shown(self.sampling_rate)}: method {self.method} has {own:g}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
             raise FedcarError(f"--seed {shown(self.seed)}: must be a whole number from 0 on")

@@ -144,7 +144,7 @@ class ClippedSums:
         total, below = {name: torch.zeros(tensor.shape, dtype=torch.float64) for name, tensor in like.items()}, 0.0
         for batch in batches:
             clipping = self.clipping(parts, batch, clip_norm)
-            below += clipping.examples / 2 - clipping.clipped - clipping.non_finite
+            below += clipping.examples / 2 - clipping.clipped - (clipping.non_finite if self.person is None else 0)
             for name, tensor in clipping.sums.items():
                 total[name] += tensor
         return total, below

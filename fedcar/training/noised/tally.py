@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from fedcar.collection.collection import Collection
 from fedcar.common.files import replace_json, user_folder
@@ -20,7 +19,7 @@ from fedcar.errors import FedcarError, typed_path
 from fedcar.privacy.accountant import epsilon_of
 from fedcar.privacy.errors import LedgerError
 from fedcar.privacy.ledger import Budget, Entry, Ledger, LedgerHead, budget_of, in_json, releases_of
-from fedcar.privacy.release import Release
+from fedcar.privacy.release import Release, of_a_question
 from fedcar.training.clients import Answers
 from fedcar.training.noised.clients import NoisedClients, NoisedRequest
 from fedcar.training.noised.plan import PrivatePlan
@@ -71,23 +70,24 @@ class Tally:
 
     def __init__(self, ledger: Ledger, run: str, plan: PrivatePlan) -> None:
         self.ledger, self.run, self.plan = ledger, run, plan
+        self.releases = [of_a_question(release) for release in plan.releases]
 
     def check(self) -> None:
         """BudgetError where the ledger has no room for the whole run, unless it is under way already."""
         if not self._charges():
-            self.ledger.check_room("this run", self.plan.releases)
+            self.ledger.check_room("this run", self.releases)
 
     def charge(self, number: int, release: Release, again: int = 0) -> None:
         """Before exchange `number` is made; `again` is how often it was made and lost before, each charged anew."""
-        charges = self._charges()
-        if release.name not in [charge["release"]["name"] for charge in charges]:
-            whole = next(one for one in self.plan.releases if one.name == release.name)
+        whole = next(one for one in self.releases if one.name == release.name)
+        charges, written = self._charges(), whole.to_json()
+        if written not in [charge["release"] for charge in charges]:  # those of another plan do not count for this one
             self.ledger.charge(self.run, number, whole)
             charges = self._charges()
-        first = next(charge["round"] for charge in charges if charge["release"]["name"] == release.name)
+        first = next(charge["round"] for charge in charges if charge["release"] == written)
         lost = sum(charge["round"] == number for charge in charges) - (first == number)
         for _ in range(again - lost):
-            self.ledger.charge(self.run, number, release)
+            self.ledger.charge(self.run, number, of_a_question(release))
 
     def spent(self) -> Spent:
         return Spent(*self.ledger.spent_by(self.run, self.plan.target.delta))
@@ -151,8 +151,8 @@ def tally_of(
     except FedcarError as error:
         raise FedcarError(f"{error}, or give --ledger, or --no-ledger to count nowhere") from error
     assert file is not None
-    unit = quote(plan.target.unit, safe="")  # epsilons of different units do not add up
-    file = file if unit == "example" else file.with_name(f"{file.stem}-{unit}{file.suffix}")
+    if plan.target.unit == "client":  # what hides clients and what hides questions do not add up to one number
+        file = file.with_name(f"{file.stem}-client{file.suffix}")
     budget = None if counting.budget is None else Budget(counting.budget, plan.target.delta)
     tally = Tally(opened(file, None, plan.target.delta), run, plan)
     spent = tally.spent().before

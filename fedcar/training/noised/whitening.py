@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from fedcar.encoder.cache import FeatureCache
-from fedcar.encoder.reference import reference_states
+from fedcar.encoder.reference import reference_texts
 from fedcar.head.head import Head
 from fedcar.retriever.retriever import Retriever
 
@@ -30,8 +29,10 @@ def whitening(untrained: Retriever) -> Tensor:
     """
     head = untrained.head
     if head not in _known:
-        states = reference_states(untrained.encoder.untrained, FeatureCache(None))
-        reference = usual_vectors(torch.tensor(states["pooled"]), head.centre)
+        encoder = untrained.encoder.untrained
+        with encoder.model.without_remarks():
+            states = torch.from_numpy(encoder.encode(reference_texts()))
+        reference = usual_vectors(states, head.centre)
         empty = torch.from_numpy(untrained.empty)
         documents = functional.normalize(head.embeddings[~empty] - head.centre, dim=1)
         _known[head] = _whitening(reference, documents)

@@ -218,7 +218,7 @@ def test_public_dev_is_measured_and_a_dry_run_shows_the_plan(place: Path, tmp_pa
         (("--epsilon", 1, "--delta", 0.5), "must be below 1/n"),
         (("--epsilon", 1, "--unit", "person"), '--unit "person": not known'),
         (("--epsilon", 1, "--no-privacy"), "one or the other"),
-        (("--epsilon", 1, "--held-out", "--public-dev"), "--held-out: --public-dev chooses already"),
+        (("--epsilon", 1, "--held-out", "--public-dev"), "--held-out: public questions choose already"),
         (("--epsilon", 1, "--held-out", "--unit", "client"), "--held-out: it takes --unit example"),
         (("--epsilon", 1, "--recipe", "best"), '--recipe "best": not known'),
         (("--epsilon", 1, "--participation", 0.5), "every client takes part in every round"),

@@ -203,7 +203,7 @@ def test_a_person_who_is_not_named_is_refused_in_one_line(asked: Collection, enc
     nameless.write(tmp_path / "collection")
     options = ("--encoder", encoder, "--cache", tmp_path, "--epsilon", 1)
     for unit, message in (
-        ("person=user", "1 of 20 training questions name no person"),
+        ("person=user", "some training questions name no person"),
         ("person=", '--unit "person=": not known; give one of example, person=COLUMN, client'),
         ("person", '--unit "person": not known'),
         ("client", "--unit client: here are questions of one place"),

@@ -15,12 +15,14 @@ from support.federated import World
 
 from fedcar import train
 from fedcar.collection.collection import Collection, Query
-from fedcar.collection.importing import with_public_questions
+from fedcar.collection.importing import PUBLIC_IDS, with_public_questions
+from fedcar.collection.partition import UNNAMED
 from fedcar.collection.pseudo_queries import PseudoQueries
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
 from fedcar.encoder.reference import reference_states
 from fedcar.errors import FedcarError
+from fedcar.federation.simulate.noised import SharedOut
 from fedcar.privacy.accountant import epsilon_of
 from fedcar.privacy.noise import NoiseSource
 from fedcar.retriever.retriever import Retriever
@@ -149,8 +151,9 @@ def test_a_public_file_beside_a_public_dev_split(collection: Collection, tmp_pat
     alone, beside = (with_public_questions(collection, file, dev=dev) for dev in (False, True))
     asked, own = len(alone.judged("dev")), len(collection.judged("dev"))
     assert asked > 20 and len(beside.judged("dev")) == asked + own
-    assert set(alone.queries) - set(collection.judgements["train"]) == set(alone.judgements["dev"])
-    assert all(name.startswith("public:") for name in alone.judgements["dev"])
+    assert all(name.startswith(PUBLIC_IDS) for name in alone.judgements["dev"])
+    assert set(alone.queries) == {*collection.queries, *alone.judgements["dev"]}, "the names of clients stay"
+    assert alone.judged("test") == collection.judged("test")
     splits = Splits.under_epsilon(alone, True, alone.judged("train"))
     assert len(splits.public) + len(splits.selection) == asked
 
@@ -269,8 +272,67 @@ def test_confidence_without_public_questions_follows_from_the_plan(
     assert Retriever.load(tmp_path / "retriever").calibration == found.calibration
 
 
-def test_a_question_of_public_and_private_ids_is_refused(collection: Collection, tmp_path: Path) -> None:
-    taken = replace(collection, queries={**collection.queries, "public:q1": Query("public:q1", "x")})
-    taken = replace(taken, judgements={"train": {**collection.judgements["train"], "public:q1": {"hose": 1}}})
-    with pytest.raises(FedcarError, match="already"):
-        with_public_questions(taken, public_file(collection, tmp_path))
+def test_a_public_file_moves_no_question_to_another_client(collection: Collection, tmp_path: Path) -> None:
+    """Also where the last private question of a client is taken out: the names of all clients stay public."""
+    named = {
+        name: replace(query, client="b" if name == first_of(collection) else "a" if number % 2 else "c")
+        for number, (name, query) in enumerate(collection.queries.items())
+    }
+    dev = next(iter(collection.judgements["dev"]))
+    named[dev] = replace(named[dev], client="b")
+    whole = replace(collection, queries=named)
+    train = {name: one for name, one in whole.judgements["train"].items() if name != first_of(collection)}
+    without = replace(whole, judgements={**whole.judgements, "train": train})
+    found = []
+    for one in (whole, without):
+        public = with_public_questions(one, public_file(one, tmp_path))
+        asked = public.judged("train")
+        parts = SharedOut.of(public, asked, Target(1.0, public_file=True), "client", 4, 0).parts
+        found.append({name: {asked.queries[row].id for row in rows} for name, rows in parts.items()})
+    assert len(found[0]) == 4 and found[0].keys() == found[1].keys() and UNNAMED not in found[0]
+    assert {name: ids - {first_of(collection)} for name, ids in found[0].items()} == found[1]
+
+
+def first_of(collection: Collection) -> str:
+    return next(iter(collection.judgements["train"]))
+
+
+def test_a_statement_says_what_was_declared_public(collection: Collection, encoder: Path, tmp_path: Path) -> None:
+    file, said = public_file(collection, tmp_path), []
+    for options in ({"public": file}, {"public_dev": True}, {"public": file, "public_dev": True}):
+        found = train(
+            collection,
+            encoder=encoder,
+            cache=tmp_path / "cache",
+            epsilon=1.0,
+            against_advice=True,
+            method="ridge",
+            public_because="ours",
+            **options,
+        )
+        said.append(found.training.privacy["public"])
+    assert said == [
+        {"questions of a file": "ours"},
+        {"dev split": "ours"},
+        {"dev split": "ours", "questions of a file": "ours"},
+    ]
+
+
+def test_few_or_one_sided_public_questions_leave_class_sums_and_confidence_alone(
+    collection: Collection, encoder: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "public.csv"
+    file.write_text("question,document\n" + "".join(f"is number {n} loud,fan\n" for n in range(60)))
+    found = train(
+        collection,
+        encoder=encoder,
+        cache=tmp_path / "cache",
+        epsilon=50.0,
+        delta=1e-9,
+        public=file,
+        method="head",
+        against_advice=True,
+    )
+    names = [release["name"] for release in found.training.privacy["releases"]]
+    assert names == ["count", "class sums", "head"], "five documents have no public question"
+    assert 0.5 < found.calibration.temperature < 2
