@@ -71,8 +71,8 @@ def folders() -> list[Folder]:
     from fedcar.privacy.ledger import FORMAT as LEDGER_FORMAT
     from fedcar.privacy.statement import FORMAT as STATEMENT_FORMAT
     from fedcar.retriever.parts import KIND as RETRIEVER
-    from fedcar.training.noised.tally import REGISTER
     from fedcar.training.checkpoint import KIND as TRAINING_CHECKPOINT
+    from fedcar.training.noised.tally import REGISTER
 
     def sealed(kind: str) -> str:
         return f'Sealed, kind "{kind}", format version {FORMAT_VERSION}.'
@@ -181,11 +181,11 @@ def folders() -> list[Folder]:
         ),
         Folder(
             "A ledger",
-            "In RUN/clients/CLIENT, in a device's `ledgers/`, with the user's state, or where `--ledgers` and `--ledger` "
-            f"say. Format {LEDGER_FORMAT}. Kinds of lines: `open` (the budget), `budget` (one for a ledger that was "
-            "opened without any), `charge` (a release, on disk before anything is read), `update` (what was stored "
-            "before it was sent), `recovered` (half a line was dropped), `clock` (the clock was set back on purpose). "
-            "Each line holds the hash of the one before.",
+            "In RUN/clients/CLIENT, in a device's `ledgers/`, with the user's state, or where `--ledgers` and "
+            f"`--ledger` say. Format {LEDGER_FORMAT}. Kinds of lines: `open` (the budget), `budget` (one for a "
+            "ledger opened without any), `charge` (a release, on disk before anything is read), `update` (what was "
+            "stored before it was sent), `recovered` (half a line was dropped), `clock` (the clock was set back on "
+            "purpose). Each line holds the hash of the one before.",
             ("noised-run/clients/client-1",),
             {
                 LEDGER: "one line an entry",
@@ -196,9 +196,9 @@ def folders() -> list[Folder]:
         ),
         Folder(
             "A collection's ledger",
-            "With the user's state ($XDG_STATE_HOME, ~/.local/state), in `fedcar/ledgers/NAME-HASH`: what all runs under "
-            "epsilon over a collection's folder have spent together. The hash is that of the folder's resolved path. The "
-            "folder is for its owner.",
+            "With the user's state ($XDG_STATE_HOME, ~/.local/state), in `fedcar/ledgers/NAME-HASH`: what all runs "
+            "under epsilon over a collection's folder have spent together. The hash is that of the folder's resolved "
+            "path. The folder is for its owner.",
             ("state/fedcar/ledgers/collection-*",),
             {
                 REGISTER: "which collection it is, and where its ledger lies",
@@ -264,7 +264,7 @@ def folders() -> list[Folder]:
                  named("format", *FIELDS)),
                 (f"NODE.node/ledgers/RUN/{LEDGER}", owner, "a ledger a run, where the device has no budget of its own; "
                  "see above", ""),
-                (f"NODE.node/ledgers/{LEDGER}", owner, "a ledger over all runs of an earlier version, gone on with", ""),
+                (f"NODE.node/ledgers/{LEDGER}", owner, "a ledger over all runs of before, gone on with", ""),
                 (f"NODE.node/ledgers/{WITNESSES}/*.json", owner, "where the ledger over runs lies, and stood last",
                  named("ledger", "number", "hash")),
                 ("NODE.node/kept/*.safetensors", umask, "what the device keeps from round to round of a run", ""),
