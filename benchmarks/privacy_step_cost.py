@@ -29,7 +29,8 @@ from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.weights import LEARNED, weights_of
 from fedcar.training.noised.clients import NoisedClient, NoisedRequest
 from fedcar.training.noised.plan import make_plan
-from fedcar.training.noised.sums import ROWS, ClippedSums, row_scores, usual_vectors
+from fedcar.training.noised.sums import ROWS, ClippedSums, row_scores
+from fedcar.training.noised.whitening import usual_vectors
 from fedcar.training.target import Target
 
 Step = Callable[[], None]
@@ -125,7 +126,7 @@ def adapter_steps(asked: ClippedSums) -> dict[str, Step]:
 
     def plain() -> None:
         rows.grad = adapter.difference.grad = None
-        x = usual_vectors(encoder.hidden_states(asked.token_ids), asked.head.centre)
+        x = usual_vectors(encoder.hidden_states(asked.token_ids), asked.head.centre) @ asked.whitening
         logits = asked.offset + row_scores(x, rows, asked.candidates)
         candidate_losses(logits, asked.relevance).mean().backward()
 
@@ -145,7 +146,7 @@ def adapter_steps(asked: ClippedSums) -> dict[str, Step]:
             soft = self.matrix(encoder.model.embedding(ids))
             last = encoder.model.transformer(inputs_embeds=soft, attention_mask=mask).last_hidden_state
             hidden = (last * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
-            return asked.offset + self.rows(usual_vectors(hidden, asked.head.centre))
+            return asked.offset + self.rows(usual_vectors(hidden, asked.head.centre) @ asked.whitening)
 
     longest = max(map(len, asked.token_ids))
     ids = torch.tensor([row + [0] * (longest - len(row)) for row in asked.token_ids])

@@ -59,18 +59,20 @@ def named(*names: str) -> str:
 def folders() -> list[Folder]:
     """All kinds of folders; formats, names and fields come from the modules that write them."""
     from fedcar.common.folders import FORMAT_VERSION
+    from fedcar.encoder.cache import PUBLIC
     from fedcar.export.bundle import KIND as BUNDLE
     from fedcar.federation.deploy import options as run_files
     from fedcar.federation.deploy.enroll import FIELDS
     from fedcar.federation.deploy.folder import FORMAT as SERVER_FORMAT
     from fedcar.federation.job.noised import COINS, PRIVATE
-    from fedcar.federation.ledgers import LEDGER
+    from fedcar.federation.ledgers import LEDGER, WITNESSES
     from fedcar.federation.rounds.run_folder import CENTRAL, CHECKPOINT, HISTORY
     from fedcar.federation.rounds.run_folder import KIND as RUN_CHECKPOINT
     from fedcar.privacy.ledger import FORMAT as LEDGER_FORMAT
     from fedcar.privacy.statement import FORMAT as STATEMENT_FORMAT
     from fedcar.retriever.parts import KIND as RETRIEVER
     from fedcar.training.checkpoint import KIND as TRAINING_CHECKPOINT
+    from fedcar.training.noised.tally import REGISTER
 
     def sealed(kind: str) -> str:
         return f'Sealed, kind "{kind}", format version {FORMAT_VERSION}.'
@@ -157,7 +159,8 @@ def folders() -> list[Folder]:
                 f"{CHECKPOINT}/best.safetensors": "the state of the best round",
                 f"{CHECKPOINT}/clients.safetensors": "what each client keeps from round to round, `NAME@CLIENT`",
                 **{f"{CHECKPOINT}/{name}": says for name, says in SEALS.items()},
-                PRIVATE: "under epsilon: the run's name, what it belongs to, where each ledger stood last",
+                PRIVATE: "under epsilon: the run's name, what it belongs to, where each ledger stood last, and over a "
+                "network what each device says was spent",
                 "privacy.json": statement,
                 f"clients/*/{LEDGER}": f"a client's ledger, format {LEDGER_FORMAT}; see below",
                 f"clients/*/{LEDGER}.updates/*": "a noised update, as it was sent: safetensors",
@@ -178,10 +181,11 @@ def folders() -> list[Folder]:
         ),
         Folder(
             "A ledger",
-            "In RUN/clients/CLIENT, in a device's `ledgers/`, or where `--ledgers` and `--ledger` say. Format "
-            f"{LEDGER_FORMAT}. Kinds of lines: `open` (the budget), `charge` (a release, on disk before anything is "
-            "read), `update` (what was stored before it was sent), `recovered` (half a line was dropped). Each line "
-            "holds the hash of the one before.",
+            "In RUN/clients/CLIENT, in a device's `ledgers/`, with the user's state, or where `--ledgers` and "
+            f"`--ledger` say. Format {LEDGER_FORMAT}. Kinds of lines: `open` (the budget), `budget` (one for a "
+            "ledger opened without any), `charge` (a release, on disk before anything is read), `update` (what was "
+            "stored before it was sent), `recovered` (half a line was dropped), `clock` (the clock was set back on "
+            "purpose). Each line holds the hash of the one before.",
             ("noised-run/clients/client-1",),
             {
                 LEDGER: "one line an entry",
@@ -189,6 +193,25 @@ def folders() -> list[Folder]:
                 f"{LEDGER}.lock": "held while it is written",
                 f"{LEDGER}.updates/*": "the noised updates, by the number of their charge",
             },
+        ),
+        Folder(
+            "A collection's ledger",
+            "With the user's state ($XDG_STATE_HOME, ~/.local/state), in `fedcar/ledgers/NAME-HASH`: what all runs "
+            "under epsilon over a collection's folder have spent together. The hash is that of the folder's resolved "
+            "path. The folder is for its owner.",
+            ("state/fedcar/ledgers/collection-*",),
+            {
+                REGISTER: "which collection it is, and where its ledger lies",
+                LEDGER: "the ledger, as above; that of another unit is `ledger-UNIT.jsonl`",
+                f"{LEDGER}.*": "its head and its lock",
+            },
+        ),
+        Folder(
+            "The witnesses of ledgers",
+            "With the user's data ($XDG_DATA_HOME, ~/.local/share), in `fedcar/witnesses`: where each ledger over runs "
+            "stood last, so that one restored from a copy is refused. They are made anew where they are gone.",
+            ("data/fedcar/witnesses",),
+            {"*.json": "by the hash of a ledger's first line: where it lies, number and hash of its last line"},
         ),
         Folder(
             "A training that was interrupted",
@@ -219,6 +242,8 @@ def folders() -> list[Folder]:
             },
             (
                 ("nodes.json", umask, "the devices that were let in, by name", named("node", "key")),
+                (run_files.HEADS, umask, "where each device's ledgers over runs stood last",
+                 "`NODE`: `LEDGER`: number, hash, ledger"),
                 ("front-ca.pem", umask, "the authority of a certificate that was given", ""),
                 ("runs/RUN/", umask, "the runs, see above", ""),
                 ("superlink.sqlite, flower/, superlink.log", umask, "Flower's own files", ""),
@@ -237,7 +262,11 @@ def folders() -> list[Folder]:
             (
                 ("NODE.join", umask, f"what it joins with, no secret; format {SERVER_FORMAT}",
                  named("format", *FIELDS)),
-                (f"NODE.node/ledgers/RUN/{LEDGER}", umask, "a ledger a run, or one over all runs; see above", ""),
+                (f"NODE.node/ledgers/RUN/{LEDGER}", owner, "a ledger a run, where the device has no budget of its own; "
+                 "see above", ""),
+                (f"NODE.node/ledgers/{LEDGER}", owner, "a ledger over all runs of before, gone on with", ""),
+                (f"NODE.node/ledgers/{WITNESSES}/*.json", owner, "where the ledger over runs lies, and stood last",
+                 named("ledger", "number", "hash")),
                 ("NODE.node/kept/*.safetensors", umask, "what the device keeps from round to round of a run", ""),
                 ("NODE.node/supernode.log, flower/", umask, "Flower's own files", ""),
                 ("NODE.node/join.lock", owner, "held while the device is joined", ""),
@@ -249,6 +278,11 @@ def folders() -> list[Folder]:
             "time; it holds no text of a question, but hidden states and hashes, so it is for its owner.",
             ("cache/fedcar",),
             {
+                f"{PUBLIC}/*/states.bin": "hidden states of what is public: documents, what is made of them, the "
+                "packaged reference texts, questions that were declared public; never touched by another question",
+                f"{PUBLIC}/*/sums.crc32": "as below",
+                f"{PUBLIC}/*/keys.sha256": "as below",
+                f"{PUBLIC}/*/lock": "held while it is written",
                 "*/states.bin": "hidden states, one record a text: pooled vector and layer means",
                 "*/sums.crc32": "each record's checksum",
                 "*/keys.sha256": "which text each record is of, by hash",
@@ -279,9 +313,10 @@ def rows(folder: Folder, place: Path) -> list[str]:
     """A line for each file of the folder's kind; ValueError where one is described and not there, or not described."""
     lines, left = [], {}
     for example in folder.examples:
-        for file in sorted((place / example).rglob("*")):
-            if file.is_file():
-                left[file] = str(file.relative_to(place / example))
+        for start in sorted(place.glob(example)):
+            for file in sorted(start.rglob("*")):
+                if file.is_file():
+                    left[file] = str(file.relative_to(start))
     for pattern, says in folder.files.items():
         found = [file for file, name in left.items() if fnmatch.fnmatch(name, pattern)]
         if not found:
