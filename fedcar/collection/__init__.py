@@ -15,6 +15,7 @@ What other folders take:
         collapsed.
     columns.Columns: Which column is which, where their names do not say so.
     demo.FOLDER: where the packaged collection lies.
+    importing.PUBLIC_IDS: how the ids of a file of public questions begin.
     importing.imported: Make a collection of a file or folder, write it to `out` as a BEIR folder, and return it
         with what was counted.
     importing.imported_documents: The documents of whatever `imported` takes, without questions; nothing is written.

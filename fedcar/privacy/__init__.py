@@ -108,6 +108,8 @@ What other folders take:
         of units.
     release.merged: Equal releases as one, steps added up, in order of first appearance: the same epsilon, shorter
         to say.
+    release.of_a_question: What a release is to a question, as ledgers count it: one moves a sum no further than the
+        person who asked it.
     statement.PAPER_RECIPE: why the paper's recipe has no formal guarantee.
     statement.Statement: Everything that a reader needs in order to check the claim; epsilon infinite is no claim,
         and `reason` says why.

@@ -210,7 +210,8 @@ def upgraded(values: dict[str, Any]) -> dict[str, Any]:
     values = {**values, "format": FORMAT, "not_covered": NOT_COVERED[values["unit"]], "public": {}}
     if "public dev set" in values["selection"].values():
         values["public"] = {"dev split": ""}
-    if values["unit"] == "example" and values["clients"] > 1:
+    sampled = any(release.get("sampling_rate", 1) < 1 for release in values["releases"])
+    if values["clients"] > 1 and (values["unit"] == "example" or sampled):
         values |= {"guarantee": False, "epsilon": "infinity", "reason": values["reason"] or OLDER}
     return values
 

@@ -58,8 +58,8 @@ class Splits:
         dev = collection.judged("dev")
         if not len(dev):
             raise FedcarError(
-                "--public-dev: there is no dev split to choose by; bring qrels/dev.tsv, or with --public FILE questions "
-                "that a document answers"
+                "--public-dev: there is no dev split to choose by; bring qrels/dev.tsv, or a --public FILE with "
+                "questions that a document answers"
             )
         taught, choice = for_rows_and_for_choice(dev)
         return cls(training, choice, unanswerable(collection), private=True, public=taught)

@@ -42,7 +42,18 @@ def test_a_person_is_at_one_client(kind: str) -> None:
     assert len(parts) == 4 and all(len(names) == 1 for names in owners.values())
 
 
-def test_natural_clients_keep_the_questions_they_have() -> None:
-    queries = [Query(f"q{n}", f"t{n}", ("north", "south")[n % 2], metadata={"user": "u"}) for n in range(6)]
-    parts = partition_of_persons(judged(*queries), ["u"] * 6, "client", None, 0)
-    assert {name: rows.tolist() for name, rows in parts.items()} == {"north": [0, 2, 4], "south": [1, 3, 5]}
+def test_a_persons_client_follows_from_the_person_alone() -> None:
+    users = [f"u{number % 40}" for number in range(400)]
+    everyone = asked(users)
+    parts = partition_of_persons(everyone, users, "iid", 4, 0)
+    rows = range(1, 400)  # without the first question of the first person
+    fewer = Judged(tuple(everyone.queries[row] for row in rows), tuple(everyone.relevant[row] for row in rows))
+    left = partition_of_persons(fewer, users[1:], "iid", 4, 0)
+    names = {everyone.queries[row].id: name for name, of in parts.items() for row in of}
+    assert {fewer.queries[row].id: name for name, of in left.items() for row in of} == {
+        question: name for question, name in names.items() if question != "q0"
+    }
+
+
+def test_questions_that_name_nobody_are_one_persons_on_a_device() -> None:
+    assert persons_of(asked(["u7", None, " "]), "user", unnamed="") == ["u7", "", ""]

@@ -135,6 +135,37 @@ def test_a_device_with_a_budget_of_its_own_gives_out_nothing_un_noised(
         device(Budget(9.0, 1e-5))
 
 
+def test_a_device_answers_alike_whether_or_not_its_questions_name_persons(
+    collection: Collection, encoder: Path, cache: Path, tmp_path: Path
+) -> None:
+    """A server may name any column; a refusal would tell it of one question, and cost nothing. Nor may it name a rate.
+
+    What it then gives out is counted with what it gives out of single questions.
+    """
+    with over_wire(tmp_path / "devices", encoder, cache) as over:
+        train(collection, encoder, cache, tmp_path / "run", over)
+        asked = {request.kind: request for node, request, _ in over.wire.seen if node == 1}["noised"]
+    setup = json.loads(asked.values["setup"])
+    queries = {name: replace(query, metadata={"user": "u1"}) for name, query in collection.queries.items()}
+    first = next(iter(collection.judgements["train"]))
+    everyone = replace(collection, queries=queries)
+    all_but_one = replace(everyone, queries={**queries, first: replace(queries[first], metadata={})})
+
+    def ask(device: Device, **more: object) -> Payload:
+        target = {**setup["settings"]["target"], "unit": more.pop("unit")}
+        settings = {**setup["settings"], "target": target, **more}
+        values = {**asked.values, "setup": json.dumps({**setup, "settings": settings}), "head": ""}
+        return device.answer(Payload("noised", values, asked.tensors))
+
+    kinds = []
+    for place, one in enumerate((everyone, all_but_one, collection)):
+        ledgers = Ledgers(tmp_path / str(place), None, Budget(100.0, 1e-5), seeded=True)
+        device = Device(one, tmp_path / f"d{place}", Encoder.load(encoder), FeatureCache(cache), ledgers=ledgers)
+        kinds.append([ask(device, unit="person=user").kind, ask(device, unit="example").kind])
+        assert ask(device, unit="person=user", sampling_rate=0.5).values["reason"] == "request"
+    assert kinds == [["noised", "noised"]] * 3
+
+
 def test_no_server_can_have_less_noise_added_than_is_charged(
     collection: Collection, encoder: Path, cache: Path, tmp_path: Path
 ) -> None:

@@ -117,7 +117,6 @@ def test_the_fast_test_has_a_fault_of_each_kind() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 @pytest.mark.parametrize("planted", FAULTS, ids=lambda one: one.plant.__name__)
 def test_every_planted_fault_is_found(
     collection: Collection, encoder: Encoder, cache: FeatureCache, monkeypatch: pytest.MonkeyPatch, planted: Fault

@@ -18,6 +18,7 @@ from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.model import FrozenModel
 from fedcar.privacy.noise import NoiseSource
 from fedcar.training import job
+from fedcar.training.noised import whitening
 from fedcar.training.noised.clients import NoisedClient
 from fedcar.training.noised.record import ExchangeRecord
 
@@ -106,6 +107,7 @@ def test_the_comparison_of_neighbours_sees_a_warning(
 ) -> None:
     """That a private question was cut is said, or swallows what would be said of a public one."""
     monkeypatch.setattr(FrozenModel, "without_remarks", lambda self: nullcontext())
+    monkeypatch.setattr(whitening, "reference_texts", lambda: ["of these none is cut", "nor this"])
     assert told_apart(collection, encoder, tmp_path, "reworded", method="adapter").startswith("stderr")
 
 

@@ -21,7 +21,6 @@ from fedcar.collection.pseudo_queries import PseudoQueries
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
 from fedcar.encoder.reference import reference_states
-from fedcar.errors import FedcarError
 from fedcar.federation.simulate.noised import SharedOut
 from fedcar.privacy.accountant import epsilon_of
 from fedcar.privacy.noise import NoiseSource

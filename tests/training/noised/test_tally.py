@@ -160,6 +160,29 @@ def test_units_are_counted_apart(place: Path) -> None:
     assert [tally.ledger.path.name for tally in tallies if tally] == ["ledger.jsonl", "ledger-client.jsonl"]
 
 
+def test_a_question_is_counted_once_whether_it_or_its_person_is_protected(
+    collection: Collection, tmp_path: Path, trained: Callable[..., Retriever]
+) -> None:
+    """A person's epsilon holds for each of the person's questions: one ledger, and one budget."""
+    queries = {name: replace(query, metadata={"user": name}) for name, query in collection.queries.items()}
+    folder = tmp_path / "persons"
+    replace(collection, queries=queries).write(folder)
+    before, in_all = spent(trained(folder, budget=1.2))
+    assert before == 0 and in_all is not None
+    with pytest.raises(BudgetError):
+        trained(folder, unit="person=user", budget=1.2)
+    claim = from_json(json.dumps(trained(folder, unit="person=user", ledger=tmp_path / "other").training.privacy))
+    assert claim.unit == "person" and claim.spent_in_all == pytest.approx(claim.epsilon, rel=1e-3)
+
+
+def test_another_plan_of_the_same_run_is_counted_anew(tmp_path: Path) -> None:
+    ledger = opened(tmp_path / "ledger.jsonl", None, 1e-5)
+    small, large = (make_plan(Target(epsilon), "head", 6, steps=3) for epsilon in (0.01, 8.0))
+    Tally(ledger, "run", small).charge(2, replace(small.step, steps=1))
+    Tally(ledger, "run", large).charge(3, replace(large.step, steps=1))
+    assert ledger.releases() == [small.step, large.step]
+
+
 def test_what_was_lost_is_counted_again_and_what_is_sent_again_is_not(tmp_path: Path) -> None:
     plan = make_plan(Target(3.0, 1e-3), "head", 6, steps=4)
     tally = Tally(opened(tmp_path / "ledger.jsonl", None, 1e-3), "run", plan)
