@@ -7,6 +7,7 @@ What other folders take:
         who took part.
     central.train_under_epsilon: A retriever that satisfies (epsilon, delta)-differential privacy for every training
         question.
+    clients.Behind: Clients that are asked through something else; all but how they are asked is theirs.
     clients.Cohort: Clients whose sums a trusted server adds up and noises once: unit "client".
     clients.HeldOut: counts held-out questions: a state -> questions, right by search, right by the state (3,).
     clients.InTurn: Devices of this process (or a cohort), asked one after the other.

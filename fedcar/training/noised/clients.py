@@ -229,6 +229,32 @@ class InTurn(InProcess["NoisedClient | Cohort"]):
         return {door.name: door.known_head for door in doors if door.known_head is not None}
 
 
+class Behind:
+    """Clients that are asked through something else; all but how they are asked is theirs."""
+
+    def __init__(self, clients: NoisedClients) -> None:
+        self.clients = clients
+
+    @property
+    def names(self) -> Sequence[str]:
+        return self.clients.names
+
+    @property
+    def units(self) -> int:
+        return self.clients.units
+
+    @property
+    def given(self) -> list[Release]:
+        return self.clients.given
+
+    @property
+    def heads(self) -> Mapping[str, LedgerHead]:
+        return self.clients.heads
+
+    def keep(self, names: Sequence[str]) -> None:
+        self.clients.keep(names)
+
+
 def noised(sums: Tensors, release: Release, source: NoiseSource) -> dict[str, Tensor]:
     """The sums with the release's noise on every coordinate, rounded to its grid, as float32.
 

@@ -21,11 +21,11 @@ from fedcar.training.job import Job
 from fedcar.training.noised.settings import PrivateSettings
 from fedcar.training.noised.sums import CELLS_AT_ONCE, ClippedSums
 
-COVERED = 0.8  # the share of documents that they have to be about
 PULL = 0.03  # to where the rows begin, for each squared unit; a question's loss counts 1
 PASSES = 100  # of the fit, over all public questions
 MEMORY = 10  # of it, in states
 ENOUGH = 2.0  # public questions a document, from which on noised class sums are not worth their share of the budget
+COVERED = 0.8  # the share of documents that enough public questions are about
 
 
 @dataclass(frozen=True)

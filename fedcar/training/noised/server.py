@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from statistics import median_low
 from typing import Any, Protocol
 
@@ -123,7 +124,7 @@ class PrivateTraining:
     def run(self) -> Outcome:
         """Count, class sums, steps; each charged before it is made. A refusal ends it with the model so far."""
         if self.teacher is not None and self.selection is not None:
-            self.keep(PUBLIC, {ROWS: self.first_rows()})
+            self.keep(PUBLIC, {ROWS: self.public_rows})
         try:
             self.train()
         except BudgetError as refusal:
@@ -141,7 +142,7 @@ class PrivateTraining:
             self.report.say(advice(strength))
             return
         if plan.sums is None:
-            state = {ROWS: self.first_rows()}
+            state = {ROWS: self.public_rows}
         else:
             state = {ROWS: self.first_rows(self.exchange(NoisedRequest.of(plan, 1))[ROWS])}
             self.keep("ridge" if plan.step is None else "class sums", state)
@@ -261,6 +262,11 @@ class PrivateTraining:
         return math.sqrt(max(1e-9, sum(weight**2 for weight in self.weights.values()))) if self.weights else 1.0
 
     # ---------------------------------------------------------------- rows, rates, adapter
+
+    @cached_property
+    def public_rows(self) -> Tensor:
+        """Rows by public questions alone."""
+        return self.first_rows()
 
     def first_rows(self, sums: Tensor | float = 0.0) -> Tensor:
         """Rows along noised class sum + k e_d, e_d the document's own embedding, centred: a prior that costs nothing.

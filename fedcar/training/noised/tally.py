@@ -9,7 +9,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from fedcar.common.files import replace_json, user_folder
 from fedcar.errors import FedcarError, typed_path
 from fedcar.privacy.accountant import epsilon_of
 from fedcar.privacy.errors import LedgerError
-from fedcar.privacy.ledger import Budget, Entry, Ledger, LedgerHead, budget_of, in_json, releases_of
+from fedcar.privacy.ledger import Budget, Entry, Ledger, budget_of, in_json, releases_of
 from fedcar.privacy.release import Release, of_a_question
 from fedcar.training.clients import Answers
-from fedcar.training.noised.clients import NoisedClients, NoisedRequest
+from fedcar.training.noised.clients import Behind, NoisedClients, NoisedRequest
 from fedcar.training.noised.plan import PrivatePlan
 from fedcar.training.target import check_budget
 
@@ -97,35 +97,15 @@ class Tally:
         return [entry.values for entry in entries if entry.kind == "charge" and entry.values["run"] == self.run]
 
 
-@dataclass
-class Tallied:
+class Tallied(Behind):
     """Clients whose collection's ledger counts each exchange before they are asked.
 
     `lost` says of an exchange how often it was made and lost before.
     """
 
-    clients: NoisedClients
-    tally: Tally
-    lost: Callable[[int], int] = field(default=lambda number: 0)
-
-    @property
-    def names(self) -> Sequence[str]:
-        return self.clients.names
-
-    @property
-    def units(self) -> int:
-        return self.clients.units
-
-    @property
-    def given(self) -> list[Release]:
-        return self.clients.given
-
-    @property
-    def heads(self) -> Mapping[str, LedgerHead]:
-        return self.clients.heads
-
-    def keep(self, names: Sequence[str]) -> None:
-        self.clients.keep(names)
+    def __init__(self, clients: NoisedClients, tally: Tally, lost: Callable[[int], int] = lambda number: 0) -> None:
+        super().__init__(clients)
+        self.tally, self.lost = tally, lost
 
     def ask(self, request: Any, names: Sequence[str] | None = None) -> Answers[Any]:  # noqa: ANN401 - see `Clients`
         assert isinstance(request, NoisedRequest), request

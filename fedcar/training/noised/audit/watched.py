@@ -11,7 +11,7 @@ import torch
 from fedcar.privacy.ledger import LedgerHead
 from fedcar.privacy.release import Release
 from fedcar.training.clients import Answers, Request
-from fedcar.training.noised.clients import NoisedClients, NoisedRequest
+from fedcar.training.noised.clients import Behind, NoisedClients, NoisedRequest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,34 +27,15 @@ class Exchange:
     given: Mapping[str, Mapping[str, Tensor]]
 
 
-class Watched:
+class Watched(Behind):
     """Clients whose exchanges are kept. Whatever else is asked of them they are themselves."""
 
     def __init__(self, clients: NoisedClients) -> None:
-        self.clients = clients
+        super().__init__(clients)
         self.exchanges: list[Exchange] = []
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - any of the clients'
         return getattr(self.clients, name)
-
-    @property
-    def names(self) -> Sequence[str]:
-        return self.clients.names
-
-    @property
-    def units(self) -> int:
-        return self.clients.units
-
-    @property
-    def given(self) -> list[Release]:
-        return self.clients.given
-
-    @property
-    def heads(self) -> Mapping[str, LedgerHead]:
-        return self.clients.heads
-
-    def keep(self, names: Sequence[str]) -> None:
-        self.clients.keep(names)
 
     def ask(self, request: Request[Any, Given], names: Sequence[str] | None = None) -> Answers[Given]:
         answers = self.clients.ask(request, names)
