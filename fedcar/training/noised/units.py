@@ -48,7 +48,7 @@ def advise(
     counts = {"example": total, "person": max(1, round(total / each)), "client": clients}
     target.check(counts.get(target.protects))
     plan = make_plan(target, method, documents, steps=steps)
-    units, loudness = worth(questions, target.protects, each)
+    units, loudness = worth(questions, target.protects, each if target.protects == "person" else 1.0)
     strength = plan.strength(units, loudness)
     share = expected_share(strength)
     expected = f"train: about {100 * share:.0f} % (+-15) of what un-noised training gains over search is to be expected"

@@ -32,6 +32,7 @@ from fedcar.training.noised.clients import InTurn, NoisedClient
 from fedcar.training.noised.plan import make_plan
 from fedcar.training.noised.server import PrivateTraining
 from fedcar.training.noised.sums import ROWS, SUMS, ClippedSums
+from fedcar.training.noised.units import advise
 from fedcar.training.target import Target
 
 USERS = 5
@@ -212,3 +213,9 @@ def test_a_person_who_is_not_named_is_refused_in_one_line(asked: Collection, enc
         assert result.code == 1 and message in result.err.splitlines()[-1], unit
     with pytest.raises(FedcarError, match="--unit: is for training under --epsilon"):
         train(asked, encoder=encoder, cache=tmp_path, unit="person=user")
+
+
+def test_how_many_questions_a_person_asked_changes_nothing_of_what_questions_are_promised() -> None:
+    plain, asked = (advise([9000], 77, persons_ask=each) for each in (None, 10))
+    assert plain["strength"] == asked["strength"] == asked["side_by_side"][0]["strength"]
+    assert advise([9000], 77, unit="person=user", persons_ask=10)["strength"] == asked["side_by_side"][1]["strength"]
