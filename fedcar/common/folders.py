@@ -9,6 +9,7 @@ import math
 import os
 import re
 import secrets
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -114,6 +115,22 @@ def check_target(target: Path, kind: str) -> None:
         probe.rmdir()
     except OSError as error:
         raise FedcarError(f"{target}: cannot be written ({reason_of(error)}); choose another folder") from error
+
+
+def made_once(folder: Path, last: str, write: Callable[[Path], None]) -> Path:
+    """A folder of the cache; where it is not whole, `write` fills one beside it whose files are then moved here.
+
+    The file `last` comes last, and says that all are there. Several processes may make it: they write the same. Raises
+    OSError where it cannot be written.
+    """
+    if not (folder / last).is_file():
+        folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            write(Path(temporary))
+            folder.mkdir(mode=0o700, exist_ok=True)
+            for file in sorted(Path(temporary).iterdir(), key=lambda file: file.name == last):
+                file.replace(folder / file.name)
+    return folder
 
 
 def remove_folder(folder: Path) -> None:

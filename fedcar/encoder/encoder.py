@@ -212,7 +212,7 @@ class Encoder:
         """Everything that searching asks of questions, by one pass; with an adapter of a batch twice as large."""
         rows = self._rows(texts, tokens)
         runtime = self.runtime(texts) if self.adapter is None else self._both
-        return read(runtime, rows, self.model.state_type, self.model.padding_id, tokens=tokens)
+        return self._read(runtime, rows, tokens=tokens)
 
     def encode(self, texts: Sequence[str], progress: Progress | None = None) -> NDArray[np.float32]:
         """Texts -> hidden states (n, d), float32, not normalised, in the order given."""
@@ -234,7 +234,9 @@ class Encoder:
         self, texts: Sequence[str], token_ids: Sequence[Sequence[int]], progress: Progress | None
     ) -> NDArray[np.void]:
         result = np.empty(len(texts), dtype=self.model.state_type)
-        return encoded(self.runtime(texts), token_ids, result, self.model.padding_id, progress)
+        return encoded(
+            self.runtime(texts), token_ids, result, self.model.padding_id, progress, self.model.tokens_per_batch
+        )
 
     def token_states(self, texts: Sequence[str], progress: Progress | None = None) -> Sequence[TokenStates]:
         """Texts -> the last hidden states of their tokens, of unit length, float16; cut at `max_tokens` like a text.
@@ -242,15 +244,22 @@ class Encoder:
         All of it is held in memory: 2 d bytes a token. Offsets count characters.
         """
         rows = self.model.tokens(texts)
-        return read(self.runtime(texts), rows, self.model.state_type, self.model.padding_id, progress).tokens
+        return self._read(self.runtime(texts), rows, progress).tokens
 
     def read_parts(
         self, parts: Iterable[Sequence[str]], progress: Progress | None = None
     ) -> Iterator[tuple[NDArray[np.void], Sequence[TokenStates]]]:
         """What `encode_states` and what `token_states` give of each part, from one pass; tokenised ahead too."""
         for texts, rows in ahead(lambda texts: (texts, self._rows(texts, True)), parts):
-            reading = read(self.runtime(texts), rows, self.model.state_type, self.model.padding_id, progress)
+            reading = self._read(self.runtime(texts), rows, progress)
             yield reading.states, reading.tokens
+
+    def _read(
+        self, runtime: Runtime, rows: Sequence[Tokens], progress: Progress | None = None, *, tokens: bool = True
+    ) -> Reading:
+        model = self.model
+        size = model.tokens_per_batch
+        return read(runtime, rows, model.state_type, model.padding_id, progress, size, tokens=tokens)
 
     def _rows(self, texts: Sequence[str], tokens: bool) -> Sequence[Tokens]:
         """The texts' tokens as the pooled state wants them, with the places of each where `tokens` are asked for."""

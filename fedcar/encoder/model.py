@@ -32,7 +32,8 @@ from fedcar.encoder.model_files import (
     tokenizer_files,
     weight_files,
 )
-from fedcar.encoder.reading import Tokens, all_unknown, state_type
+from fedcar.encoder.reading import TOKENS_PER_BATCH, Tokens, all_unknown, state_type
+from fedcar.encoder.sixteen_bits import TOKENS_OF_A_LARGE_MODEL, computing_in_float32, in_sixteen_bits, is_large
 from fedcar.errors import FedcarError, FedcarWarning
 
 if TYPE_CHECKING:
@@ -119,9 +120,17 @@ class FrozenModel:
     def device(self) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
+    @cached_property
+    def is_large(self) -> bool:
+        """Whether its weights are kept in 16 bits, see `sixteen_bits`."""
+        return is_large(self.folder)
+
     @property
     def transformer(self) -> Any:  # noqa: ANN401 - any AutoModel
-        """The frozen transformer, in float32, in evaluation mode and without dropout."""
+        """The frozen transformer, in evaluation mode and without dropout.
+
+        It computes in float32. A large one's weights are kept in 16 bits (`sixteen_bits`).
+        """
         return self.once("transformer", self._read_transformer)
 
     @torch.inference_mode(False)  # weights that are first read while encoding must serve training too
@@ -133,8 +142,13 @@ class FrozenModel:
             raise FedcarError(f"{self.folder}: the encoder has a decoder behind it; give an encoder or a decoder alone")
         transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
-        model, report = self._read(AutoModel, "encoder", **options)
+        options: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
+        if self.is_large:
+            folder, precision = in_sixteen_bits(self.folder)
+            model, report = self._read(AutoModel, "encoder", folder, dtype=precision, **options)
+            model = computing_in_float32(model)
+        else:
+            model, report = self._read(AutoModel, "encoder", dtype=torch.float32, **options)
         # the library fills in missing weights with random numbers; only the pooler's are never used here
         if missing := sorted(name for name in report["missing_keys"] if "pooler" not in name):
             message = f"{len(missing)} weights are missing, {missing[0]} the first; fetch the encoder again"
@@ -155,9 +169,10 @@ class FrozenModel:
 
         return self._read(AutoConfig, "configuration").get_text_config()
 
-    def _read(self, kind: Any, what: str, **options: object) -> Any:  # noqa: ANN401 - the Auto classes share no base
+    def _read(self, kind: Any, what: str, folder: Path | None = None, **options: object) -> Any:  # noqa: ANN401
         try:
-            return kind.from_pretrained(str(self.folder), local_files_only=True, trust_remote_code=False, **options)
+            found = str(folder or self.folder)
+            return kind.from_pretrained(found, local_files_only=True, trust_remote_code=False, **options)
         except Exception as error:  # the library raises many kinds; each means that the folder holds nothing usable
             message = f"the {what} cannot be read ({first_line(error)}); check the folder"
             raise FedcarError(f"{self.folder}: {message}") from error
@@ -197,7 +212,7 @@ class FrozenModel:
         return shared(self.once("bfloat16", self._halved), embedding)
 
     def _halved(self) -> Any:  # noqa: ANN401 - any AutoModel
-        model = copy.deepcopy(self.behind(torch.nn.Embedding(1, 1))).to(torch.bfloat16)  # the table is not copied
+        model = in_bfloat16(self.behind(torch.nn.Embedding(1, 1)))  # the table is not copied
         if self.device.type == "cpu":
             model.set_attn_implementation("eager")
         return model
@@ -206,7 +221,7 @@ class FrozenModel:
     def folded(self, adapter: nn.Module, state_fingerprint: str) -> FrozenModel:
         """A model of its own with the adapter in the embedding table (E' = E A^T); `state_fingerprint` names it."""
         result = copy.copy(self)
-        table = copy.deepcopy(self.embedding)
+        table = copy.deepcopy(self.embedding).float()
         table.weight.copy_(adapter(table.weight))
         result._loaded = {"transformer": self.behind(table)}
         result._folded = state_fingerprint
@@ -321,6 +336,11 @@ class FrozenModel:
         return [row if list(row.ids[-1:]) == [end] else Tokens(*map(add, row, behind)) for row in rows]
 
     @property
+    def tokens_per_batch(self) -> int:
+        """Tokens that go through the model at once; of a large one few, as the states of all its layers are held."""
+        return TOKENS_OF_A_LARGE_MODEL if self.is_large else TOKENS_PER_BATCH
+
+    @property
     def layers(self) -> tuple[int, ...]:
         """Which layers below the last are kept of a text: up to six, evenly spaced from the embeddings up."""
         blocks = int(self.config.get("num_hidden_layers") or self.model_config.num_hidden_layers)
@@ -338,6 +358,13 @@ def shared(model: Any, embedding: nn.Module) -> Any:  # noqa: ANN401 - any AutoM
     result = copy.deepcopy(model, same)
     result.set_input_embeddings(embedding)
     return result
+
+
+def in_bfloat16(model: Any) -> Any:  # noqa: ANN401 - any AutoModel
+    """A copy of the model in bfloat16; tensors that are in bfloat16 already are the very same ones."""
+    tensors = chain(model.parameters(), model.buffers())
+    same = {id(tensor): tensor for tensor in tensors if tensor.dtype == torch.bfloat16}
+    return copy.deepcopy(model, same).to(torch.bfloat16)
 
 
 def states_of(

@@ -196,7 +196,7 @@ class Trainer:
             self.encoder = self.encoder.with_adapter(
                 Adapter(settings.adapter, self.encoder.embedding_width, settings.seed),
                 halved=multiplies_bfloat16(),
-                recomputed=settings.gradient_checkpointing,
+                recomputed=settings.gradient_checkpointing or self.encoder.model.is_large,
             )
             self.token_ids = self.encoder.tokenize(training.texts)
         self.hidden_states = torch.from_numpy(np.ascontiguousarray(training.hidden_states))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedcar.common.files import default_cache, whole_file
+from fedcar.common.folders import made_once
 from fedcar.common.measure import processor
 from fedcar.common.vectors import unit
 from fedcar.encoder.model_files import parameter_count
@@ -111,7 +110,7 @@ def candidates(model: FrozenModel) -> list[str]:
     float32 it was the slower one in every measurement (docs/log.md). By name it is to be had everywhere.
     """
     installed = [name for name in NAMES if is_installed(name)]
-    if model.device.type != "cpu":
+    if model.device.type != "cpu" or model.is_large:  # the others hold a large model in float32, some of them twice
         return [name for name in installed if name.startswith("torch")]
     if names.setting.agreement < EIGHT_BITS:
         return installed
@@ -148,17 +147,10 @@ def built(model: FrozenModel, name: str) -> Runtime:
 def _file(model: FrozenModel, name: str, write: Callable[[Path], None]) -> Path:
     """The encoder in a file of this name, with what it needs beside it; written the first time."""
     folder = default_cache() / "encoders" / f"{model.state_fingerprint[:24]}-{model.pooling}-{name}"
-    if not (folder / name).is_file():
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-                write(Path(temporary) / name)
-                with contextlib.suppress(FileExistsError):
-                    folder.mkdir(mode=0o700)
-                for file in sorted(Path(temporary).iterdir(), key=lambda file: file.name == name):  # it comes last
-                    file.replace(folder / file.name)
-        except OSError as error:
-            raise FedcarError(f"{folder}: cannot be written ({error.strerror}); take --runtime torch") from error
+    try:
+        made_once(folder, name, lambda temporary: write(temporary / name))
+    except OSError as error:
+        raise FedcarError(f"{folder}: cannot be written ({error.strerror}); take --runtime torch") from error
     return folder / name
 
 

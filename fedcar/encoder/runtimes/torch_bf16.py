@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-
-import torch
-
-from fedcar.encoder.model import FrozenModel
+from fedcar.encoder.model import FrozenModel, in_bfloat16
 from fedcar.encoder.runtimes.torch_float32 import TorchFloat32
 
 
 def torch_bfloat16(model: FrozenModel) -> TorchFloat32:
     """Runs a copy of the model in bfloat16; states come back in float32."""
-    return TorchFloat32(copy.deepcopy(model.transformer).to(torch.bfloat16), model)
+    return TorchFloat32(in_bfloat16(model.transformer), model)
