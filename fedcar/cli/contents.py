@@ -70,6 +70,7 @@ def _opened(folder: Path) -> Parts | Bundle | None:
 
 
 def _of_searcher(opened: Parts | Bundle) -> dict[str, Any]:
+    from fedcar.collection.languages import name_of
     from fedcar.privacy.statement import upgraded
     from fedcar.retriever.parts import Parts
 
@@ -88,18 +89,22 @@ def _of_searcher(opened: Parts | Bundle) -> dict[str, Any]:
         about["encoder"]["fingerprint"] = origin.get("fingerprint")
         about |= {"adapter": opened.encoder.adapter, "precision": opened.encoder.precision}
         trained = {"collection": origin.get("collection"), "questions": origin.get("questions")}
+    language = opened.evidence.wording.language
+    about["language"] = name_of(language) if language is not None else None
     about |= {"documents": len(opened.documents), "rows": int(opened.has_row.sum()), **trained}
     return about | {name: statement.get(name) for name in ("epsilon", "delta", "unit")}
 
 
 def _of_collection(folder: Path) -> dict[str, Any]:
     from fedcar.collection.collection import SPLITS, Collection
+    from fedcar.collection.languages import name_of, recognised
 
     collection = Collection.read(folder)
     clients = {query.client for query in collection.queries.values()} - {None}
     return {
         "kind": "collection",
         "documents": len(collection.documents),
+        "language": name_of(recognised([document.full_text for document in collection.documents]).language),
         "queries": len(collection.queries),
         "judged": {split: len(collection.judged(split)) for split in SPLITS},
         "unanswerable": sum(not query.answerable for query in collection.queries.values()),

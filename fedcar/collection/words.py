@@ -23,7 +23,9 @@ MOST_WORDS = 60
 _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
-_LOWER = "a-zß-öø-ÿа-яёα-ω"
+_LOWER = "a-zß-öø-ÿа-яёα-ω" + "".join(
+    chr(code) for code in (*range(0x100, 0x250), *range(0x450, 0x530)) if chr(code).islower()
+)
 _SOUTH_EAST_ASIAN = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # of these, the ones whose vowels are marks
 _DIACRITICS = "\u0300-\u036f"  # on a single letter they make no word of it, as a vowel sign does
 _PLAIN_WORD = re.compile(r"\b\w\w+\b")
@@ -32,11 +34,14 @@ _WORD_OR_SIGN = re.compile(rf"[{_UNSPACED}]+|[^\W{_UNSPACED}]+|[^\w\s]")
 _SOUTH_EAST_ASIAN_RUN = re.compile(f"[{_SOUTH_EAST_ASIAN}]")
 _WITHOUT_SPACES = re.compile(f"[{_UNSPACED}]")
 _COUNTED = re.compile(rf"[{_UNSPACED}]{{1,2}}|[^\s{_UNSPACED}]+")
+_SIGN = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _SENTENCE_END = re.compile(
     r"""(?<=[.!?…])["')\]»”]*\s+(?=["'(\[«„“¿¡]?(?:[^\W"""
     + _LOWER
-    + r"""_]|-))|(?<=[。！？｡।॥۔؟።။។])[」』）]*\s*|\n+"""
+    + r"""_]|-))|(?<=[。！？｡।॥۔؟።፧။។៕།༎։])["'」』）”’》〉】]*\s*|"""
+    + rf"""(?<=[{_SIGN}][.!?…．])(?=[{_SIGN}])|\n+"""
 )
+_PAUSE = re.compile(r"[\s、，；,;،؛၊]")
 
 
 class _Patterns:
@@ -120,7 +125,7 @@ def stems(text: str) -> list[str]:
         if not word.isascii() and _WITHOUT_SPACES.match(word):
             found.extend(_pairs(word))
         elif word not in STOP_WORDS:
-            found.append(_stem(word))
+            found.append(stem(word))
     return found
 
 
@@ -138,7 +143,8 @@ def word_count(text: str) -> int:
 def sentences(text: str) -> list[tuple[int, int]]:
     """Where the sentences begin and end: at least one, in order, without overlap.
 
-    A fragment of under 4 words joins its neighbour; what has over 90 words is cut every 60.
+    A fragment of under 4 words joins its neighbour; what has over 90 words is cut every 60, or before, at
+    a blank or comma, where words have no blanks between them.
     """
     ends = [*(match.end() for match in _SENTENCE_END.finditer(text)), len(text)]
     joined: list[tuple[int, int, int]] = []  # start, end, words
@@ -159,12 +165,17 @@ def sentences(text: str) -> list[tuple[int, int]]:
 def _cut(text: str, start: int, end: int, words: int) -> list[tuple[int, int]]:
     if words <= 1.5 * MOST_WORDS:
         return [(start, end)]
-    places = [match.start() for match in _COUNTED.finditer(text, start, end)][::MOST_WORDS]
-    return list(zip(places, [*places[1:], end], strict=True))
+    places = [match.start() for match in _COUNTED.finditer(text, start, end)]
+    first, chosen = 0, [places[0]]
+    while len(places) - first > MOST_WORDS:
+        nearest = range(first + MOST_WORDS, first + MOST_WORDS // 2, -1)
+        first = next((place for place in nearest if _PAUSE.match(text, places[place] - 1)), first + MOST_WORDS)
+        chosen.append(places[first])
+    return list(zip(chosen, [*chosen[1:], end], strict=True))
 
 
 @lru_cache(maxsize=1 << 16)
-def _stem(word: str) -> str:
+def stem(word: str) -> str:
     """A light English stemmer: plural, one suffix, doubled consonant, final y. At least four letters remain."""
     if len(word) < FEWEST_LETTERS or not (word.isascii() and word.isalpha()):
         return word

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from fedcar.collection.collection import Document
+from fedcar.collection.wording import Wording
 from fedcar.common.folders import ReplacedError, opened_folder, seal_of
 from fedcar.common.tensors import mapped_tensors
 from fedcar.encoder.stored import StoredEncoder
@@ -109,14 +110,14 @@ def read_bundle(folder: Path) -> Bundle:
     encoder.open()
     embeddings = Rows.from_arrays(tensors, "embeddings")
     head = FrozenHead.from_arrays(tensors, embeddings)
-    ridge = None
+    ridge, wording = None, Wording(**settings.get("wording", {}))
     if settings["feature_seed"] is not None:
-        ridge = RidgeRows.from_tensors(_ridge(tensors), settings["feature_seed"], len(embeddings))
+        ridge = RidgeRows.from_tensors(_ridge(tensors), settings["feature_seed"], len(embeddings), wording)
     documents = StoredDocuments(folder / "documents.jsonl", tensors["document_starts"], tensors["empty"])
     return Bundle(
         encoder,
         documents,
-        _evidence(mapped_tensors(folder / "evidence.safetensors", ON_DISK), embeddings),
+        _evidence(mapped_tensors(folder / "evidence.safetensors", ON_DISK), embeddings, wording),
         head,
         np.array([settings["weights"][name] for name in WEIGHT_NAMES], dtype=np.float32),
         ridge,
@@ -139,9 +140,9 @@ def _ridge(tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def _evidence(tensors: dict[str, NDArray[Any]], embeddings: Rows) -> Evidence:
+def _evidence(tensors: dict[str, NDArray[Any]], embeddings: Rows, wording: Wording) -> Evidence:
     vocabularies = {}
     for name in sorted({name.partition(".")[0] for name in tensors if ".words." in name}):
         vocabularies[name] = StoredWords({part: tensors.pop(f"{name}.words.{part}") for part in ARRAYS})
     stand_in: Any = embeddings  # an index gives vectors, as with an array
-    return Evidence.from_tensors({**tensors, "embeddings": stand_in}, vocabularies)
+    return Evidence.from_tensors({**tensors, "embeddings": stand_in}, vocabularies, wording)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,7 @@ def _write(retriever: Retriever, folder: Path, precision: str) -> None:
         "encoder": about,
         "feature_seed": retriever.ridge.feature_map.seed if retriever.ridge is not None else None,
         "weights": dict(zip(WEIGHT_NAMES, map(float, retriever.weights), strict=True)),
+        "wording": asdict(retriever.evidence.wording),
         "calibration": vars(retriever.calibration),
         "origin": _origin(retriever),
     }

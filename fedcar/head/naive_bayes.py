@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedcar.collection.words import words_and_signs
+from fedcar.collection.wording import AS_BEFORE, Wording
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,13 +28,13 @@ def csr(content: Any, **options: Any) -> sparse.csr_array:  # noqa: ANN401 - wha
     return sparse.csr_array(content, **options)
 
 
-def gram_counts(texts: Sequence[str]) -> sparse.csr_array:
+def gram_counts(texts: Sequence[str], wording: Wording = AS_BEFORE) -> sparse.csr_array:
     """log2(1 + count) of each text's words and word pairs, hashed: (n, BUCKETS) sparse, float32."""
     columns: list[int] = []
     values: list[int] = []
     starts = [0]
     for text in texts:
-        words = words_and_signs(text)
+        words = wording.words_and_signs(text)
         grams = Counter((*words, *map(" ".join, zip(words, words[1:], strict=False))))
         columns += [zlib.crc32(gram.encode("utf-8", "replace")) % BUCKETS for gram in grams]
         values += grams.values()

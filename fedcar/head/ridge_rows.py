@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedcar.collection.wording import AS_BEFORE, Wording
 from fedcar.head.feature_map import FeatureMap
 from fedcar.head.naive_bayes import BUCKETS, NaiveBayes, csr, gram_counts
 from fedcar.head.rows import HALF, with_moved_bits
@@ -29,6 +30,7 @@ class RidgeRows:
     documents: NDArray[np.int64]
     words: NaiveBayes
     pseudo_documents: NDArray[np.int64]
+    wording: Wording = AS_BEFORE  # of the documents, by which the questions' words were counted
 
     @classmethod
     def of(
@@ -38,12 +40,13 @@ class RidgeRows:
         counts: NDArray[np.int64],
         words: NaiveBayes,
         pseudo_counts: NDArray[np.int64],
+        wording: Wording = AS_BEFORE,
     ) -> RidgeRows:
         """Only the columns of documents with questions or pseudo-queries are kept; the others are 0."""
         documents, pseudo = np.flatnonzero(counts), np.flatnonzero((pseudo_counts > 0) & (counts == 0))
         columns = np.concatenate([documents, pseudo])
         weights = np.ascontiguousarray(ridge.weights[:, columns], dtype=np.float16)  # or safetensors garbles it
-        return cls(feature_map, weights, documents, words, pseudo)
+        return cls(feature_map, weights, documents, words, pseudo, wording)
 
     def among(self, places: NDArray[np.int64], documents: int) -> RidgeRows:
         """The same where the documents solved for stand at these places (a,), ascending, among N `documents`."""
@@ -96,7 +99,7 @@ class RidgeRows:
 
     def knows(self, text: str) -> bool:
         """Whether a training question had any of the text's words."""
-        return bool((gram_counts([text]) @ self.words.of_gram).any())
+        return bool((gram_counts([text], self.wording) @ self.words.of_gram).any())
 
     def scores(self, texts: Sequence[str], states: NDArray[np.void]) -> NDArray[np.float32]:
         """Questions and their states -> (n, documents, 2).
@@ -104,7 +107,7 @@ class RidgeRows:
         The first is near 1 for documents that answered such questions and 0 for those without any; the second is naive
         Bayes.
         """
-        words = self.words.scores(gram_counts(texts))
+        words = self.words.scores(gram_counts(texts, self.wording))
         rows = np.zeros_like(words)
         columns = np.concatenate([self.documents, self.pseudo_documents])
         features = self.feature_map(states) * HALF
@@ -132,8 +135,10 @@ class RidgeRows:
         }
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, NDArray[Any]], seed: int, number_of_documents: int) -> RidgeRows:
-        """What `tensors` gave, with the seed of the random features."""
+    def from_tensors(
+        cls, tensors: dict[str, NDArray[Any]], seed: int, number_of_documents: int, wording: Wording = AS_BEFORE
+    ) -> RidgeRows:
+        """What `tensors` gave, with the seed of the random features and the documents' wording."""
         spread = float(tensors["layer_spread"][0])
         drawn = None
         if "hidden_frequencies" in tensors:
@@ -141,4 +146,4 @@ class RidgeRows:
         fixed = FeatureMap(tensors["centre"], tensors["layer_centre"], spread, seed, drawn)
         parts = (tensors["word_counts"], tensors["word_grams"], tensors["word_starts"])
         words = NaiveBayes(csr(parts, shape=(number_of_documents, BUCKETS)))
-        return cls(fixed, tensors["weights"], tensors["documents"], words, tensors["pseudo_documents"])
+        return cls(fixed, tensors["weights"], tensors["documents"], words, tensors["pseudo_documents"], wording)

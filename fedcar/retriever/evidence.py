@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from fedcar.collection.collection import Document
-from fedcar.collection.words import bigrams, stems, word_count
+from fedcar.collection.wording import AS_BEFORE, Wording
+from fedcar.collection.words import word_count
 from fedcar.common.files import write_json
 from fedcar.common.progress import Silent
 from fedcar.common.tensors import mapped_tensors, read_tensors
@@ -30,7 +32,6 @@ LEXICAL_SHARE = 0.2  # of the score that chooses the candidates: hybrid search
 SHORT, LONG = 10, 30  # median words of a document: labels, and texts with something to find in them
 QUESTIONS_AT_ONCE = 1024
 CELLS_AT_ONCE = 1 << 23
-VOCABULARIES = {"lexical": None, "stems": stems, "bigrams": bigrams}
 
 
 class Evidence:
@@ -47,6 +48,7 @@ class Evidence:
         sentence_tokens  the same within the best sentence
     Documents of a median of ten words or fewer are labels: nothing is read token by token and the three features of
     late interaction are 0 (`deep` is False). All of an empty document is 0. The encoder is always the untrained one.
+    Words are those of the documents' language, told when built, whatever is added later (`wording`).
 
     Formal guarantees:
         untrained_evidence_equals_hybrid_for_labels: the default weights then order documents as hybrid search does.
@@ -72,11 +74,13 @@ class Evidence:
         indices: Mapping[str, LexicalIndex],
         coverage: SentenceCoverage,
         late: LateInteraction | None,
+        wording: Wording = AS_BEFORE,
     ) -> None:
         self.embeddings = embeddings
         self.indices = dict(indices)
         self.coverage = coverage
         self.late = late
+        self.wording = wording
 
     @classmethod
     def build(
@@ -92,11 +96,12 @@ class Evidence:
         `late` is what was read of them token by token already, where it was.
         """
         texts = [document.full_text for document in documents]
-        indices = {name: LexicalIndex.build(texts, words) for name, words in VOCABULARIES.items()}
+        wording = Wording.of(texts)
+        indices = {name: LexicalIndex.build(texts, words) for name, words in wording.vocabularies.items()}
         coverage = SentenceCoverage.build(list(map(_titled_sentences, documents)), indices["stems"])
         if late is None and reads_tokens(documents, encoder):
             late = LateInteraction.build(documents, encoder, report)
-        return cls(embeddings, indices, coverage, late)
+        return cls(embeddings, indices, coverage, late, wording)
 
     def __len__(self) -> int:
         """Return the number of documents."""
@@ -186,7 +191,7 @@ class Evidence:
         coverage = self.coverage.added(list(map(_titled_sentences, documents)), indices["stems"])
         late = self.late.added(documents, encoder, report) if self.late is not None else None
         joined = np.concatenate([self.embeddings, np.asarray(embeddings, dtype=np.float32)])
-        return Evidence(joined, indices, coverage, late)
+        return Evidence(joined, indices, coverage, late, self.wording)
 
     def without(self, rows: Sequence[int]) -> Evidence:
         """Without these documents; what only they had (vectors, words, counts) is gone."""
@@ -194,7 +199,7 @@ class Evidence:
         coverage = self.coverage.without(rows, indices["stems"])
         late = self.late.without(rows) if self.late is not None else None
         left = np.delete(self.embeddings, list(rows), axis=0)
-        return Evidence(left, indices, coverage, late)
+        return Evidence(left, indices, coverage, late, self.wording)
 
     # ---------------------------------------------------------------- on disk
 
@@ -214,6 +219,7 @@ class Evidence:
         cls,
         tensors: Mapping[str, NDArray[Any]],
         vocabularies: Mapping[str, Sequence[str] | Mapping[str, int]],
+        wording: Wording = AS_BEFORE,
     ) -> Evidence:
         """What `tensors` and `vocabularies` gave; the arrays are taken as they are, memory-mapped ones too."""
 
@@ -222,24 +228,26 @@ class Evidence:
             return {key.removeprefix(prefix): array for key, array in tensors.items() if key.startswith(prefix)}
 
         indices = {
-            name: LexicalIndex(numbered(vocabularies[name]), part(name), words) for name, words in VOCABULARIES.items()
+            name: LexicalIndex(numbered(vocabularies[name]), part(name), words)
+            for name, words in wording.vocabularies.items()
         }
         coverage = SentenceCoverage(indices["stems"], part("coverage"))
         late = LateInteraction(part("late")) if part("late") else None
-        return cls(tensors["embeddings"], indices, coverage, late)
+        return cls(tensors["embeddings"], indices, coverage, late, wording)
 
     def write(self, folder: Path) -> None:
         """Write evidence.safetensors and words.json into the folder."""
         from safetensors.numpy import save_file
 
         save_file(self.tensors(), folder / "evidence.safetensors")
-        write_json(folder / "words.json", self.vocabularies())
+        write_json(folder / "words.json", self.vocabularies() | {"wording": asdict(self.wording)})
 
     @classmethod
     def read(cls, folder: Path, mapped: bool = False) -> Evidence:
         """What `write` wrote; with `mapped` arrays are read from the file when they are first needed."""
         tensors = (mapped_tensors if mapped else read_tensors)(folder / "evidence.safetensors")
-        return cls.from_tensors(tensors, json.loads((folder / "words.json").read_text(encoding="utf-8")))
+        words = json.loads((folder / "words.json").read_text(encoding="utf-8"))
+        return cls.from_tensors(tensors, words, Wording(**words.get("wording", {})))  # none before there were several
 
 
 _LATE = [Evidence.NAMES.index(name) for name in ("sentence", "tokens", "sentence_tokens")]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedcar.collection.words import STOP_WORDS, whole_words
+from fedcar.collection.wording import AS_BEFORE
 from fedcar.errors import FedcarWarning
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class LexicalIndex:
         return relative(self._scores(words))
 
     def _words(self, texts: Sequence[str]) -> list[list[str]]:
-        return [*map(self.words or english_words, texts)]
+        return [*map(self.words or AS_BEFORE.words, texts)]
 
     def _scores(self, queries: Sequence[Sequence[str]]) -> NDArray[np.float32]:
         result = np.zeros((len(queries), self.documents), dtype=np.float32)
@@ -222,11 +222,6 @@ def inverse_document_frequencies(found: NDArray[np.int64], documents: int) -> ND
 def numbered(vocabulary: Sequence[str] | Mapping[str, int]) -> Mapping[str, int]:
     """Words in the order of their numbers -> their numbers."""
     return vocabulary if isinstance(vocabulary, Mapping) else dict(zip(vocabulary, range(len(vocabulary)), strict=True))
-
-
-def english_words(text: str) -> list[str]:
-    """The words of a text as bm25s sees them (`whole_words`), without its English stop words."""
-    return [word for word in whole_words(text) if word not in STOP_WORDS]
 
 
 def _with_new(

@@ -70,9 +70,11 @@ def read_parts(folder: Path, mapped: bool = False) -> Parts:
 
 def _parts(folder: Path, mapped: bool) -> Parts:
     settings = json.loads((folder / "retriever.json").read_text(encoding="utf-8"))
-    head, ridge = read_tensors(folder / "head.safetensors"), None
+    head, ridge, evidence = read_tensors(folder / "head.safetensors"), None, Evidence.read(folder, mapped)
     if (seed := settings["feature_seed"]) is not None:
-        ridge = RidgeRows.from_tensors(read_tensors(folder / "ridge.safetensors"), seed, len(head["rows"]))
+        ridge = RidgeRows.from_tensors(
+            read_tensors(folder / "ridge.safetensors"), seed, len(head["rows"]), evidence.wording
+        )
     with (folder / "documents.jsonl").open(encoding="utf-8") as stream:
         records = [json.loads(line) for line in stream]
     return Parts(
@@ -82,7 +84,7 @@ def _parts(folder: Path, mapped: bool) -> Parts:
         settings["adapter"],
         read_tensors(folder / "adapter.safetensors") if settings["adapter"] else {},
         tuple(Document(record["_id"], record["title"], record["text"], record["metadata"]) for record in records),
-        Evidence.read(folder, mapped),
+        evidence,
         np.array([settings["weights"][name] for name in WEIGHT_NAMES], dtype=np.float32),
         ridge,
         Calibration(**settings["calibration"]),

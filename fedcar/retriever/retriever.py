@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from fedcar.collection.collection import Document
+from fedcar.collection.languages import name_of
 from fedcar.collection.lines import check_identifier, check_text
 from fedcar.common.files import write_json
 from fedcar.common.folders import ANYTHING, write_folder
@@ -24,6 +25,7 @@ from fedcar.errors import FedcarError, FedcarWarning, quoted
 from fedcar.head.feature_map import FeatureMap
 from fedcar.head.head import Head
 from fedcar.retriever.evidence import Evidence, reads_tokens
+from fedcar.retriever.foreign import warn_of_unread_documents
 from fedcar.retriever.late_interaction import LateInteraction
 from fedcar.retriever.parts import KIND, read_parts
 from fedcar.retriever.record import TrainingRecord
@@ -82,6 +84,9 @@ class Retriever(Searcher):
         centre = FeatureMap.of_reference(reference_states(encoder, cache)).centre
         rows = Head(embeddings, centre=centre, kind=head, pre_classifier=pre_classifier, seed=seed)
         evidence = Evidence.build(documents, encoder, rows.embeddings.numpy(), report, late)
+        if (language := evidence.wording.language) is not None:
+            report.say(f"language of the documents: {name_of(language)}")
+            warn_of_unread_documents(encoder, language)
         return cls(encoder, tuple(documents), evidence, rows, weights_of(Evidence.default_weights(documents)))
 
     # ---------------------------------------------------------------- documents come and go

@@ -16,6 +16,7 @@ from fedcar.errors import FedcarError, FedcarWarning
 from fedcar.head.rows import products
 from fedcar.retriever.calibration import Calibration
 from fedcar.retriever.evidence import Evidence, at_once
+from fedcar.retriever.foreign import warn_of_other_languages
 from fedcar.retriever.row_index import RowIndex
 from fedcar.retriever.weights import LEARNED, mixed_features
 
@@ -43,6 +44,10 @@ class Reader(Protocol):
 
     def read(self, texts: Sequence[str], tokens: bool = True) -> Reading:
         """All states of n texts by one pass; those of their tokens only where they are asked for."""
+        ...
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of n texts, cut where the encoder cuts."""
         ...
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -144,6 +149,7 @@ class Searcher:
             message = f"k is {k}, but there are {len(self.documents)} documents; all are returned"
             warnings.warn(message, FedcarWarning, stacklevel=2)
             k = len(self.documents)
+        warn_of_other_languages(self.encoder, questions, self.evidence.wording.language)
         return [
             answer
             for start in range(0, len(questions), READ_AT_ONCE)

@@ -16,6 +16,7 @@ from fedcar.common.progress import Silent
 from fedcar.encoder.cache import FeatureCache
 from fedcar.errors import FedcarError
 from fedcar.privacy.statement import Statement, plain_words, to_json
+from fedcar.retriever.foreign import warn_of_other_languages
 from fedcar.retriever.prepare import prepare as made_ready
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.record import TrainingRecord
@@ -115,6 +116,7 @@ def prepare(
         training = prepare_privately(untrained, splits.training or NO_QUESTIONS, features)
     else:
         training = ready(splits.training, "training questions")
+        warn_of_other_languages(untrained.encoder, training.texts, untrained.evidence.wording.language)
     selection = ready(splits.selection, "public dev questions" if splits.private else "selection questions")
     unanswered = ready(splits.unanswerable, "unanswerable questions")
     public = ready(splits.public, "public questions") if len(splits.public) else None

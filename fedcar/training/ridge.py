@@ -12,6 +12,7 @@ import numpy as np
 from scipy import sparse
 
 from fedcar.collection.pseudo_queries import PseudoQueries
+from fedcar.collection.wording import Wording
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.reference import reference_states
 from fedcar.head.closed_form import LeftOut, Ridge, Statistics, solve
@@ -52,9 +53,11 @@ class RidgeQuestions:
     alone: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, questions: Questions, fixed: FeatureMap, document_rows: Mapping[str, int]) -> RidgeQuestions:
+    def of(
+        cls, questions: Questions, fixed: FeatureMap, document_rows: Mapping[str, int], wording: Wording
+    ) -> RidgeQuestions:
         targets = questions.targets(document_rows)
-        return cls(questions, fixed, gram_counts(questions.texts), targets, alone(targets))
+        return cls(questions, fixed, gram_counts(questions.texts, wording), targets, alone(targets))
 
     @cached_property
     def features(self) -> NDArray[np.float32]:
@@ -105,7 +108,7 @@ class Summed(NamedTuple):
         fixed = FeatureMap.of_reference(reference_states(retriever.encoder, cache), seed)
         places, columns = columns_of(retriever, training, pseudo)
         document_rows = {retriever.documents[place].id: column for column, place in enumerate(places)}
-        questions = RidgeQuestions.of(training, fixed, document_rows)
+        questions = RidgeQuestions.of(training, fixed, document_rows, retriever.evidence.wording)
         return cls(questions, questions.sums(), fixed, document_rows, places, columns)
 
 
@@ -230,7 +233,8 @@ class Taught:
 
         `places` (a,) are those of the documents that were solved for, where these are not all.
         """
-        rows = RidgeRows.of(ridge, fixed, self.statistics.counts, self.words, self.pseudo.counts)
+        wording = retriever.evidence.wording
+        rows = RidgeRows.of(ridge, fixed, self.statistics.counts, self.words, self.pseudo.counts, wording)
         if places is not None:
             rows = rows.among(places, len(retriever.documents))
         return replace(retriever, ridge=rows, weights=weights_of(retriever.weights[:LEARNED], *PRIOR))
@@ -378,7 +382,7 @@ class PseudoSums:
         rows = np.array([document_rows[identifier] for identifier in pseudo.document_ids], dtype=np.int64)
         places = (np.arange(len(rows)), rows)
         weights = sparse.csr_array((pseudo.weights, places), shape=(len(rows), len(document_rows)), dtype=np.float32)
-        words = NaiveBayes(sparse.csr_array(weights.T @ gram_counts(pseudo.texts)))
+        words = NaiveBayes(sparse.csr_array(weights.T @ gram_counts(pseudo.texts, retriever.evidence.wording)))
         statistics = None
         states = cache.public.states(retriever.encoder.untrained, pseudo.texts)
         for start in range(0, len(rows), TEXTS_AT_ONCE):

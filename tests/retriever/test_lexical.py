@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from support.toy import TOY_DOCUMENTS
 
+from fedcar.collection.wording import AS_BEFORE
 from fedcar.collection.words import bigrams, stems
 from fedcar.errors import FedcarWarning
-from fedcar.retriever.lexical import LexicalIndex, SentenceCoverage, Words, english_words, relative
+from fedcar.retriever.lexical import LexicalIndex, SentenceCoverage, Words, relative
 
 TEXTS = [f"{title}. {text}" for title, text, _ in TOY_DOCUMENTS.values()]
 
@@ -55,7 +56,7 @@ def test_scores_equal_those_of_bm25s() -> None:
 def test_words_are_those_of_bm25s() -> None:
     texts = [*sum(corpus(), []), "A b cd, e_f g-h İstanbul ΣΑΣ don't x2\u00a0y ﬁne水泵 3.5%", "the"]
     expected = bm25s.tokenize(texts, stopwords="en", show_progress=False, return_ids=False)
-    assert [english_words(text) for text in texts] == expected
+    assert [AS_BEFORE.words(text) for text in texts] == expected
 
 
 def test_the_ranking_equals_that_of_bm25s_retrieve() -> None:

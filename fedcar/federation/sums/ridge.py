@@ -65,7 +65,7 @@ class RidgeMember:
 
     @cached_property
     def questions(self) -> RidgeQuestions:
-        return RidgeQuestions.of(self.share, self.fixed, rows_of(self.retriever))
+        return RidgeQuestions.of(self.share, self.fixed, rows_of(self.retriever), self.retriever.evidence.wording)
 
     def hear(self, taught: Taught) -> None:
         """Everybody's sums: which of its questions are looked at follows from them."""

@@ -1,0 +1,80 @@
+"""Questions in another language than the documents, and encoders that were not made for a language."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from fedcar.collection.languages import ENGLISH, differ, language_of, languages, name_of
+from fedcar.errors import FedcarWarning
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+MOST_PIECES = 1.6  # times those of the same sentence in English; MiniLM's 1.75 and more, multilingual ones' to 1.5
+MOST_UNKNOWN = 0.1  # of the sentence's words, beyond those of the English one
+BY_CHARACTER = ("zh", "ja")  # tokenizers take these apart so
+
+
+class Tokenizing(Protocol):
+    """What is asked of an encoder."""
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]: ...
+    def unknown(self, texts: Sequence[str]) -> NDArray[np.bool_]:
+        """Which texts hold nothing that the encoder knows (n,)."""
+        ...
+
+
+def reads(encoder: Tokenizing, language: str) -> bool:
+    """Whether the encoder was made for the language, as far as its tokenizer tells.
+
+    One that was not cuts a sentence into many more pieces than the same sentence in English (the premium of Petrov et
+    al. 2023, "Language Model Tokenizers Introduce Unfairness Between Languages"), or does not know its words.
+    """
+    sample, english = languages()[language].sample, languages()[ENGLISH].sample
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FedcarWarning)  # of a sentence in more pieces than the encoder reads
+        nothing, pieces, in_english = map(len, encoder.tokenize(["", sample, english]))
+        unknown = encoder.unknown(list(sample) if language in BY_CHARACTER else sample.split()).mean()
+        unknown -= encoder.unknown(english.split()).mean()
+    return bool(pieces - nothing <= MOST_PIECES * (in_english - nothing) and unknown <= MOST_UNKNOWN)
+
+
+def warn_of_other_languages(encoder: Tokenizing, questions: Sequence[str], language: str | None) -> None:
+    """Warn (FedcarWarning) once of questions that are not in the documents' language, if the encoder reads one alone.
+
+    Of a question that is too short to tell nothing is said, and nothing of documents that do not tell.
+
+    Formal guarantees:
+        question_in_another_language_is_warned_of: not where the encoder is multilingual, nor in the same language.
+    """
+    if language is None:
+        return
+    others = Counter(other for question in questions if differ(other := language_of(question), language))
+    if not others:
+        return
+    other = others.most_common(1)[0][0] or language
+    unread = [name_of(one) for one in (other, language) if not reads(encoder, one)]
+    if not unread:
+        return
+    who = "the question seems" if len(questions) == 1 else f"{others[other]} of {len(questions)} questions seem"
+    warnings.warn(
+        f"{who} to be in {name_of(other)}, the documents are in {name_of(language)}, and the encoder was not made for "
+        f"{' or '.join(unread)}; ask in {name_of(language)}, or train with a multilingual --encoder",
+        FedcarWarning,
+        stacklevel=3,
+    )
+
+
+def warn_of_unread_documents(encoder: Tokenizing, language: str | None) -> None:
+    """Warn (FedcarWarning) where the encoder was not made for the documents' language."""
+    if language is not None and not reads(encoder, language):
+        warnings.warn(
+            f"the documents are in {name_of(language)}, and the encoder was not made for it; words count for more then "
+            "than meaning: give a multilingual one with --encoder",
+            FedcarWarning,
+            stacklevel=3,
+        )
