@@ -266,6 +266,28 @@ class FrozenModel:
         self._check_known(ids)
         return [row or [self.padding_id] for row in ids]
 
+    @property
+    def room(self) -> int:
+        """Tokens of its own that a text may have, beside the special ones."""
+        special = int(self.tokenizer.num_special_tokens_to_add(pair=False))
+        return max(1, self.max_tokens - special - (self.pooling == "last" and not self.adds_end))
+
+    def too_long(self, texts: Sequence[str]) -> NDArray[np.bool_]:
+        """Which texts have more tokens than there is room for (n,); none where the tokenizer knows no places."""
+        if not texts or not self.tokenizer.is_fast:
+            return np.zeros(len(texts), dtype=bool)
+        readable = [text.encode("utf-8", "replace").decode() for text in texts]
+        with TOKENIZING:
+            found = self.tokenizer(readable, add_special_tokens=False, truncation=True, max_length=self.room)
+        return np.array([bool(encoding.overflowing) for encoding in found.encodings], dtype=bool)
+
+    def places(self, text: str) -> NDArray[np.int64]:
+        """Where all tokens of a text begin and end (t, 2), in characters; nothing is cut and nothing added."""
+        readable = text.encode("utf-8", "replace").decode()
+        with TOKENIZING:
+            found = self.tokenizer(readable, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return np.array(found["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+
     def unknown(self, texts: Sequence[str]) -> NDArray[np.bool_]:
         """Which texts hold nothing that the tokenizer knows (n,), so that their states are alike."""
         unknown = self.tokenizer.unk_token_id
@@ -290,6 +312,18 @@ class FrozenModel:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FedcarWarning)
+                yield
+        finally:
+            self.texts_cut = cut
+
+    @contextmanager
+    def cutting(self) -> Iterator[None]:
+        """Nothing is said of texts that are cut in here: who reads them reads the rest of them too."""
+        cut = self.texts_cut
+        try:
+            with warnings.catch_warnings():
+                if self.tokenizer.is_fast:
+                    warnings.filterwarnings("ignore", ".* tokens and were cut", FedcarWarning)
                 yield
         finally:
             self.texts_cut = cut

@@ -17,8 +17,10 @@ from fedcar.common.files import write_json
 from fedcar.common.progress import Silent
 from fedcar.common.tensors import mapped_tensors, read_tensors
 from fedcar.common.vectors import top_k, unit
-from fedcar.retriever.late_interaction import LateInteraction, body_sentences
+from fedcar.head.rows import products
+from fedcar.retriever.late_interaction import LateInteraction
 from fedcar.retriever.lexical import LexicalIndex, SentenceCoverage, numbered, relative
+from fedcar.retriever.windows import Window, Windows, body_sentences, several, windows_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,13 +40,14 @@ class Evidence:
     """What the frozen encoder and the words say about a question and a document, before anything is learned.
 
     Eight features of a question and a document, each near 0 to 1:
-        cosine           of the question's and the document's hidden state
+        cosine           of the question's and the document's hidden state, or that of the nearest of its windows
         lexical          BM25 / its maximum for the question, as in hybrid search
         sentence         the best cosine of the question and a sentence of the document (mean of its token states)
         stems            BM25 over word stems / its maximum
         bigrams          BM25 over pairs of neighbouring stems / its maximum
         coverage         the share of the question's stems, by idf, in the best sentence (with the title)
-        tokens           each question token's best cosine in the document, averaged by idf (late interaction)
+        tokens           each question token's best cosine in the document, or in the best of its windows, averaged by
+                         idf (late interaction)
         sentence_tokens  the same within the best sentence
     Documents of a median of ten words or fewer are labels: nothing is read token by token and the three features of
     late interaction are 0 (`deep` is False). All of an empty document is 0. The encoder is always the untrained one.
@@ -75,12 +78,14 @@ class Evidence:
         coverage: SentenceCoverage,
         late: LateInteraction | None,
         wording: Wording = AS_BEFORE,
+        windows: Windows | None = None,
     ) -> None:
         self.embeddings = embeddings
         self.indices = dict(indices)
         self.coverage = coverage
         self.late = late
         self.wording = wording
+        self.windows = windows if windows is not None else Windows.none(*embeddings.shape)
 
     @classmethod
     def build(
@@ -90,10 +95,11 @@ class Evidence:
         embeddings: NDArray[np.float32],
         report: Silent | None = None,
         late: LateInteraction | None = None,
+        windows: Windows | None = None,
     ) -> Evidence:
         """Read the documents; `embeddings` (N, d) are their untrained hidden states, of unit length.
 
-        `late` is what was read of them token by token already, where it was.
+        `late` is what was read of them token by token already, where it was, and `windows` what was read in parts.
         """
         texts = [document.full_text for document in documents]
         wording = Wording.of(texts)
@@ -101,7 +107,9 @@ class Evidence:
         coverage = SentenceCoverage.build(list(map(_titled_sentences, documents)), indices["stems"])
         if late is None and reads_tokens(documents, encoder):
             late = LateInteraction.build(documents, encoder, report)
-        return cls(embeddings, indices, coverage, late, wording)
+        if windows is None:
+            windows = _read_windows(windows_of(documents, encoder, report), encoder)
+        return cls(embeddings, indices, coverage, late, wording, windows)
 
     def __len__(self) -> int:
         """Return the number of documents."""
@@ -111,6 +119,11 @@ class Evidence:
     def together(self) -> int:
         """How many candidates are weighed against each other: 100, or all where there are up to 200."""
         return _together(len(self))
+
+    @property
+    def vectors(self) -> int:
+        """How many vectors a question is compared with: the documents' and those of their windows."""
+        return len(self) + self.windows.number
 
     @property
     def deep(self) -> bool:
@@ -138,6 +151,10 @@ class Evidence:
         """Whether any document has a word of the question, or its stem."""
         return any(bool((index.scores([question]) > 0).any()) for index in self.indices.values())
 
+    def cosines(self, hidden_states: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Hidden states (n, d) of unit length -> the cosine with each document or its nearest window (n, N)."""
+        return self.windows.raised(products(hidden_states, self.embeddings), hidden_states)
+
     def candidates(self, cosines: NDArray[np.float32], lexical: NDArray[np.float32], k: int = 0) -> NDArray[np.int64]:
         """The documents worth a closer look (n, c), best hybrid score first: 100, or all where there are up to 200.
 
@@ -161,7 +178,7 @@ class Evidence:
         if self.late is not None and len(tokens) != len(questions):
             raise ValueError(f"{len(questions)} questions with the token states of {len(tokens)}; give those of all")
         result = np.zeros((*candidates.shape, len(self.NAMES)), dtype=np.float32)
-        step = at_once(QUESTIONS_AT_ONCE, len(self))
+        step = at_once(QUESTIONS_AT_ONCE, self.vectors)
         for start in range(0, len(questions), step):
             part = slice(start, start + step)
             chosen, texts, found = candidates[part], list(questions[part]), result[part]
@@ -172,9 +189,30 @@ class Evidence:
             found[..., self.NAMES.index("coverage")] = covered
             for row, columns in enumerate(chosen):
                 found[row, :, 0] = self.embeddings[columns] @ states[row]
+            if self.windows.number:
+                nearest = self.windows.raised(np.full((len(states), len(self)), -np.inf, dtype=np.float32), states)
+                found[..., 0] = np.maximum(found[..., 0], np.take_along_axis(nearest, chosen, axis=1))
             if self.late is not None:
                 found[..., _LATE] = self.late.features(states, tokens[part], chosen)
         return result
+
+    def best_window(
+        self, question: str, hidden_state: NDArray[np.float32], tokens: TokenStates | None, document: int
+    ) -> tuple[int, int] | None:
+        """Where in its full text the window of a document stands that answers a question best; None of a single one.
+
+        By the cosine, the share of the question's words and, where the documents were read token by token, the token
+        states; each counts alike.
+        """
+        own = self.windows.places(document)
+        if own.start == own.stop:
+            return None
+        arrays = self.windows.arrays
+        fit = arrays["vectors"][own] @ hidden_state + self.coverage.within(question, document, arrays["sentences"][own])
+        if self.late is not None and tokens is not None:
+            fit = fit + self.late.of_windows(tokens, document)
+        start, end = arrays["spans"][own][int(fit.argmax())]
+        return int(start), int(end)
 
     # ---------------------------------------------------------------- documents come and go
 
@@ -189,9 +227,11 @@ class Evidence:
         texts = [document.full_text for document in documents]
         indices = {name: index.added(texts) for name, index in self.indices.items()}
         coverage = self.coverage.added(list(map(_titled_sentences, documents)), indices["stems"])
-        late = self.late.added(documents, encoder, report) if self.late is not None else None
+        parts = windows_of(documents, encoder, report)
+        windows = self.windows.added(_read_windows(parts, encoder))
+        late = self.late.added(documents, encoder, report, parts) if self.late is not None else None
         joined = np.concatenate([self.embeddings, np.asarray(embeddings, dtype=np.float32)])
-        return Evidence(joined, indices, coverage, late, self.wording)
+        return Evidence(joined, indices, coverage, late, self.wording, windows)
 
     def without(self, rows: Sequence[int]) -> Evidence:
         """Without these documents; what only they had (vectors, words, counts) is gone."""
@@ -199,7 +239,7 @@ class Evidence:
         coverage = self.coverage.without(rows, indices["stems"])
         late = self.late.without(rows) if self.late is not None else None
         left = np.delete(self.embeddings, list(rows), axis=0)
-        return Evidence(left, indices, coverage, late, self.wording)
+        return Evidence(left, indices, coverage, late, self.wording, self.windows.without(rows))
 
     # ---------------------------------------------------------------- on disk
 
@@ -207,6 +247,7 @@ class Evidence:
         """All arrays by name, for one safetensors file."""
         parts: dict[str, Mapping[str, NDArray[Any]]] = {name: index.arrays for name, index in self.indices.items()}
         parts |= {"coverage": self.coverage.arrays, "late": self.late.arrays if self.late is not None else {}}
+        parts["windows"] = self.windows.arrays
         named = {f"{part}.{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
         return {name: np.ascontiguousarray(array) for name, array in (named | {"embeddings": self.embeddings}).items()}
 
@@ -233,7 +274,8 @@ class Evidence:
         }
         coverage = SentenceCoverage(indices["stems"], part("coverage"))
         late = LateInteraction(part("late")) if part("late") else None
-        return cls(tensors["embeddings"], indices, coverage, late, wording)
+        windows = Windows(part("windows")) if part("windows") else None  # a retriever saved before there were any
+        return cls(tensors["embeddings"], indices, coverage, late, wording, windows)
 
     def write(self, folder: Path) -> None:
         """Write evidence.safetensors and words.json into the folder."""
@@ -271,6 +313,11 @@ def median_words(documents: Sequence[Document]) -> float:
     """The median number of words of the documents that are not empty; 0 without any."""
     counts = [word_count(text) for document in documents if (text := document.full_text)]
     return float(np.median(counts)) if counts else 0.0
+
+
+def _read_windows(parts: Sequence[Sequence[Window]], encoder: Encoder) -> Windows:
+    with encoder.model.cutting():
+        return Windows.of(parts, encoder.untrained.encode([window.text for window in several(parts)]))
 
 
 def _titled_sentences(document: Document) -> list[str]:

@@ -205,6 +205,20 @@ class SentenceCoverage:
                 result[row] = np.maximum.reduceat(held, starts[:-1]) / total
         return result
 
+    def within(self, query: str, document: int, ranges: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The share of a query's words that parts of a document hold: ranges (w, 2) of its sentences -> (w,)."""
+        starts, indices, indptr = (self.arrays[name] for name in ("starts", "indices", "indptr"))
+        columns = [self.index.vocabulary.get(word) for word in dict.fromkeys(self.index._words([query])[0])]
+        held, total = np.zeros(len(ranges), dtype=np.float32), np.float32(1e-9)
+        for column in columns:
+            if column is not None:
+                found = indices[indptr[column] : indptr[column + 1]]
+                first, last = np.searchsorted(found, starts[document] + ranges).T
+                held += self.index.weights[column] * (last > first)
+                total += self.index.weights[column]
+        result: NDArray[np.float32] = held / total
+        return result
+
 
 def relative(scores: NDArray[np.float32]) -> NDArray[np.float32]:
     """Scores (n, documents), 0 and up, divided by the row's maximum, in place; a row of zeros stays."""

@@ -32,6 +32,7 @@ from fedcar.retriever.record import TrainingRecord
 from fedcar.retriever.row_index import RowIndex, is_installed
 from fedcar.retriever.searcher import Searcher
 from fedcar.retriever.weights import WEIGHT_NAMES, weights_of
+from fedcar.retriever.windows import Windows, several, windows_of
 from fedcar.version import __version__
 
 if TYPE_CHECKING:
@@ -71,19 +72,23 @@ class Retriever(Searcher):
         """Search over the documents by the evidence alone, with fixed weights: hybrid search and more."""
         report, encoder = report or Silent(), encoder.untrained
         texts = [document.full_text for document in documents]
+        parts = windows_of(documents, encoder, report)
+        of_windows = [window.text for window in several(parts)]
         late = None
-        if reads_tokens(documents, encoder):  # the same passes give what the cache keeps
+        with encoder.model.cutting():
+            if reads_tokens(documents, encoder):  # the same passes give what the cache keeps
 
-            def keep(read: Sequence[str], states: NDArray[np.void]) -> None:
-                cache.public.keep(encoder, read, states)
+                def keep(read: Sequence[str], states: NDArray[np.void]) -> None:
+                    cache.public.keep(encoder, read, states)
 
-            late = LateInteraction.build(documents, encoder, report, keep)
-        with report.track("encoding documents", len(texts)) as advance:
-            embeddings = cache.public.hidden_states(encoder, texts, advance)
+                late = LateInteraction.build(documents, encoder, report, keep, parts)
+            with report.track("encoding documents", len(texts) + len(of_windows)) as advance:
+                embeddings = cache.public.hidden_states(encoder, texts, advance)
+                windows = Windows.of(parts, cache.public.hidden_states(encoder, of_windows, advance))
         embeddings[[not text for text in texts]] = 0.0
         centre = FeatureMap.of_reference(reference_states(encoder, cache)).centre
         rows = Head(embeddings, centre=centre, kind=head, pre_classifier=pre_classifier, seed=seed)
-        evidence = Evidence.build(documents, encoder, rows.embeddings.numpy(), report, late)
+        evidence = Evidence.build(documents, encoder, rows.embeddings.numpy(), report, late, windows)
         if (language := evidence.wording.language) is not None:
             report.say(f"language of the documents: {name_of(language)}")
             warn_of_unread_documents(encoder, language)
@@ -201,7 +206,8 @@ class Retriever(Searcher):
     def _hidden_states(self, documents: Sequence[Document], report: Silent) -> NDArray[np.float32]:
         """Untrained hidden states (m, d), 0 for an empty document."""
         texts = [document.full_text for document in documents]
-        with report.track("encoding documents", len(texts)) as advance:
+        cutting = self.encoder.model.cutting()
+        with cutting, report.track("encoding documents", len(texts)) as advance:
             hidden_states = self.encoder.untrained.encode(texts, advance)
         hidden_states[[not text for text in texts]] = 0.0
         return hidden_states

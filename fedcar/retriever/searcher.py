@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -13,12 +13,12 @@ import numpy as np
 from fedcar.collection.collection import Document
 from fedcar.common.vectors import top_k, unit
 from fedcar.errors import FedcarError, FedcarWarning
-from fedcar.head.rows import products
 from fedcar.retriever.calibration import Calibration
 from fedcar.retriever.evidence import Evidence, at_once
 from fedcar.retriever.foreign import warn_of_other_languages
 from fedcar.retriever.row_index import RowIndex
 from fedcar.retriever.weights import LEARNED, mixed_features
+from fedcar.retriever.windows import body_start
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -80,8 +80,24 @@ class Learned(Protocol):
 
 
 @dataclass(frozen=True)
+class Passage:
+    """The part of a document that answers best: characters `start` to `end` of its text."""
+
+    text: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
 class Hit:
-    """One document found; `confidence` is the estimated probability that it answers the question."""
+    """One document found; `confidence` is the estimated probability that it answers the question.
+
+    `passage` is what of its text answers best: one of the windows of a document that is longer than the encoder takes,
+    all of another's text; None where there is a title alone.
+
+    Formal guarantees:
+        passage_stands_in_the_text: it is the text from `start` to `end`.
+    """
 
     id: str
     score: float
@@ -89,6 +105,7 @@ class Hit:
     title: str
     text: str
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    passage: Passage | None = None
 
 
 @dataclass(frozen=True)
@@ -159,7 +176,7 @@ class Searcher:
     def _answers(self, questions: Sequence[str], k: int) -> Iterator[Answer]:
         reading = self.encoder.read(questions, self.evidence.deep)
         depth = k + min(k, int(self.empty.sum()))  # empty documents are candidates and no hits
-        for start in range(0, len(questions), step := at_once(CHUNK, max(len(self.documents), FEATURES * depth))):
+        for start in range(0, len(questions), step := at_once(CHUNK, max(self.evidence.vectors, FEATURES * depth))):
             part = slice(start, start + step)
             states = reading.states[part]
             candidates, evidence = self.evidence_for(questions[part], states, reading.tokens[part], k=depth)
@@ -168,8 +185,11 @@ class Searcher:
             confidences, answered = self.calibration.confidences(first), self.calibration.answers(first)
             strange = self._strange(questions[part])
             confidences = np.where(strange[:, None], 0.0, confidences)
+            hidden_states = unit(states["pooled"])
             for row, question in enumerate(questions[part]):
-                hits = tuple(self._hits(candidates[row], scores[row], confidences[row], k))
+                tokens = reading.tokens[start + row] if self.evidence.deep else None
+                passage = partial(self._passage, question, hidden_states[row], tokens)
+                hits = tuple(self._hits(candidates[row], scores[row], confidences[row], k, passage))
                 if strange[row]:
                     yield Answer(question, False, hits, STRANGE)
                 elif hits and (reason := self.calibration.no_threshold):
@@ -187,7 +207,12 @@ class Searcher:
         return strange
 
     def _hits(
-        self, candidates: NDArray[np.int64], scores: NDArray[np.float32], confidences: NDArray[np.float64], k: int
+        self,
+        candidates: NDArray[np.int64],
+        scores: NDArray[np.float32],
+        confidences: NDArray[np.float64],
+        k: int,
+        passage: Callable[[int, Document], Passage | None],
     ) -> Iterator[Hit]:
         """The k best of a question's candidates (c,), one hundred after the other."""
         size = self.evidence.together
@@ -196,7 +221,20 @@ class Searcher:
         for place in places[:k]:
             document = self.documents[candidates[place]]
             confidence = float(confidences[place]) if place < len(confidences) else 0.0
-            yield Hit(document.id, float(scores[place]), confidence, document.title, document.text, document.metadata)
+            about = document.title, document.text, document.metadata
+            found = passage(int(candidates[place]), document)
+            yield Hit(document.id, float(scores[place]), confidence, *about, found)
+
+    def _passage(
+        self, question: str, hidden_state: NDArray[np.float32], tokens: TokenStates | None, row: int, document: Document
+    ) -> Passage | None:
+        """What of a document answers best a question of this hidden state (d,) and these tokens."""
+        text = document.text
+        if not text.strip():
+            return None
+        span = self.evidence.best_window(question, hidden_state, tokens, row)
+        first, last = (0, len(text)) if span is None else (max(0, at - body_start(document)) for at in span)
+        return Passage(text[first:last], first, last)
 
     # ---------------------------------------------------------------- scores
 
@@ -213,7 +251,7 @@ class Searcher:
         `tokens` are their token states, where the documents were read token by token. For `k` see `candidates`.
         """
         candidates, evidence = [], []
-        for start in range(0, len(texts), step := at_once(CHUNK, len(self.documents))):
+        for start in range(0, len(texts), step := at_once(CHUNK, self.evidence.vectors)):
             part, chunk = slice(start, start + step), list(texts[start : start + step])
             found = self.candidates(chunk, states[part], k)
             for first in range(0, found.shape[1], size := self.evidence.together):
@@ -234,11 +272,11 @@ class Searcher:
         """
         hidden_states, lexical = unit(states["pooled"]), self.evidence.lexical(texts)
         if self.row_index is None:
-            return self.evidence.candidates(products(hidden_states, self.evidence.embeddings), lexical, k)
+            return self.evidence.candidates(self.evidence.cosines(hidden_states), lexical, k)
         near = indexed_candidates(self.evidence, self.row_index, hidden_states, lexical)
         if k <= near.shape[1]:
             return near
-        every = self.evidence.candidates(products(hidden_states, self.evidence.embeddings), lexical, k)
+        every = self.evidence.candidates(self.evidence.cosines(hidden_states), lexical, k)
         further = [row[~np.isin(row, first)][: len(row) - len(first)] for row, first in zip(every, near, strict=True)]
         return np.concatenate([near, np.stack(further)], axis=1)
 
@@ -323,14 +361,19 @@ def indexed_candidates(
 ) -> NDArray[np.int64]:
     """`Evidence.candidates` among the documents nearest by encoder and by words: (n, c).
 
-    Hidden states (n, d) have unit length, `lexical` is (n, N).
+    The index finds beginnings of documents; the windows of long ones are all compared. Hidden states (n, d) have unit
+    length, `lexical` is (n, N).
     """
-    embeddings = evidence.embeddings
+    embeddings, windows = evidence.embeddings, evidence.windows
     _, near = index.search(hidden_states, embeddings, POOL, rescored=1)
+    of_windows = windows.best(hidden_states)
+    cosine = np.full(len(evidence), -np.inf, dtype=np.float32)  # with the nearest window of a long document
     candidates = []
     for row, state in enumerate(hidden_states):
-        places = np.unique(np.concatenate([near[row], _highest(lexical[row])]))
-        scores = embeddings[places] @ state
+        cosine[windows.long] = of_windows[row]
+        long = windows.long[top_k(of_windows[row : row + 1], POOL)[0]]
+        places = np.unique(np.concatenate([near[row], _highest(lexical[row]), long]))
+        scores = np.maximum(embeddings[places] @ state, cosine[places])
         candidates.append(places[evidence.candidates(scores[None], lexical[row, places][None])[0]])
     return np.stack(candidates)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,8 @@ from fedcar.common.vectors import unit
 from fedcar.encoder.adapter import Adapter
 from fedcar.encoder.encoder import Encoder
 from fedcar.encoder.reading import TokenStates
-from fedcar.retriever.late_interaction import LateInteraction, body_sentences, main_directions, packed, unpacked
+from fedcar.retriever.late_interaction import LateInteraction, main_directions, packed, unpacked
+from fedcar.retriever.windows import Window, body_sentences, windows_of
 
 SENTENCES = [text for _, text, _ in TOY_DOCUMENTS.values()]
 DOCUMENTS = (
@@ -24,7 +25,7 @@ DOCUMENTS = (
     Document("pump", "", " ".join(SENTENCES[1:4])),
     Document("empty"),
     Document("title", "Who looks after the pump"),
-    Document("long", "Hose", " ".join(SENTENCES * 2)),  # more than the tiny model takes
+    Document("long", "Hose", " ".join(SENTENCES * 2)),  # more than the tiny model takes: read in windows
     Document("fan again", "Fan", " ".join(SENTENCES[:3])),
     Document("signs", "", "?! ..."),
 )
@@ -51,17 +52,35 @@ def idf(document_ids: list[set[int]], token: int) -> float:
     return float(np.log(1 + (len(document_ids) - found + 0.5) / (found + 0.5)))
 
 
+def read_once(windows: list[Window], encoder: Encoder) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Each token of a document: its id, where it ends in the full text, its state in the first window that has it."""
+    read_to = 0
+    for window in windows:
+        (tokens,) = encoder.token_states([window.text])
+        for token, (_, end), state in zip(tokens.ids.tolist(), tokens.offsets.tolist(), tokens.states, strict=True):
+            if end > window.before and read_to < end - window.before + window.start <= window.end:
+                yield token, end - window.before + window.start, state.astype(np.float64)
+        read_to = window.end
+
+
+def numbers_in(window: Window, starts: list[int]) -> set[int]:
+    """The sentences that begin in a window, and the one that it begins in."""
+    first = max([number for number, start in enumerate(starts) if start <= window.start], default=0)
+    return {first} | {number for number, start in enumerate(starts) if window.start <= start < window.end}
+
+
 def plain(late: LateInteraction, encoder: Encoder, documents: tuple[Document, ...], questions: list[str]) -> np.ndarray:
     """The three features of every question and document, one token after the other."""
     basis = late.arrays["basis"] if late.arrays["basis"].size else np.eye(32)
     result = np.zeros((len(questions), len(documents), 3))
     hidden_states = unit(encoder.encode(questions))
-    of_documents = encoder.token_states([document.full_text for document in documents])
-    document_ids = [set(tokens.ids.tolist()) for tokens in of_documents]
-    for column, (document, tokens) in enumerate(zip(documents, of_documents, strict=True)):
+    of_documents = [windows_of([document], encoder)[0] for document in documents]
+    read = [[*read_once(windows, encoder)] for windows in of_documents]
+    document_ids = [{token for token, _, _ in tokens} for tokens in read]
+    for column, (document, windows, tokens) in enumerate(zip(documents, of_documents, read, strict=True)):
         sentences: dict[int, list[np.ndarray]] = {}
         vectors: dict[int, np.ndarray] = {}
-        for (_, end), state in zip(tokens.offsets, tokens.states.astype(np.float64), strict=True):
+        for _, end, state in tokens:
             before = [place for place, (start, _) in enumerate(body_sentences(document)) if start < end]
             number = before[-1] if before else 0
             projected = (state @ basis / np.linalg.norm(state @ basis))[None].astype(np.float32)
@@ -81,8 +100,9 @@ def plain(late: LateInteraction, encoder: Encoder, documents: tuple[Document, ..
                 for number, kept in sentences.items():
                     best[number].append(max(float(state @ other) / np.linalg.norm(state) for other in kept))
             if weights:
-                anywhere = np.max(list(best.values()), axis=0)
-                result[row, column, 1] = np.average(anywhere, weights=weights)
+                starts = [start for start, _ in body_sentences(document)]
+                within = [[best[number] for number in numbers_in(window, starts) & best.keys()] for window in windows]
+                result[row, column, 1] = max(np.average(np.max(of, axis=0), weights=weights) for of in within if of)
                 result[row, column, 2] = max(np.average(found, weights=weights) for found in best.values())
     return result
 
