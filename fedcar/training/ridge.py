@@ -22,6 +22,7 @@ from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.weights import APART, LEARNED, WEIGHT_NAMES, mixed_features, weights_of
 from fedcar.training.folds import MOST_SHARE, Folds
+from fedcar.training.gains import Measured, Proof, left_out_scores, measures
 from fedcar.training.mixture import fit_mixture
 from fedcar.training.selection import Fitted, Weighting, success_and_mrr
 
@@ -35,6 +36,7 @@ MOST_ROWS = 20_000  # that are solved for: 4 GB while they are, and 50 ms a ques
 ADDED_SHARE = 0.2  # of document folds in the weights of documents that are added later, where all have questions
 
 Fit = Callable[[float, "NDArray[np.float32]", "NDArray[np.bool_]"], "NDArray[np.float32]"]
+Prove = Callable[[float, "NDArray[np.float32]", "NDArray[np.bool_]"], Proof]
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,10 @@ def fit_ridge(
         features, relevance, importance = held.stacked(share)
         return fit_mixture(features, relevance, prior, importance=importance, free=free)
 
-    return Fitted(learned, weightings(fit, held.unseen_success, learned.weights, folds))
+    def proof(share: float, prior: NDArray[np.float32], free: NDArray[np.bool_]) -> Proof:
+        return held.proof(sample.questions, seed, share, prior, free)
+
+    return Fitted(learned, weightings(fit, held.unseen_success, learned.weights, folds, proof))
 
 
 def with_rows(retriever: Retriever, training: Questions, pseudo: PseudoQueries) -> NDArray[np.int64]:
@@ -179,6 +184,7 @@ def weightings(
     unseen_success: Callable[[NDArray[np.float32]], float],
     prior: NDArray[np.float32],
     folds: Folds,
+    proof: Prove = lambda share, prior, free: Proof(),
 ) -> tuple[Weighting, ...]:
     """Mixtures to choose among, fitted by `fit` from the share of document folds, what to be pulled to, what is free.
 
@@ -193,10 +199,11 @@ def weightings(
         chosen.append((everything, MOST_SHARE))
     fitted = []
     for free, share in chosen:
-        weights = fit(share, np.where(free, prior, np.float32(0.0)), free)
+        start = np.where(free, prior, np.float32(0.0))
+        weights = fit(share, start, free)
         if folds.exist and not share:
             weights = fit(ADDED_SHARE, weights, of_apart)
-        fitted.append(Weighting(weights, unseen_success(weights)))
+        fitted.append(Weighting(weights, unseen_success(weights), proof(share, start, free)))
     return tuple(fitted)
 
 
@@ -327,6 +334,21 @@ class HeldOut:
         importance = np.repeat(np.array([1 - share, share], dtype=np.float32), len(self.relevance))
         seen = self.seen if self.beside is None else self.beside
         return np.concatenate([seen, self.unseen]), np.concatenate([self.relevance] * 2), importance
+
+    def proof(
+        self, questions: Questions, seed: int, share: float, prior: NDArray[np.float32], free: NDArray[np.bool_]
+    ) -> Proof:
+        """What these questions say of the mixture where its weights are learned from the others as well."""
+        features, relevance, importance = self.stacked(share)
+
+        def fit(others: NDArray[np.int64]) -> NDArray[np.float32]:
+            rows = np.concatenate([others, others + len(questions)]) if len(features) > len(questions) else others
+            return fit_mixture(features[rows], relevance[rows], prior, importance=importance[rows], free=free)
+
+        asked = [self.seen] if self.unseen is None else [self.seen, self.unseen]
+        scores = left_out_scores(questions.texts, seed, fit, asked)
+        measured = [Measured(questions, measures(questions, np.where(self.empty, -np.inf, one))) for one in scores]
+        return Proof(*measured)
 
     def unseen_success(self, weights: NDArray[np.float32]) -> float:
         """Success@1 on document folds; 0 where there are none."""

@@ -5,8 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from fedcar.collection.collection import Collection, Document
 from fedcar.collection.importing import with_public_questions
@@ -24,8 +27,9 @@ from fedcar.retriever.record import TrainingRecord
 from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.weights import LEARNED, weights_of
 from fedcar.training.checkpoint import Checkpoint, Course
+from fedcar.training.gains import FEW, Measured, Proof, left_out_scores, measures
 from fedcar.training.generated_questions import questions_from as questions_by_model
-from fedcar.training.gradient import fit
+from fedcar.training.gradient import fit, with_proof
 from fedcar.training.job import Job, Splits, conclude, prepare
 from fedcar.training.mixture import fit_mixture
 from fedcar.training.noised.central import train_under_epsilon
@@ -34,10 +38,11 @@ from fedcar.training.noised.settings import PrivateSettings
 from fedcar.training.noised.tally import Counting
 from fedcar.training.paper_recipe import no_guarantee
 from fedcar.training.ridge import Summed, fit_ridge, too_many
-from fedcar.training.selection import Candidate, FoldView, candidate, select
+from fedcar.training.selection import Candidate, Fitted, FoldView, Standard, Weighting, candidate, select
 from fedcar.training.settings import Settings, TrainingSettings, is_small, loaded, of_adapter, suited, suited_to
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from typing_extensions import Unpack
 
     from fedcar.training.settings import TrainingOptions
@@ -194,8 +199,8 @@ def trained_candidates(
 ) -> list[Candidate]:
     """What the method offers, from cheap to dear: the evidence with learned weights, ridge, head, adapter."""
     training, selection, report, standard = job.training, job.selection, job.report, view.standard
-    mixed = with_mixture(job.untrained, training)
-    candidates = [candidate("evidence", standard.fitted(mixed), selection, standard, report)]
+    mixed, of_evidence = fitted_evidence(job.untrained, training, settings.seed, standard)
+    candidates = [candidate("evidence", of_evidence, selection, standard, report)]
     if method in ("auto", "ridge"):
         texts = [("ridge", PseudoQueries())]
         if can_matter(pseudo, training):
@@ -215,6 +220,9 @@ def trained_candidates(
     elif method in ("auto", "head", "adapter"):
         folds = view.folds[:1] if settings.method == "adapter" else view.folds
         fitted = fit(mixed, training, selection, settings, course, report, folds, standard)
+        if settings.method == "head" and len(selection) < FEW:
+            again = partial(with_mixture, job.untrained)
+            fitted = with_proof(fitted, again, training, selection, settings, report)
         candidates.append(candidate(settings.method, fitted, selection, standard, report))
     if method == "auto" and not dear and is_small(job.untrained.encoder):
         chosen = suited(of_adapter(settings), job.untrained)
@@ -241,6 +249,23 @@ def can_matter(pseudo: PseudoQueries, training: Questions) -> bool:
     return not judged_documents.issuperset(pseudo.document_ids) or float(pseudo.weights.sum()) >= LEAST_PSEUDO * len(
         training
     )
+
+
+def fitted_evidence(
+    untrained: Retriever, training: Questions, seed: int, standard: Standard
+) -> tuple[Retriever, Fitted]:
+    """The evidence with weights learned on the training questions, and what those say that were left out of it."""
+    mixed, features = with_mixture(untrained, training), untrained.features(training)
+    prior = untrained.weights
+
+    def fit(others: NDArray[np.int64]) -> NDArray[np.float32]:
+        return weights_of(fit_mixture(features[others], training.relevance[others], prior)[:LEARNED])
+
+    (scores,) = left_out_scores(training.texts, seed, fit, [features])
+    values = measures(training, np.where(untrained.empty[training.candidates], -np.inf, scores))
+    measured = Measured(training, values)
+    weighting = Weighting(mixed.weights, standard.success(mixed.weights), Proof(measured, measured))
+    return mixed, Fitted(mixed, (weighting,))
 
 
 def with_mixture(untrained: Retriever, training: Questions) -> Retriever:
