@@ -24,7 +24,7 @@ DISCOUNT = 1 / np.log2(np.arange(DEPTH) + 2)
 
 
 def measures(questions: Questions, scores: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Success@1 and nDCG@10 of each question (n, 2) when its candidates are ranked by scores (n, c), as in `metrics`."""
+    """Success@1 and nDCG@10 of each question (n, 2), its candidates ranked by scores (n, c); as in `metrics`."""
     best = top_k(scores, DEPTH)
     gains, reached = (np.take_along_axis(values, best, axis=1) for values in (questions.relevance, scores))
     gains = np.where(np.isfinite(reached), np.maximum(gains, 0), 0).astype(np.float64)
@@ -82,15 +82,20 @@ def gain(seen: NDArray[np.float64], unseen: NDArray[np.float64] | None = None, s
 
     The bound is as many standard errors below the mean. Each mean and its error are those with two more questions, one
     won and one lost by the largest difference that was seen (Agresti and Caffo 2000): a few questions that happen to
-    agree are no proof. The questions of document folds are training questions too, so the errors add up.
+    agree are no proof. The questions of document folds are training questions too, so the errors add up. A gain is sure
+    where `seen` alone is too: folds know that the answer is a document without questions, which users do not.
     """
     mean, error = _mean_and_error(seen)
+    sure = _is_sure(mean, error)
     if unseen is not None and share:
         mean_unseen, error_unseen = _mean_and_error(unseen)
         mean, error = (1 - share) * mean + share * mean_unseen, (1 - share) * error + share * error_unseen
-    likely = bool((mean[:2] - NOT_WORSE * error[:2] > 0).all())
-    bound = float(mean[2] - SURE * error[2])
-    return Gain(bound > 0 and likely, bound, float(mean[0]), float(mean[1]))
+        sure = sure and _is_sure(mean, error)
+    return Gain(sure, float(mean[2] - SURE * error[2]), float(mean[0]), float(mean[1]))
+
+
+def _is_sure(mean: NDArray[np.float64], error: NDArray[np.float64]) -> bool:
+    return bool(mean[2] > SURE * error[2]) and bool((mean[:2] > NOT_WORSE * error[:2]).all())
 
 
 def _mean_and_error(differences: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

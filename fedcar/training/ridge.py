@@ -131,7 +131,7 @@ def fit_ridge(
         retriever, training, cache, seed, pseudo
     )
     taught = Taught(sums, PseudoSums.of(pseudo, document_rows, retriever, fixed, cache))
-    folds = taught.folds(seed, len(retriever.documents))
+    folds = taught.folds(seed, len(retriever.documents), questions.targets)
     sample = questions.take(folds.sample(questions.targets, np.random.default_rng(seed)))
     ridge, left_out = best_solution(taught.solutions(), sample)
     learned = taught.retriever(retriever, ridge, fixed, places)
@@ -222,9 +222,9 @@ class Taught:
     def words(self) -> NaiveBayes:
         return self.sums.words + self.pseudo.words
 
-    def folds(self, seed: int, documents: int | None = None) -> Folds:
-        """Document folds of the questions, the same for the questions in one place and on clients."""
-        return Folds.of(self.sums.statistics.counts, seed, self.sums.statistics.questions, documents)
+    def folds(self, seed: int, documents: int | None = None, targets: sparse.csr_array | None = None) -> Folds:
+        """Document folds of the questions, the same on clients; by their `targets` where these are in one place."""
+        return Folds.of(self.sums.statistics.counts, seed, self.sums.statistics.questions, documents, targets)
 
     def solutions(self) -> Iterator[Ridge]:
         """Ridge at each strength."""
@@ -279,6 +279,7 @@ class HeldOut:
     its document's fold are left out, so that it asks for one of several documents that nobody asked about (were it the
     only one, "has no questions" would give it away); pseudo-queries stay. None where there are no folds. `beside`,
     where all documents have questions: as `seen`, among documents of another fold that have no row, as added ones.
+    `inside` tells which questions are about documents of one fold alone: of others `unseen` would give the answer away.
     """
 
     seen: NDArray[np.float32]
@@ -286,6 +287,7 @@ class HeldOut:
     beside: NDArray[np.float32] | None
     relevance: NDArray[np.float32]
     empty: NDArray[np.bool_]
+    inside: NDArray[np.bool_]
 
     @classmethod
     def of(
@@ -305,7 +307,7 @@ class HeldOut:
         answers, counts = sample.targets.toarray() > 0, taught.statistics.counts
         columns = np.arange(len(empty)) if columns is None else columns
         first = answers.argmax(axis=1)
-        by_words = taught.words.scores_without(sample.grams, first)
+        by_words = taught.words.scores_without(sample.grams, sample.targets)
         left_out = left_out or ridge.left_out(sample.features, sample.targets.toarray())
         apart = counts - answers == 0
         no_text = taught.pseudo.counts == 0
@@ -321,17 +323,20 @@ class HeldOut:
                     left_out, sample, columns, np.arange(len(first)), by_words, apart | added, silent | added & no_text
                 )
             if taught.pseudo.counts.any():
-                by_words = taught.words.scores_without(sample.grams, first, taught.sums.words.counts[first, :])
+                of_first = sparse.csr_array((np.ones(len(first)), first, np.arange(len(first) + 1)), shape=answers.shape)
+                by_words = taught.words.scores_without(sample.grams, of_first, taught.sums.words.counts[first, :])
             apart = (folds.of_document == groups[:, None]) & whole | answers | (counts == 0)
-            silent = apart & no_text | answers & ~sample.alone[:, None]
+            silent = apart & (no_text | ~sample.alone[:, None])
             unseen = features_without(left_out, sample, columns, groups, by_words, apart, silent)
-        return cls(seen, unseen, beside, sample.questions.relevance, empty[sample.questions.candidates])
+        inside = ~(answers & (folds.of_document != folds.of_document[first, None])).any(axis=1)
+        return cls(seen, unseen, beside, sample.questions.relevance, empty[sample.questions.candidates], inside)
 
     def stacked(self, share: float) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
         """Features, relevance, and how much each question counts: document folds together by their share."""
         if self.unseen is None or not share:
             return self.seen, self.relevance, np.ones(len(self.relevance), dtype=np.float32)
         importance = np.repeat(np.array([1 - share, share], dtype=np.float32), len(self.relevance))
+        importance[len(self.relevance) :] *= self.inside
         seen = self.seen if self.beside is None else self.beside
         return np.concatenate([seen, self.unseen]), np.concatenate([self.relevance] * 2), importance
 

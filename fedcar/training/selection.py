@@ -77,9 +77,7 @@ class Standard:
     taught: Questions | None = None
 
     @classmethod
-    def of(
-        cls, share: float, held: Questions, empty: NDArray[np.bool_], taught: Questions | None = None
-    ) -> Standard:
+    def of(cls, share: float, held: Questions, empty: NDArray[np.bool_], taught: Questions | None = None) -> Standard:
         """By the share of documents without questions, the questions of document folds, and all training questions."""
 
         def success(weights: NDArray[np.float32]) -> float:
@@ -111,9 +109,7 @@ class Standard:
         return Score(unseen >= self.least - ALLOWED, value, reciprocal_rank, success, unseen)
 
 
-def by_evidence(
-    questions: Questions, weights: NDArray[np.float32], empty: NDArray[np.bool_]
-) -> NDArray[np.float32]:
+def by_evidence(questions: Questions, weights: NDArray[np.float32], empty: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Scores (n, c) by the evidence alone; -inf for empty documents (N,)."""
     scores = questions.evidence @ weights[: len(Evidence.NAMES)]
     return np.where(empty[questions.candidates], np.float32(-np.inf), scores)
@@ -232,7 +228,7 @@ class FoldView:
     def of(cls, untrained: Retriever, training: Questions, seed: int) -> FoldView:
         rows = {document.id: row for row, document in enumerate(untrained.documents)}
         targets = training.targets(rows)
-        folds = Folds.of(training.counts(rows), seed, len(training))
+        folds = Folds.of(training.counts(rows), seed, len(training), targets=targets)
         if not folds.share:
             return cls(standard=Standard(taught=training))
         sample = folds.sample(targets, np.random.default_rng(seed))
