@@ -60,7 +60,8 @@ class Folds:
             return cls(folds, 0.0)
         order = np.random.default_rng(seed).permutation(with_questions)
         _, first, of_group = np.unique(group[order], return_index=True, return_inverse=True)
-        folds[order] = np.argsort(np.argsort(first))[of_group] % number  # groups are dealt as their first document comes
+        dealt = np.argsort(np.argsort(first))  # groups in the order in which their first documents come
+        folds[order] = dealt[of_group] % number
         return cls(folds, float(min(MOST_SHARE, 1 - len(with_questions) / max(1, documents or len(counts)))))
 
     @property

@@ -36,7 +36,7 @@ MOST_ROWS = 20_000  # that are solved for: 4 GB while they are, and 50 ms a ques
 ADDED_SHARE = 0.2  # of document folds in the weights of documents that are added later, where all have questions
 
 Fit = Callable[[float, "NDArray[np.float32]", "NDArray[np.bool_]"], "NDArray[np.float32]"]
-Prove = Callable[[float, "NDArray[np.float32]", "NDArray[np.bool_]"], Proof]
+Prove = Callable[["NDArray[np.float32]", float, "NDArray[np.float32]", "NDArray[np.bool_]"], Proof]
 
 
 @dataclass(frozen=True)
@@ -118,13 +118,15 @@ def fit_ridge(
     seed: int,
     pseudo: PseudoQueries | None = None,
     summed: Summed | None = None,
+    few: bool = True,
 ) -> Fitted:
     """Solve for the rows and count the words, then learn how much both count beside the evidence.
 
     Pseudo-queries join by their weight and give rows to documents without questions. What no question touched is mixed
     apart, by weights learned on document folds: there its rivals have rows, and it has none. Time and memory follow the
     documents that get a row, not those that there are. `summed` are the training questions' sums where they are known
-    already.
+    already. Where there are `few` questions to choose by, each mixture is learned five more times to prove itself on
+    training questions.
     """
     pseudo = pseudo or PseudoQueries()
     questions, sums, fixed, document_rows, places, columns = summed or Summed.of(
@@ -141,7 +143,9 @@ def fit_ridge(
         features, relevance, importance = held.stacked(share)
         return fit_mixture(features, relevance, prior, importance=importance, free=free)
 
-    def proof(share: float, prior: NDArray[np.float32], free: NDArray[np.bool_]) -> Proof:
+    def proof(weights: NDArray[np.float32], share: float, prior: NDArray[np.float32], free: NDArray[np.bool_]) -> Proof:
+        if not few:
+            return held.on_folds(sample.questions, weights)
         return held.proof(sample.questions, seed, share, prior, free)
 
     return Fitted(learned, weightings(fit, held.unseen_success, learned.weights, folds, proof))
@@ -184,7 +188,7 @@ def weightings(
     unseen_success: Callable[[NDArray[np.float32]], float],
     prior: NDArray[np.float32],
     folds: Folds,
-    proof: Prove = lambda share, prior, free: Proof(),
+    proof: Prove = lambda weights, share, prior, free: Proof(),
 ) -> tuple[Weighting, ...]:
     """Mixtures to choose among, fitted by `fit` from the share of document folds, what to be pulled to, what is free.
 
@@ -203,7 +207,7 @@ def weightings(
         weights = fit(share, start, free)
         if folds.exist and not share:
             weights = fit(ADDED_SHARE, weights, of_apart)
-        fitted.append(Weighting(weights, unseen_success(weights), proof(share, start, free)))
+        fitted.append(Weighting(weights, unseen_success(weights), proof(weights, share, start, free)))
     return tuple(fitted)
 
 
@@ -323,7 +327,8 @@ class HeldOut:
                     left_out, sample, columns, np.arange(len(first)), by_words, apart | added, silent | added & no_text
                 )
             if taught.pseudo.counts.any():
-                of_first = sparse.csr_array((np.ones(len(first)), first, np.arange(len(first) + 1)), shape=answers.shape)
+                parts = np.ones(len(first)), first, np.arange(len(first) + 1)
+                of_first = sparse.csr_array(parts, shape=answers.shape)
                 by_words = taught.words.scores_without(sample.grams, of_first, taught.sums.words.counts[first, :])
             apart = (folds.of_document == groups[:, None]) & whole | answers | (counts == 0)
             silent = apart & (no_text | ~sample.alone[:, None])
@@ -354,6 +359,13 @@ class HeldOut:
         scores = left_out_scores(questions.texts, seed, fit, asked)
         measured = [Measured(questions, measures(questions, np.where(self.empty, -np.inf, one))) for one in scores]
         return Proof(*measured)
+
+    def on_folds(self, questions: Questions, weights: NDArray[np.float32]) -> Proof:
+        """What document folds say of weights that were learned with them."""
+        if self.unseen is None:
+            return Proof()
+        values = measures(questions, np.where(self.empty, -np.inf, self.unseen @ weights))
+        return Proof(unseen=Measured(questions, values))
 
     def unseen_success(self, weights: NDArray[np.float32]) -> float:
         """Success@1 on document folds; 0 where there are none."""

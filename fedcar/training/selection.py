@@ -187,9 +187,12 @@ class AgainstHybrid:
             proof, share = weighting.proof.unseen, self.standard.share
         unseen = self.differences(proof) if proof is not None else None
         result = gain(seen, unseen, share)
-        if self.standard.share and weighting.unseen < self.standard.success(self.hybrid) - ALLOWED:
-            return result._replace(sure=False)
-        return result
+        if not self.standard.share:
+            return result
+        advantage = weighting.unseen - self.standard.success(self.hybrid)
+        if proof is None:  # of clients only the share that is right is known
+            result = result._replace(bound=(1 - share) * result.bound + share * advantage)
+        return result._replace(sure=result.sure and advantage >= -ALLOWED)
 
 
 def best_gain(fitted: Fitted, selection: Questions, standard: Standard) -> tuple[Retriever, Score, Gain]:

@@ -202,7 +202,8 @@ def trained_candidates(
 ) -> list[Candidate]:
     """What the method offers, from cheap to dear: the evidence with learned weights, ridge, head, adapter."""
     training, selection, report, standard = job.training, job.selection, job.report, view.standard
-    mixed, of_evidence = fitted_evidence(job.untrained, training, settings.seed, standard)
+    few = len(selection) < FEW
+    mixed, of_evidence = fitted_evidence(job.untrained, training, settings.seed, standard, few)
     candidates = [candidate("evidence", of_evidence, selection, standard, report)]
     if method in ("auto", "ridge"):
         texts = [("ridge", PseudoQueries())]
@@ -215,7 +216,7 @@ def trained_candidates(
                 report.say(f"{name}: {reason}")
         summed = Summed.of(mixed, training, job.features, settings.seed, possible[-1][1]) if possible else None
         for name, joined in possible:
-            fitted = fit_ridge(mixed, training, job.features, settings.seed, joined, summed)
+            fitted = fit_ridge(mixed, training, job.features, settings.seed, joined, summed, few)
             candidates.append(candidate(name, fitted, selection, standard, report))
     dear = too_dear(training, settings) if method == "auto" and len(candidates) > 1 else ""
     if dear:
@@ -223,7 +224,7 @@ def trained_candidates(
     elif method in ("auto", "head", "adapter"):
         folds = view.folds[:1] if settings.method == "adapter" else view.folds
         fitted = fit(mixed, training, selection, settings, course, report, folds, standard)
-        if settings.method == "head" and len(selection) < FEW:
+        if settings.method == "head" and few:
             again = partial(with_mixture, job.untrained)
             fitted = with_proof(fitted, again, training, selection, settings, report)
         candidates.append(candidate(settings.method, fitted, selection, standard, report))
@@ -255,20 +256,23 @@ def can_matter(pseudo: PseudoQueries, training: Questions) -> bool:
 
 
 def fitted_evidence(
-    untrained: Retriever, training: Questions, seed: int, standard: Standard
+    untrained: Retriever, training: Questions, seed: int, standard: Standard, few: bool
 ) -> tuple[Retriever, Fitted]:
-    """The evidence with weights learned on the training questions, and what those say that were left out of it."""
-    mixed, features = with_mixture(untrained, training), untrained.features(training)
-    prior = untrained.weights
+    """The evidence with weights learned on the training questions, and what these say of it.
+
+    Where there are `few` to choose by, each of them is asked of weights that were learned from others.
+    """
+    mixed, prior = with_mixture(untrained, training), untrained.weights
+    if not few:
+        return mixed, standard.fitted(mixed)
+    features = untrained.features(training)
 
     def fit(others: NDArray[np.int64]) -> NDArray[np.float32]:
         return weights_of(fit_mixture(features[others], training.relevance[others], prior)[:LEARNED])
 
     (scores,) = left_out_scores(training.texts, seed, fit, [features])
-    values = measures(training, np.where(untrained.empty[training.candidates], -np.inf, scores))
-    measured = Measured(training, values)
-    weighting = Weighting(mixed.weights, standard.success(mixed.weights), Proof(measured, measured))
-    return mixed, Fitted(mixed, (weighting,))
+    measured = Measured(training, measures(training, np.where(untrained.empty[training.candidates], -np.inf, scores)))
+    return mixed, Fitted(mixed, (Weighting(mixed.weights, standard.success(mixed.weights), Proof(measured, measured)),))
 
 
 def with_mixture(untrained: Retriever, training: Questions) -> Retriever:
