@@ -100,17 +100,21 @@ class NaiveBayes:
         return self._centred((grams @ self.weights).toarray() + np.outer(_sizes(grams), self.biases))
 
     def scores_without(
-        self, grams: sparse.csr_array, answers: NDArray[np.int64], left_out: sparse.csr_array | None = None
+        self, grams: sparse.csr_array, answers: sparse.csr_array, left_out: sparse.csr_array | None = None
     ) -> NDArray[np.float32]:
-        """The same for training questions as if each had never been asked of its document `answers` (n,), exactly.
+        """The same for training questions as if each had never been asked of its documents, exactly.
 
-        With `left_out` (n, BUCKETS) those grams were not asked of the document, in place of the question's own alone.
+        `answers` (n, documents) is above 0 at those, of which a question may have several. With `left_out` (n, BUCKETS)
+        those grams were not asked of them, in place of the question's own alone.
         """
         by_gram = csr(self.counts.T)
         gone, away = grams if left_out is None else left_out, np.zeros(BUCKETS)
         smooth, everything = self.smoothing_mass, self.of_document.sum()
         raw = np.empty((grams.shape[0], len(self.of_document)))
-        for row, answer in enumerate(answers):
+        of_answer = np.zeros(len(self.of_document))
+        for row in range(grams.shape[0]):
+            answering = answers.indices[answers.indptr[row] : answers.indptr[row + 1]]
+            of_answer[answering] = 1.0
             part = slice(grams.indptr[row], grams.indptr[row + 1])
             places, weights = grams.indices[part], grams.data[part].astype(np.float64)
             counts = by_gram[places].tocoo()
@@ -119,12 +123,13 @@ class NaiveBayes:
             away[gone.indices[part]] = gone.data[part]
             fewer, size = away[places][counts.row], away[gone.indices[part]].sum()
             away[gone.indices[part]] = 0.0
-            inside = np.maximum(counts.data - np.where(counts.col == answer, fewer, 0.0), 0.0)
-            total = np.maximum(self.of_gram[places][counts.row] - fewer, inside)
+            inside = np.maximum(counts.data - of_answer[counts.col] * fewer, 0.0)
+            total = np.maximum(self.of_gram[places][counts.row] - len(answering) * fewer, inside)
             says = np.log1p(inside / SMOOTHING) + np.log((total + SMOOTHING) / (total - inside + SMOOTHING))
             left = self.of_document.copy()
-            left[answer] = max(left[answer] - size, 0.0)
-            biases = np.log((everything - size - left + smooth) / (left + smooth))
+            left[answering] = np.maximum(left[answering] - size, 0.0)
+            biases = np.log((everything - len(answering) * size - left + smooth) / (left + smooth))
+            of_answer[answering] = 0.0
             raw[row] = np.bincount(counts.col, asked * says, len(left)) + weights.sum() * biases
         return self._centred(raw)
 

@@ -31,24 +31,38 @@ class Folds:
 
     A dev split drawn like the training questions hardly touches documents that nobody has asked about. So a fold's
     documents are looked at as such: all their questions are left out of training and asked afterwards. The share is
-    that of documents without questions, at most a half.
+    that of documents without questions, at most a half. Documents that share a question are in one fold, where it is
+    known: otherwise a question would be about documents inside and outside, and say nothing.
     """
 
     of_document: NDArray[np.int64]
     share: float
 
     @classmethod
-    def of(cls, counts: NDArray[np.int64], seed: int, questions: int, documents: int | None = None) -> Folds:
+    def of(
+        cls,
+        counts: NDArray[np.int64],
+        seed: int,
+        questions: int,
+        documents: int | None = None,
+        targets: NDArray[np.float32] | sparse.csr_array | None = None,
+    ) -> Folds:
         """Questions of each document (N,) -> seeded folds; none where fewer than ten documents have questions.
 
-        `documents` is how many there are where the counts leave out some that have no question.
+        `documents` is how many there are where the counts leave out some that have no question. By the questions'
+        `targets` (n, N) documents that share one stay together; there are no folds where that is half of them.
         """
         folds, with_questions = np.full(len(counts), -1), np.flatnonzero(counts)
         number = FEWER if questions >= MANY else NUMBER
-        if len(with_questions) >= LEAST_DOCUMENTS:
-            folds[np.random.default_rng(seed).permutation(with_questions)] = np.arange(len(with_questions)) % number
-        share = float(min(MOST_SHARE, 1 - len(with_questions) / max(1, documents or len(counts))))
-        return cls(folds, share if len(with_questions) >= LEAST_DOCUMENTS else 0.0)
+        group = np.arange(len(counts)) if targets is None else linked(targets)
+        largest = np.bincount(group[with_questions]).max(initial=0)
+        if len(with_questions) < LEAST_DOCUMENTS or largest > MOST_SHARE * len(with_questions):
+            return cls(folds, 0.0)
+        order = np.random.default_rng(seed).permutation(with_questions)
+        _, first, of_group = np.unique(group[order], return_index=True, return_inverse=True)
+        dealt = np.argsort(np.argsort(first))  # groups in the order in which their first documents come
+        folds[order] = dealt[of_group] % number
+        return cls(folds, float(min(MOST_SHARE, 1 - len(with_questions) / max(1, documents or len(counts)))))
 
     @property
     def exist(self) -> bool:
@@ -72,3 +86,13 @@ class Folds:
             held = self.of_document == number
             touches, leaves = (relevant @ side.astype(np.int64) > 0 for side in (held, ~held))
             yield Fold(np.flatnonzero(~touches & leaves), np.flatnonzero(touches & ~leaves))
+
+
+def linked(targets: NDArray[np.float32] | sparse.csr_array) -> NDArray[np.int64]:
+    """Targets (n, N) -> the group of each document (N,): those that a question, or a chain of them, is about."""
+    from scipy import sparse
+    from scipy.sparse.csgraph import connected_components
+
+    relevant = sparse.csr_array(targets > 0)
+    groups: NDArray[np.int64] = connected_components(relevant.T @ relevant, directed=False)[1].astype(np.int64)
+    return groups

@@ -23,6 +23,7 @@ from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.weights import APART, LEARNED, WEIGHT_NAMES, mixed_features, weights_of
 from fedcar.training.folds import MOST_SHARE, Folds
+from fedcar.training.gains import Measured, Proof, left_out_scores, measures
 from fedcar.training.mixture import fit_mixture
 from fedcar.training.selection import Fitted, Weighting, success_and_mrr
 
@@ -36,6 +37,7 @@ MOST_ROWS = 20_000  # that are solved for: 4 GB while they are, and 50 ms a ques
 ADDED_SHARE = 0.2  # of document folds in the weights of documents that are added later, where all have questions
 
 Fit = Callable[[float, "NDArray[np.float32]", "NDArray[np.bool_]"], "NDArray[np.float32]"]
+Prove = Callable[["NDArray[np.float32]", float, "NDArray[np.float32]", "NDArray[np.bool_]"], Proof]
 
 
 @dataclass(frozen=True)
@@ -119,20 +121,22 @@ def fit_ridge(
     seed: int,
     pseudo: PseudoQueries | None = None,
     summed: Summed | None = None,
+    few: bool = True,
 ) -> Fitted:
     """Solve for the rows and count the words, then learn how much both count beside the evidence.
 
     Pseudo-queries join by their weight and give rows to documents without questions. What no question touched is mixed
     apart, by weights learned on document folds: there its rivals have rows, and it has none. Time and memory follow the
     documents that get a row, not those that there are. `summed` are the training questions' sums where they are known
-    already.
+    already. Where there are `few` questions to choose by, each mixture is learned five more times to prove itself on
+    training questions.
     """
     pseudo = pseudo or PseudoQueries()
     questions, sums, fixed, document_rows, places, columns = summed or Summed.of(
         retriever, training, cache, seed, pseudo
     )
     taught = Taught(sums, PseudoSums.of(pseudo, document_rows, retriever, fixed, cache))
-    folds = taught.folds(seed, len(retriever.documents))
+    folds = taught.folds(seed, len(retriever.documents), questions.targets)
     sample = questions.take(folds.sample(questions.targets, np.random.default_rng(seed)))
     ridge, left_out = best_solution(taught.solutions(), sample)
     learned = taught.retriever(retriever, ridge, fixed, places)
@@ -142,7 +146,12 @@ def fit_ridge(
         features, relevance, importance = held.stacked(share)
         return fit_mixture(features, relevance, prior, importance=importance, free=free)
 
-    return Fitted(learned, weightings(fit, held.unseen_success, learned.weights, folds))
+    def proof(weights: NDArray[np.float32], share: float, prior: NDArray[np.float32], free: NDArray[np.bool_]) -> Proof:
+        if not few:
+            return held.on_folds(sample.questions, weights)
+        return held.proof(sample.questions, seed, share, prior, free)
+
+    return Fitted(learned, weightings(fit, held.unseen_success, learned.weights, folds, proof))
 
 
 def with_rows(retriever: Retriever, training: Questions, pseudo: PseudoQueries) -> NDArray[np.int64]:
@@ -182,6 +191,7 @@ def weightings(
     unseen_success: Callable[[NDArray[np.float32]], float],
     prior: NDArray[np.float32],
     folds: Folds,
+    proof: Prove = lambda weights, share, prior, free: Proof(),
 ) -> tuple[Weighting, ...]:
     """Mixtures to choose among, fitted by `fit` from the share of document folds, what to be pulled to, what is free.
 
@@ -196,10 +206,11 @@ def weightings(
         chosen.append((everything, MOST_SHARE))
     fitted = []
     for free, share in chosen:
-        weights = fit(share, np.where(free, prior, np.float32(0.0)), free)
+        start = np.where(free, prior, np.float32(0.0))
+        weights = fit(share, start, free)
         if folds.exist and not share:
             weights = fit(ADDED_SHARE, weights, of_apart)
-        fitted.append(Weighting(weights, unseen_success(weights)))
+        fitted.append(Weighting(weights, unseen_success(weights), proof(weights, share, start, free)))
     return tuple(fitted)
 
 
@@ -218,9 +229,9 @@ class Taught:
     def words(self) -> NaiveBayes:
         return self.sums.words + self.pseudo.words
 
-    def folds(self, seed: int, documents: int | None = None) -> Folds:
-        """Document folds of the questions, the same for the questions in one place and on clients."""
-        return Folds.of(self.sums.statistics.counts, seed, self.sums.statistics.questions, documents)
+    def folds(self, seed: int, documents: int | None = None, targets: sparse.csr_array | None = None) -> Folds:
+        """Document folds of the questions, the same on clients; by their `targets` where these are in one place."""
+        return Folds.of(self.sums.statistics.counts, seed, self.sums.statistics.questions, documents, targets)
 
     def solutions(self) -> Iterator[Ridge]:
         """Ridge at each strength."""
@@ -276,6 +287,7 @@ class HeldOut:
     its document's fold are left out, so that it asks for one of several documents that nobody asked about (were it the
     only one, "has no questions" would give it away); pseudo-queries stay. None where there are no folds. `beside`,
     where all documents have questions: as `seen`, among documents of another fold that have no row, as added ones.
+    `inside` tells which questions are about documents of one fold alone: of others `unseen` would give the answer away.
     """
 
     seen: NDArray[np.float32]
@@ -283,6 +295,7 @@ class HeldOut:
     beside: NDArray[np.float32] | None
     relevance: NDArray[np.float32]
     empty: NDArray[np.bool_]
+    inside: NDArray[np.bool_]
 
     @classmethod
     def of(
@@ -302,7 +315,7 @@ class HeldOut:
         answers, counts = sample.targets.toarray() > 0, taught.statistics.counts
         columns = np.arange(len(empty)) if columns is None else columns
         first = answers.argmax(axis=1)
-        by_words = taught.words.scores_without(sample.grams, first)
+        by_words = taught.words.scores_without(sample.grams, sample.targets)
         left_out = left_out or ridge.left_out(sample.features, sample.targets.toarray())
         apart = counts - answers == 0
         no_text = taught.pseudo.counts == 0
@@ -318,19 +331,45 @@ class HeldOut:
                     left_out, sample, columns, np.arange(len(first)), by_words, apart | added, silent | added & no_text
                 )
             if taught.pseudo.counts.any():
-                by_words = taught.words.scores_without(sample.grams, first, taught.sums.words.counts[first, :])
+                parts = np.ones(len(first)), first, np.arange(len(first) + 1)
+                of_first = sparse.csr_array(parts, shape=answers.shape)
+                by_words = taught.words.scores_without(sample.grams, of_first, taught.sums.words.counts[first, :])
             apart = (folds.of_document == groups[:, None]) & whole | answers | (counts == 0)
-            silent = apart & no_text | answers & ~sample.alone[:, None]
+            silent = apart & (no_text | ~sample.alone[:, None])
             unseen = features_without(left_out, sample, columns, groups, by_words, apart, silent)
-        return cls(seen, unseen, beside, sample.questions.relevance, empty[sample.questions.candidates])
+        inside = ~(answers & (folds.of_document != folds.of_document[first, None])).any(axis=1)
+        return cls(seen, unseen, beside, sample.questions.relevance, empty[sample.questions.candidates], inside)
 
     def stacked(self, share: float) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
         """Features, relevance, and how much each question counts: document folds together by their share."""
         if self.unseen is None or not share:
             return self.seen, self.relevance, np.ones(len(self.relevance), dtype=np.float32)
         importance = np.repeat(np.array([1 - share, share], dtype=np.float32), len(self.relevance))
+        importance[len(self.relevance) :] *= self.inside
         seen = self.seen if self.beside is None else self.beside
         return np.concatenate([seen, self.unseen]), np.concatenate([self.relevance] * 2), importance
+
+    def proof(
+        self, questions: Questions, seed: int, share: float, prior: NDArray[np.float32], free: NDArray[np.bool_]
+    ) -> Proof:
+        """What these questions say of the mixture where its weights are learned from the others as well."""
+        features, relevance, importance = self.stacked(share)
+
+        def fit(others: NDArray[np.int64]) -> NDArray[np.float32]:
+            rows = np.concatenate([others, others + len(questions)]) if len(features) > len(questions) else others
+            return fit_mixture(features[rows], relevance[rows], prior, importance=importance[rows], free=free)
+
+        asked = [self.seen] if self.unseen is None else [self.seen, self.unseen]
+        scores = left_out_scores(questions.texts, seed, fit, asked)
+        measured = [Measured(questions, measures(questions, np.where(self.empty, -np.inf, one))) for one in scores]
+        return Proof(*measured)
+
+    def on_folds(self, questions: Questions, weights: NDArray[np.float32]) -> Proof:
+        """What document folds say of weights that were learned with them."""
+        if self.unseen is None:
+            return Proof()
+        values = measures(questions, np.where(self.empty, -np.inf, self.unseen @ weights))
+        return Proof(unseen=Measured(questions, values))
 
     def unseen_success(self, weights: NDArray[np.float32]) -> float:
         """Success@1 on document folds; 0 where there are none."""

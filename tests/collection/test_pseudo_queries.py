@@ -137,7 +137,7 @@ def test_left_out_words_equal_counting_without_the_questions(whole: bool) -> Non
     _, targets, answers, grams, _, weights, words = made_up()
     asked, beside = NaiveBayes.of(grams, targets), NaiveBayes(sparse.csr_array(weights.T @ words))
     left_out = asked.counts[answers, :] if whole else None
-    found = (asked + beside).scores_without(grams, answers, left_out)
+    found = (asked + beside).scores_without(grams, sparse.csr_array(targets), left_out)
     mass = (asked + beside).smoothing_mass
     for row in range(20):
         inside = answers == answers[row] if whole else np.arange(20) == row

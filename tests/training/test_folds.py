@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedcar import train
-from fedcar.collection.collection import Collection, Document, Query
+from fedcar.collection.collection import Collection, Document, Judged, Query
 from fedcar.common.progress import Silent
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
@@ -130,7 +130,10 @@ def test_documents_added_after_ridge_are_found_and_leave_the_others_alone(
     """Also where every document had training questions, so that nothing stood apart in training."""
     asked = collection.documents[:12]
     cache = tmp_path / "cache"
-    retriever = train(replace(collection, documents=asked), encoder=encoder_folder, method="ridge", cache=cache)
+    untrained = Retriever.untrained(asked, Encoder.load(encoder_folder), FeatureCache(cache))
+    training = prepare(untrained, collection.judged("train"), FeatureCache(cache), Silent(), "training questions")
+    fitted = ridge.fit_ridge(untrained, training, FeatureCache(cache), 0)  # search alone is right as often here
+    retriever = replace(fitted.retriever, weights=fitted.weightings[0].weights)
     added = retriever.add(collection.documents[12:])
     hybrid = replace(
         Retriever.untrained(collection.documents, Encoder.load(encoder_folder), FeatureCache(cache)),
@@ -180,3 +183,43 @@ def test_ridge_is_not_tried_for_too_many_rows(
         assert found.training.selection.keys() == tried
     assert said.count("ridge+pseudo: not tried: 16 documents would get a row, and at most 12 do") == 1
     assert said.count("ridge: not tried: 12 documents would get a row, and at most 11 do") == 1
+
+
+# -------------------------------------------------------------------- several relevant documents a question
+
+PAIRS = np.kron(np.eye(8, dtype=np.float32), np.ones((3, 2), dtype=np.float32))
+
+
+def test_documents_that_share_a_question_are_in_one_fold() -> None:
+    """So that no question is about documents inside and outside: every one is left out with its fold."""
+    folds = Folds.of(PAIRS.sum(axis=0).astype(int), 0, len(PAIRS), targets=PAIRS)
+    assert (folds.of_document[::2] == folds.of_document[1::2]).all() and folds.of_document.max() == NUMBER - 1
+    parts = list(folds.split(PAIRS))
+    assert sum(len(part.inside) for part in parts) == len(PAIRS)
+    apart = Folds.of(PAIRS.sum(axis=0).astype(int), 0, len(PAIRS))
+    assert (apart.of_document[::2] != apart.of_document[1::2]).any(), "this is what the questions are needed for"
+
+
+def test_where_a_question_is_about_one_document_folds_are_those_of_the_counts() -> None:
+    by_targets = Folds.of(COUNTS, 0, len(TARGETS), targets=TARGETS)
+    np.testing.assert_array_equal(by_targets.of_document, Folds.of(COUNTS, 0, len(TARGETS)).of_document)
+
+
+def test_there_are_no_folds_where_half_of_the_documents_hang_together() -> None:
+    chain = np.eye(20, dtype=np.float32)[:11] + np.eye(20, k=1, dtype=np.float32)[:11]
+    targets = np.concatenate([chain, np.eye(20, dtype=np.float32)])
+    assert not Folds.of(np.ones(20, int), 0, 31, targets=targets).exist
+
+
+def test_no_word_of_a_question_is_left_with_any_of_its_documents(
+    collection: Collection, encoder_folder: Path, tmp_path: Path
+) -> None:
+    """Questions in words of their own about random documents teach nothing: left out they must not find them."""
+    untrained = Retriever.untrained(collection.documents, Encoder.load(encoder_folder), FeatureCache(tmp_path))
+    generator = np.random.default_rng(0)
+    asked = tuple(Query(f"q{number}", f"w{number} v{number} u{number}") for number in range(40))
+    answers = tuple({WORDS[place]: 1 for place in generator.permutation(16)[:4]} for _ in asked)
+    training = prepare(untrained, Judged(asked, answers), FeatureCache(tmp_path), Silent(), "training questions")
+    fitted = ridge.fit_ridge(untrained, training, FeatureCache(tmp_path), 0)
+    proof = fitted.weightings[0].proof.seen
+    assert proof is not None and proof.values[:, 0].mean() < 0.45, "a quarter of the documents are relevant"
