@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 
 KIND = "bundle"
+VIEWED = "viewed"  # what the evidence compares, where these are not the embeddings
 ON_DISK = ("late.tokens", "late.sentences")  # large, and read for a question's candidates alone
 
 
@@ -109,6 +110,7 @@ def read_bundle(folder: Path) -> Bundle:
     encoder.open()
     embeddings = Rows.from_arrays(tensors, "embeddings")
     head = FrozenHead.from_arrays(tensors, embeddings)
+    compared = Rows.from_arrays(tensors, VIEWED) if VIEWED in tensors else embeddings
     ridge = None
     if settings["feature_seed"] is not None:
         ridge = RidgeRows.from_tensors(_ridge(tensors), settings["feature_seed"], len(embeddings))
@@ -116,7 +118,7 @@ def read_bundle(folder: Path) -> Bundle:
     return Bundle(
         encoder,
         documents,
-        _evidence(mapped_tensors(folder / "evidence.safetensors", ON_DISK), embeddings),
+        _evidence(mapped_tensors(folder / "evidence.safetensors", ON_DISK), compared),
         head,
         np.array([settings["weights"][name] for name in WEIGHT_NAMES], dtype=np.float32),
         ridge,

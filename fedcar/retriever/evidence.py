@@ -15,6 +15,7 @@ from fedcar.common.files import write_json
 from fedcar.common.progress import Silent
 from fedcar.common.tensors import mapped_tensors, read_tensors
 from fedcar.common.vectors import top_k, unit
+from fedcar.head.view import View
 from fedcar.retriever.late_interaction import LateInteraction, body_sentences
 from fedcar.retriever.lexical import LexicalIndex, SentenceCoverage, numbered, relative
 
@@ -47,9 +48,11 @@ class Evidence:
         sentence_tokens  the same within the best sentence
     Documents of a median of ten words or fewer are labels: nothing is read token by token and the three features of
     late interaction are 0 (`deep` is False). All of an empty document is 0. The encoder is always the untrained one.
+    Where it is hopeless (`hopeless.view_for`) the cosine is that in its `view`, and untrained search goes by words.
 
     Formal guarantees:
         untrained_evidence_equals_hybrid_for_labels: the default weights then order documents as hybrid search does.
+        hopeless_cosines_have_no_say: without training the words alone order the candidates.
         added_document_leaves_the_others_vectors: add and remove change no vector of another document.
     """
 
@@ -65,6 +68,7 @@ class Evidence:
     )
     DEFAULT_WEIGHTS: ClassVar[tuple[float, ...]] = (6.0, 0.0, 6.0, 2.0, 1.0, 3.0, 8.0, 8.0)
     LABEL_WEIGHTS: ClassVar[tuple[float, ...]] = (20.0, 20.0 * LEXICAL_SHARE, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    OF_WORDS: ClassVar[tuple[bool, ...]] = (False, True, False, True, True, True, False, False)
 
     def __init__(
         self,
@@ -72,11 +76,13 @@ class Evidence:
         indices: Mapping[str, LexicalIndex],
         coverage: SentenceCoverage,
         late: LateInteraction | None,
+        view: View | None = None,
     ) -> None:
         self.embeddings = embeddings
         self.indices = dict(indices)
         self.coverage = coverage
         self.late = late
+        self.view = view
 
     @classmethod
     def build(
@@ -86,17 +92,18 @@ class Evidence:
         embeddings: NDArray[np.float32],
         report: Silent | None = None,
         late: LateInteraction | None = None,
+        view: View | None = None,
     ) -> Evidence:
-        """Read the documents; `embeddings` (N, d) are their untrained hidden states, of unit length.
+        """Read the documents; `embeddings` (N, d) are their untrained hidden states, or what the view makes of them.
 
-        `late` is what was read of them token by token already, where it was.
+        They have unit length. `late` is what was read of them token by token already, where it was.
         """
         texts = [document.full_text for document in documents]
         indices = {name: LexicalIndex.build(texts, words) for name, words in VOCABULARIES.items()}
         coverage = SentenceCoverage.build(list(map(_titled_sentences, documents)), indices["stems"])
         if late is None and reads_tokens(documents, encoder):
             late = LateInteraction.build(documents, encoder, report)
-        return cls(embeddings, indices, coverage, late)
+        return cls(embeddings, indices, coverage, late, view)
 
     def __len__(self) -> int:
         """Return the number of documents."""
@@ -113,11 +120,14 @@ class Evidence:
         return self.late is not None
 
     @classmethod
-    def default_weights(cls, documents: Sequence[Document]) -> NDArray[np.float32]:
+    def default_weights(cls, documents: Sequence[Document], hopeless: bool = False) -> NDArray[np.float32]:
         """Weights (F,) for no training at all: hybrid search for labels, the full mix for texts, between them between.
 
-        By the median number of words of the documents that are not empty: up to 10, from 30.
+        By the median number of words of the documents that are not empty: up to 10, from 30. Where the encoder is
+        `hopeless` its cosines count nothing, and documents of any length are ordered by the words of the full mix.
         """
+        if hopeless:
+            return np.where(cls.OF_WORDS, cls.DEFAULT_WEIGHTS, 0.0).astype(np.float32)
         share = np.clip((median_words(documents) - SHORT) / (LONG - SHORT), 0.0, 1.0)
         mixed = share * np.array(cls.DEFAULT_WEIGHTS) + (1 - share) * np.array(cls.LABEL_WEIGHTS)
         weights: NDArray[np.float32] = mixed.astype(np.float32)
@@ -129,6 +139,10 @@ class Evidence:
         """BM25 divided by its maximum for the question: (n, N) in [0, 1]."""
         return self.indices["lexical"].relative_scores(questions)
 
+    def vectors(self, states: NDArray[np.void]) -> NDArray[np.float32]:
+        """Untrained states (n,) -> what cosines with `embeddings` are taken of: unit vectors (n, d)."""
+        return unit(states["pooled"]) if self.view is None else self.view(states)
+
     def knows(self, question: str) -> bool:
         """Whether any document has a word of the question, or its stem."""
         return any(bool((index.scores([question]) > 0).any()) for index in self.indices.values())
@@ -136,11 +150,12 @@ class Evidence:
     def candidates(self, cosines: NDArray[np.float32], lexical: NDArray[np.float32], k: int = 0) -> NDArray[np.int64]:
         """The documents worth a closer look (n, c), best hybrid score first: 100, or all where there are up to 200.
 
-        For the `k` best documents as many hundreds as hold so many.
+        For the `k` best documents as many hundreds as hold so many. In a view the words come first.
         """
         together = _together(cosines.shape[1])
         wanted = -(-max(k, 1) // together) * together
-        return top_k(cosines + np.float32(LEXICAL_SHARE) * lexical, min(wanted, cosines.shape[1]))
+        first, second = (cosines, lexical) if self.view is None else (lexical, cosines)
+        return top_k(first + np.float32(LEXICAL_SHARE) * second, min(wanted, cosines.shape[1]))
 
     def features(
         self,
@@ -148,11 +163,15 @@ class Evidence:
         hidden_states: NDArray[np.float32],
         candidates: NDArray[np.int64],
         tokens: Sequence[TokenStates] = (),
+        vectors: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
         """Questions, their untrained hidden states (n, d) and documents to compare (n, c) -> (n, c, F), float32.
 
-        `tokens` are the questions' untrained token states, needed where the documents were read token by token.
+        `tokens` are the questions' untrained token states, needed where the documents were read token by token, and
+        `vectors` (n, d) what `vectors` makes of their states, needed where there is a view.
         """
+        if vectors is None and self.view is not None:
+            raise ValueError("the cosine is that in a view; give what `vectors` makes of the questions' states")
         if self.late is not None and len(tokens) != len(questions):
             raise ValueError(f"{len(questions)} questions with the token states of {len(tokens)}; give those of all")
         result = np.zeros((*candidates.shape, len(self.NAMES)), dtype=np.float32)
@@ -166,7 +185,7 @@ class Evidence:
             covered = np.take_along_axis(self.coverage.scores(texts), chosen, axis=1)
             found[..., self.NAMES.index("coverage")] = covered
             for row, columns in enumerate(chosen):
-                found[row, :, 0] = self.embeddings[columns] @ states[row]
+                found[row, :, 0] = self.embeddings[columns] @ (states if vectors is None else vectors[part])[row]
             if self.late is not None:
                 found[..., _LATE] = self.late.features(states, tokens[part], chosen)
         return result
@@ -186,7 +205,7 @@ class Evidence:
         coverage = self.coverage.added(list(map(_titled_sentences, documents)), indices["stems"])
         late = self.late.added(documents, encoder, report) if self.late is not None else None
         joined = np.concatenate([self.embeddings, np.asarray(embeddings, dtype=np.float32)])
-        return Evidence(joined, indices, coverage, late)
+        return Evidence(joined, indices, coverage, late, self.view)
 
     def without(self, rows: Sequence[int]) -> Evidence:
         """Without these documents; what only they had (vectors, words, counts) is gone."""
@@ -194,7 +213,7 @@ class Evidence:
         coverage = self.coverage.without(rows, indices["stems"])
         late = self.late.without(rows) if self.late is not None else None
         left = np.delete(self.embeddings, list(rows), axis=0)
-        return Evidence(left, indices, coverage, late)
+        return Evidence(left, indices, coverage, late, self.view)
 
     # ---------------------------------------------------------------- on disk
 
@@ -202,6 +221,7 @@ class Evidence:
         """All arrays by name, for one safetensors file."""
         parts: dict[str, Mapping[str, NDArray[Any]]] = {name: index.arrays for name, index in self.indices.items()}
         parts |= {"coverage": self.coverage.arrays, "late": self.late.arrays if self.late is not None else {}}
+        parts |= {"view": self.view.tensors() if self.view is not None else {}}
         named = {f"{part}.{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
         return {name: np.ascontiguousarray(array) for name, array in (named | {"embeddings": self.embeddings}).items()}
 
@@ -226,7 +246,8 @@ class Evidence:
         }
         coverage = SentenceCoverage(indices["stems"], part("coverage"))
         late = LateInteraction(part("late")) if part("late") else None
-        return cls(tensors["embeddings"], indices, coverage, late)
+        view = View.from_tensors(part("view")) if part("view") else None
+        return cls(tensors["embeddings"], indices, coverage, late, view)
 
     def write(self, folder: Path) -> None:
         """Write evidence.safetensors and words.json into the folder."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from fedcar.collection.collection import Document
-from fedcar.common.vectors import top_k, unit
+from fedcar.common.vectors import top_k
 from fedcar.errors import FedcarError, FedcarWarning
 from fedcar.head.rows import products
 from fedcar.retriever.calibration import Calibration
@@ -213,7 +213,8 @@ class Searcher:
             for first in range(0, found.shape[1], size := self.evidence.together):
                 found[:, first : first + size].sort(axis=1)  # ties go to the first, as in the baselines
             candidates.append(found)
-            evidence.append(self.evidence.features(chunk, states["pooled"][part], found, tokens[part]))
+            vectors = self.evidence.vectors(states[part])
+            evidence.append(self.evidence.features(chunk, states["pooled"][part], found, tokens[part], vectors))
             if advance is not None:
                 advance(len(chunk))
         if not candidates:
@@ -226,13 +227,13 @@ class Searcher:
         What was learned has no say: a map or rows that were never seen to rank others would crowd out right ones.
         Where `k` is more than a hundred, further documents behind them, in hundreds.
         """
-        hidden_states, lexical = unit(states["pooled"]), self.evidence.lexical(texts)
+        vectors, lexical = self.evidence.vectors(states), self.evidence.lexical(texts)
         if self.row_index is None:
-            return self.evidence.candidates(products(hidden_states, self.evidence.embeddings), lexical, k)
-        near = indexed_candidates(self.evidence, self.row_index, hidden_states, lexical)
+            return self.evidence.candidates(products(vectors, self.evidence.embeddings), lexical, k)
+        near = indexed_candidates(self.evidence, self.row_index, vectors, lexical)
         if k <= near.shape[1]:
             return near
-        every = self.evidence.candidates(products(hidden_states, self.evidence.embeddings), lexical, k)
+        every = self.evidence.candidates(products(vectors, self.evidence.embeddings), lexical, k)
         further = [row[~np.isin(row, first)][: len(row) - len(first)] for row, first in zip(every, near, strict=True)]
         return np.concatenate([near, np.stack(further)], axis=1)
 
@@ -312,19 +313,19 @@ class Searcher:
 def indexed_candidates(
     evidence: Evidence,
     index: RowIndex,
-    hidden_states: NDArray[np.float32],
+    vectors: NDArray[np.float32],
     lexical: NDArray[np.float32],
 ) -> NDArray[np.int64]:
     """`Evidence.candidates` among the documents nearest by encoder and by words: (n, c).
 
-    Hidden states (n, d) have unit length, `lexical` is (n, N).
+    What `Evidence.vectors` gives of the questions is (n, d), `lexical` (n, N).
     """
     embeddings = evidence.embeddings
-    _, near = index.search(hidden_states, embeddings, POOL, rescored=1)
+    _, near = index.search(vectors, embeddings, POOL, rescored=1)
     candidates = []
-    for row, state in enumerate(hidden_states):
+    for row, vector in enumerate(vectors):
         places = np.unique(np.concatenate([near[row], _highest(lexical[row])]))
-        scores = embeddings[places] @ state
+        scores = embeddings[places] @ vector
         candidates.append(places[evidence.candidates(scores[None], lexical[row, places][None])[0]])
     return np.stack(candidates)
 
