@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 
 KIND = "bundle"
+VIEWED = "viewed"  # what the evidence compares, where these are not the embeddings
 ON_DISK = ("late.tokens", "late.sentences")  # large, and read for a question's candidates alone
 
 
@@ -111,13 +112,14 @@ def read_bundle(folder: Path) -> Bundle:
     embeddings = Rows.from_arrays(tensors, "embeddings")
     head = FrozenHead.from_arrays(tensors, embeddings)
     ridge, wording = None, Wording(**settings.get("wording", {}))
+    compared = Rows.from_arrays(tensors, VIEWED) if VIEWED in tensors else embeddings
     if settings["feature_seed"] is not None:
         ridge = RidgeRows.from_tensors(_ridge(tensors), settings["feature_seed"], len(embeddings), wording)
     documents = StoredDocuments(folder / "documents.jsonl", tensors["document_starts"], tensors["empty"])
     return Bundle(
         encoder,
         documents,
-        _evidence(mapped_tensors(folder / "evidence.safetensors", ON_DISK), embeddings, wording),
+        _evidence(mapped_tensors(folder / "evidence.safetensors", ON_DISK), compared, wording),
         head,
         np.array([settings["weights"][name] for name in WEIGHT_NAMES], dtype=np.float32),
         ridge,

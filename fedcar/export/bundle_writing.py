@@ -16,7 +16,7 @@ from fedcar.common.files import write_json
 from fedcar.common.folders import write_folder
 from fedcar.encoder.stored_writing import check_encoder, write_encoder
 from fedcar.errors import FedcarError, FedcarWarning
-from fedcar.export.bundle import KIND, Bundle, read_bundle
+from fedcar.export.bundle import KIND, VIEWED, Bundle, read_bundle
 from fedcar.export.vocabulary import StoredWords
 from fedcar.head.frozen import FrozenHead
 from fedcar.head.rows import Rows
@@ -49,8 +49,10 @@ def _write(retriever: Retriever, folder: Path, precision: str) -> None:
     encoder, kind = retriever.encoder, ROWS[precision]
     (folder / "requirements.txt").write_text("\n".join(REQUIREMENTS) + "\n", encoding="utf-8")
     about = write_encoder(encoder, folder, precision)
-    embeddings = Rows.of(np.asarray(retriever.evidence.embeddings), kind)
+    embeddings = Rows.of(retriever.head.embeddings.numpy(), kind)
     arrays = {**embeddings.arrays("embeddings"), **FrozenHead.of(retriever.head, embeddings, kind).arrays()}
+    if retriever.evidence.view is not None:
+        arrays |= Rows.of(np.asarray(retriever.evidence.embeddings), kind).arrays(VIEWED)
     arrays |= _ridge_arrays(retriever, precision)
     arrays |= _write_documents(retriever.documents, folder / "documents.jsonl")
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "rows.safetensors")

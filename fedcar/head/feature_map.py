@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedcar.common.vectors import unit
+from fedcar.head.view import View
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,7 +26,8 @@ class FeatureMap:
     Three parts: the centred hidden state; random Fourier features of it (Rahimi and Recht 2007; orthogonal frequencies,
     Yu et al. 2016) and of the mean states of lower layers. `centre` (d,), `layer_centre` (k, d) and `layer_spread` are
     the means and the distance from them of the packaged reference texts, the same everywhere. `drawn` holds the two
-    sets of frequencies where they need not be drawn from the seed again, which takes a third of a second.
+    sets of frequencies where they need not be drawn from the seed again, which takes a third of a second. Of a hopeless
+    encoder what its `view` makes of the states stands in the hidden state's place.
     """
 
     centre: NDArray[np.float32]
@@ -33,14 +35,15 @@ class FeatureMap:
     layer_spread: float = 1.0
     seed: int = 0
     drawn: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+    view: View | None = None
 
     @classmethod
-    def of_reference(cls, states: NDArray[np.void], seed: int = 0) -> FeatureMap:
+    def of_reference(cls, states: NDArray[np.void], seed: int = 0, view: View | None = None) -> FeatureMap:
         """The map for an encoder, from its states on the reference texts (records of `FrozenModel.state_type`)."""
         layers = _unit_layers(states)
         centre = layers.mean(0)
         spread = float(np.sqrt(np.square(layers - centre).sum((1, 2)).mean()))
-        return cls(unit(states["pooled"]).mean(0), centre, spread or 1.0, seed)
+        return cls(unit(_hidden(states, view)).mean(0), centre, spread or 1.0, seed, view=view)
 
     @property
     def dimension(self) -> int:
@@ -55,7 +58,7 @@ class FeatureMap:
 
     def __call__(self, states: NDArray[np.void]) -> NDArray[np.float32]:
         """States of questions, records (n,) of `FrozenModel.state_type` -> features (n, D), float32."""
-        hidden = centred(states["pooled"], self.centre)
+        hidden = centred(_hidden(states, self.view), self.centre)
         layers = (_unit_layers(states) - self.layer_centre) / np.float32(self.layer_spread)
         layers = layers.reshape(len(states), self.layer_centre.size)
         of_hidden, of_layers = self.frequencies
@@ -85,6 +88,11 @@ def fourier(vectors: NDArray[np.float32], frequency: NDArray[np.float32]) -> NDA
     angles = vectors @ frequency.T
     waves: NDArray[np.float32] = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
     return waves / np.float32(np.sqrt(len(frequency)))
+
+
+def _hidden(states: NDArray[np.void], view: View | None) -> NDArray[np.float32]:
+    hidden: NDArray[np.float32] = states["pooled"] if view is None else view(states)
+    return hidden
 
 
 def _unit_layers(states: NDArray[np.void]) -> NDArray[np.float32]:

@@ -12,6 +12,7 @@ from fedcar.collection.wording import AS_BEFORE, Wording
 from fedcar.head.feature_map import FeatureMap
 from fedcar.head.naive_bayes import BUCKETS, NaiveBayes, csr, gram_counts
 from fedcar.head.rows import HALF, with_moved_bits
+from fedcar.head.view import View
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -122,7 +123,8 @@ class RidgeRows:
     def tensors(self) -> dict[str, NDArray[np.generic]]:
         """Everything but the seed, as plain arrays."""
         fixed, counts = self.feature_map, self.words.counts
-        return {
+        view = {} if fixed.view is None else fixed.view.tensors()
+        return {f"view.{name}": array for name, array in view.items()} | {
             "weights": np.ascontiguousarray(self.weights),  # safetensors writes memory as it lies
             "documents": self.documents,
             "pseudo_documents": self.pseudo_documents,
@@ -143,7 +145,9 @@ class RidgeRows:
         drawn = None
         if "hidden_frequencies" in tensors:
             drawn = tensors["hidden_frequencies"], tensors["layer_frequencies"]
-        fixed = FeatureMap(tensors["centre"], tensors["layer_centre"], spread, seed, drawn)
+        of_view = {name.removeprefix("view."): array for name, array in tensors.items() if name.startswith("view.")}
+        view = View.from_tensors(of_view) if of_view else None
+        fixed = FeatureMap(tensors["centre"], tensors["layer_centre"], spread, seed, drawn, view)
         parts = (tensors["word_counts"], tensors["word_grams"], tensors["word_starts"])
         words = NaiveBayes(csr(parts, shape=(number_of_documents, BUCKETS)))
         return cls(fixed, tensors["weights"], tensors["documents"], words, tensors["pseudo_documents"], wording)

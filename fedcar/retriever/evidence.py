@@ -18,6 +18,7 @@ from fedcar.common.progress import Silent
 from fedcar.common.tensors import mapped_tensors, read_tensors
 from fedcar.common.vectors import top_k, unit
 from fedcar.head.rows import products
+from fedcar.head.view import View
 from fedcar.retriever.late_interaction import LateInteraction
 from fedcar.retriever.lexical import LexicalIndex, SentenceCoverage, numbered, relative
 from fedcar.retriever.windows import Window, Windows, body_sentences, several, windows_of
@@ -52,9 +53,11 @@ class Evidence:
     Documents of a median of ten words or fewer are labels: nothing is read token by token and the three features of
     late interaction are 0 (`deep` is False). All of an empty document is 0. The encoder is always the untrained one.
     Words are those of the documents' language, told when built, whatever is added later (`wording`).
+    Where it is hopeless (`hopeless.view_for`) the cosine is that in its `view`, and untrained search goes by words.
 
     Formal guarantees:
         untrained_evidence_equals_hybrid_for_labels: the default weights then order documents as hybrid search does.
+        hopeless_cosines_have_no_say: without training the words alone order the candidates.
         added_document_leaves_the_others_vectors: add and remove change no vector of another document.
     """
 
@@ -70,6 +73,7 @@ class Evidence:
     )
     DEFAULT_WEIGHTS: ClassVar[tuple[float, ...]] = (6.0, 0.0, 6.0, 2.0, 1.0, 3.0, 8.0, 8.0)
     LABEL_WEIGHTS: ClassVar[tuple[float, ...]] = (20.0, 20.0 * LEXICAL_SHARE, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    OF_WORDS: ClassVar[tuple[bool, ...]] = (False, True, False, True, True, True, False, False)
 
     def __init__(
         self,
@@ -79,6 +83,7 @@ class Evidence:
         late: LateInteraction | None,
         wording: Wording = AS_BEFORE,
         windows: Windows | None = None,
+        view: View | None = None,
     ) -> None:
         self.embeddings = embeddings
         self.indices = dict(indices)
@@ -86,6 +91,7 @@ class Evidence:
         self.late = late
         self.wording = wording
         self.windows = windows if windows is not None else Windows.none(*embeddings.shape)
+        self.view = view
 
     @classmethod
     def build(
@@ -96,10 +102,12 @@ class Evidence:
         report: Silent | None = None,
         late: LateInteraction | None = None,
         windows: Windows | None = None,
+        view: View | None = None,
     ) -> Evidence:
-        """Read the documents; `embeddings` (N, d) are their untrained hidden states, of unit length.
+        """Read the documents; `embeddings` (N, d) are their untrained hidden states, or what the view makes of them.
 
-        `late` is what was read of them token by token already, where it was, and `windows` what was read in parts.
+        They have unit length. `late` is what was read of them token by token already, where it was, and `windows` what
+        was read in parts.
         """
         texts = [document.full_text for document in documents]
         wording = Wording.of(texts)
@@ -108,8 +116,8 @@ class Evidence:
         if late is None and reads_tokens(documents, encoder):
             late = LateInteraction.build(documents, encoder, report)
         if windows is None:
-            windows = _read_windows(windows_of(documents, encoder, report), encoder)
-        return cls(embeddings, indices, coverage, late, wording, windows)
+            windows = _read_windows(windows_of(documents, encoder, report), encoder, view)
+        return cls(embeddings, indices, coverage, late, wording, windows, view)
 
     def __len__(self) -> int:
         """Return the number of documents."""
@@ -121,7 +129,7 @@ class Evidence:
         return _together(len(self))
 
     @property
-    def vectors(self) -> int:
+    def vector_count(self) -> int:
         """How many vectors a question is compared with: the documents' and those of their windows."""
         return len(self) + self.windows.number
 
@@ -131,11 +139,14 @@ class Evidence:
         return self.late is not None
 
     @classmethod
-    def default_weights(cls, documents: Sequence[Document]) -> NDArray[np.float32]:
+    def default_weights(cls, documents: Sequence[Document], hopeless: bool = False) -> NDArray[np.float32]:
         """Weights (F,) for no training at all: hybrid search for labels, the full mix for texts, between them between.
 
-        By the median number of words of the documents that are not empty: up to 10, from 30.
+        By the median number of words of the documents that are not empty: up to 10, from 30. Where the encoder is
+        `hopeless` its cosines count nothing, and documents of any length are ordered by the words of the full mix.
         """
+        if hopeless:
+            return np.where(cls.OF_WORDS, cls.DEFAULT_WEIGHTS, 0.0).astype(np.float32)
         share = np.clip((median_words(documents) - SHORT) / (LONG - SHORT), 0.0, 1.0)
         mixed = share * np.array(cls.DEFAULT_WEIGHTS) + (1 - share) * np.array(cls.LABEL_WEIGHTS)
         weights: NDArray[np.float32] = mixed.astype(np.float32)
@@ -147,22 +158,27 @@ class Evidence:
         """BM25 divided by its maximum for the question: (n, N) in [0, 1]."""
         return self.indices["lexical"].relative_scores(questions)
 
+    def vectors(self, states: NDArray[np.void]) -> NDArray[np.float32]:
+        """Untrained states (n,) -> what cosines with `embeddings` are taken of: unit vectors (n, d)."""
+        return unit(states["pooled"]) if self.view is None else self.view(states)
+
     def knows(self, question: str) -> bool:
         """Whether any document has a word of the question, or its stem."""
         return any(bool((index.scores([question]) > 0).any()) for index in self.indices.values())
 
-    def cosines(self, hidden_states: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Hidden states (n, d) of unit length -> the cosine with each document or its nearest window (n, N)."""
-        return self.windows.raised(products(hidden_states, self.embeddings), hidden_states)
+    def cosines(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What `vectors` gives (n, d) -> the cosine with each document or its nearest window (n, N)."""
+        return self.windows.raised(products(vectors, self.embeddings), vectors)
 
     def candidates(self, cosines: NDArray[np.float32], lexical: NDArray[np.float32], k: int = 0) -> NDArray[np.int64]:
         """The documents worth a closer look (n, c), best hybrid score first: 100, or all where there are up to 200.
 
-        For the `k` best documents as many hundreds as hold so many.
+        For the `k` best documents as many hundreds as hold so many. In a view the words come first.
         """
         together = _together(cosines.shape[1])
         wanted = -(-max(k, 1) // together) * together
-        return top_k(cosines + np.float32(LEXICAL_SHARE) * lexical, min(wanted, cosines.shape[1]))
+        first, second = (cosines, lexical) if self.view is None else (lexical, cosines)
+        return top_k(first + np.float32(LEXICAL_SHARE) * second, min(wanted, cosines.shape[1]))
 
     def features(
         self,
@@ -170,45 +186,50 @@ class Evidence:
         hidden_states: NDArray[np.float32],
         candidates: NDArray[np.int64],
         tokens: Sequence[TokenStates] = (),
+        vectors: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
         """Questions, their untrained hidden states (n, d) and documents to compare (n, c) -> (n, c, F), float32.
 
-        `tokens` are the questions' untrained token states, needed where the documents were read token by token.
+        `tokens` are the questions' untrained token states, needed where the documents were read token by token, and
+        `vectors` (n, d) what `vectors` makes of their states, needed where there is a view.
         """
+        if vectors is None and self.view is not None:
+            raise ValueError("the cosine is that in a view; give what `vectors` makes of the questions' states")
         if self.late is not None and len(tokens) != len(questions):
             raise ValueError(f"{len(questions)} questions with the token states of {len(tokens)}; give those of all")
         result = np.zeros((*candidates.shape, len(self.NAMES)), dtype=np.float32)
-        step = at_once(QUESTIONS_AT_ONCE, self.vectors)
+        step = at_once(QUESTIONS_AT_ONCE, self.vector_count)
         for start in range(0, len(questions), step):
             part = slice(start, start + step)
             chosen, texts, found = candidates[part], list(questions[part]), result[part]
             states = unit(np.asarray(hidden_states[part], dtype=np.float32))
+            compared = states if vectors is None else vectors[part]
             for name, index in self.indices.items():
                 found[..., self.NAMES.index(name)] = np.take_along_axis(relative(index.scores(texts)), chosen, axis=1)
             covered = np.take_along_axis(self.coverage.scores(texts), chosen, axis=1)
             found[..., self.NAMES.index("coverage")] = covered
             for row, columns in enumerate(chosen):
-                found[row, :, 0] = self.embeddings[columns] @ states[row]
+                found[row, :, 0] = self.embeddings[columns] @ compared[row]
             if self.windows.number:
-                nearest = self.windows.raised(np.full((len(states), len(self)), -np.inf, dtype=np.float32), states)
+                nearest = self.windows.raised(np.full((len(states), len(self)), -np.inf, dtype=np.float32), compared)
                 found[..., 0] = np.maximum(found[..., 0], np.take_along_axis(nearest, chosen, axis=1))
             if self.late is not None:
                 found[..., _LATE] = self.late.features(states, tokens[part], chosen)
         return result
 
     def best_window(
-        self, question: str, hidden_state: NDArray[np.float32], tokens: TokenStates | None, document: int
+        self, question: str, vector: NDArray[np.float32], tokens: TokenStates | None, document: int
     ) -> tuple[int, int] | None:
         """Where in its full text the window of a document stands that answers a question best; None of a single one.
 
-        By the cosine, the share of the question's words and, where the documents were read token by token, the token
+        By the cosine with what `vectors` makes of its state (d,), the share of the question's words and, where the documents were read token by token, the token
         states; each counts alike.
         """
         own = self.windows.places(document)
         if own.start == own.stop:
             return None
         arrays = self.windows.arrays
-        fit = arrays["vectors"][own] @ hidden_state + self.coverage.within(question, document, arrays["sentences"][own])
+        fit = arrays["vectors"][own] @ vector + self.coverage.within(question, document, arrays["sentences"][own])
         if self.late is not None and tokens is not None:
             fit = fit + self.late.of_windows(tokens, document)
         start, end = arrays["spans"][own][int(fit.argmax())]
@@ -228,10 +249,10 @@ class Evidence:
         indices = {name: index.added(texts) for name, index in self.indices.items()}
         coverage = self.coverage.added(list(map(_titled_sentences, documents)), indices["stems"])
         parts = windows_of(documents, encoder, report)
-        windows = self.windows.added(_read_windows(parts, encoder))
+        windows = self.windows.added(_read_windows(parts, encoder, self.view))
         late = self.late.added(documents, encoder, report, parts) if self.late is not None else None
         joined = np.concatenate([self.embeddings, np.asarray(embeddings, dtype=np.float32)])
-        return Evidence(joined, indices, coverage, late, self.wording, windows)
+        return Evidence(joined, indices, coverage, late, self.wording, windows, self.view)
 
     def without(self, rows: Sequence[int]) -> Evidence:
         """Without these documents; what only they had (vectors, words, counts) is gone."""
@@ -239,7 +260,7 @@ class Evidence:
         coverage = self.coverage.without(rows, indices["stems"])
         late = self.late.without(rows) if self.late is not None else None
         left = np.delete(self.embeddings, list(rows), axis=0)
-        return Evidence(left, indices, coverage, late, self.wording, self.windows.without(rows))
+        return Evidence(left, indices, coverage, late, self.wording, self.windows.without(rows), self.view)
 
     # ---------------------------------------------------------------- on disk
 
@@ -248,6 +269,7 @@ class Evidence:
         parts: dict[str, Mapping[str, NDArray[Any]]] = {name: index.arrays for name, index in self.indices.items()}
         parts |= {"coverage": self.coverage.arrays, "late": self.late.arrays if self.late is not None else {}}
         parts["windows"] = self.windows.arrays
+        parts |= {"view": self.view.tensors() if self.view is not None else {}}
         named = {f"{part}.{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
         return {name: np.ascontiguousarray(array) for name, array in (named | {"embeddings": self.embeddings}).items()}
 
@@ -275,7 +297,8 @@ class Evidence:
         coverage = SentenceCoverage(indices["stems"], part("coverage"))
         late = LateInteraction(part("late")) if part("late") else None
         windows = Windows(part("windows")) if part("windows") else None  # a retriever saved before there were any
-        return cls(tensors["embeddings"], indices, coverage, late, wording, windows)
+        view = View.from_tensors(part("view")) if part("view") else None
+        return cls(tensors["embeddings"], indices, coverage, late, wording, windows, view)
 
     def write(self, folder: Path) -> None:
         """Write evidence.safetensors and words.json into the folder."""
@@ -315,9 +338,10 @@ def median_words(documents: Sequence[Document]) -> float:
     return float(np.median(counts)) if counts else 0.0
 
 
-def _read_windows(parts: Sequence[Sequence[Window]], encoder: Encoder) -> Windows:
+def _read_windows(parts: Sequence[Sequence[Window]], encoder: Encoder, view: View | None) -> Windows:
     with encoder.model.cutting():
-        return Windows.of(parts, encoder.untrained.encode([window.text for window in several(parts)]))
+        states = encoder.untrained.encode_states([window.text for window in several(parts)])
+    return Windows.of(parts, states["pooled"] if view is None else view(states))
 
 
 def _titled_sentences(document: Document) -> list[str]:

@@ -26,6 +26,7 @@ from fedcar.head.feature_map import FeatureMap
 from fedcar.head.head import Head
 from fedcar.retriever.evidence import Evidence, reads_tokens
 from fedcar.retriever.foreign import warn_of_unread_documents
+from fedcar.retriever.hopeless import view_for
 from fedcar.retriever.late_interaction import LateInteraction
 from fedcar.retriever.parts import KIND, read_parts
 from fedcar.retriever.record import TrainingRecord
@@ -84,15 +85,20 @@ class Retriever(Searcher):
                 late = LateInteraction.build(documents, encoder, report, keep, parts)
             with report.track("encoding documents", len(texts) + len(of_windows)) as advance:
                 embeddings = cache.public.hidden_states(encoder, texts, advance)
-                windows = Windows.of(parts, cache.public.hidden_states(encoder, of_windows, advance))
+                vectors = cache.public.hidden_states(encoder, of_windows, advance)
         embeddings[[not text for text in texts]] = 0.0
         centre = FeatureMap.of_reference(reference_states(encoder, cache)).centre
         rows = Head(embeddings, centre=centre, kind=head, pre_classifier=pre_classifier, seed=seed)
-        evidence = Evidence.build(documents, encoder, rows.embeddings.numpy(), report, late, windows)
+        compared, view = rows.embeddings.numpy(), view_for(encoder, cache, report)
+        if view is not None:
+            compared = view(without_empty(cache.public.states(encoder, texts), texts))
+            vectors = view(cache.public.states(encoder, of_windows))
+        evidence = Evidence.build(documents, encoder, compared, report, late, Windows.of(parts, vectors), view)
         if (language := evidence.wording.language) is not None:
             report.say(f"language of the documents: {name_of(language)}")
             warn_of_unread_documents(encoder, language)
-        return cls(encoder, tuple(documents), evidence, rows, weights_of(Evidence.default_weights(documents)))
+        weights = Evidence.default_weights(documents, hopeless=view is not None)
+        return cls(encoder, tuple(documents), evidence, rows, weights_of(weights))
 
     # ---------------------------------------------------------------- documents come and go
 
@@ -113,8 +119,9 @@ class Retriever(Searcher):
         """
         report = report or Silent()
         _check_new(self, documents)
-        head = self.head.added(self._hidden_states(documents, report))
-        embeddings = head.embeddings[len(self.documents) :].numpy()
+        states = self._states(documents, report)
+        head = self.head.added(states["pooled"])
+        embeddings = self._embeddings(states, head)
         evidence = self.evidence.added(documents, self.encoder, embeddings, report)
         return replace(
             self,
@@ -184,15 +191,15 @@ class Retriever(Searcher):
             return replace(self, documents=present)
         gone = [places[document.id] for document in changed]
         moved = set(gone)
-        hidden_states = self._hidden_states(changed, report)
+        states = self._states(changed, report)
         ridge, index = self.ridge, self.row_index
         if forget:
-            head = self.head.added(hidden_states).without(gone)
+            head = self.head.added(states["pooled"]).without(gone)
             ridge = ridge.added(len(gone)).without(gone) if ridge is not None else None
         else:
-            head = self.head.updated(gone, hidden_states)
+            head = self.head.updated(gone, states["pooled"])
             ridge = ridge.updated(gone) if ridge is not None else None
-        embeddings = head.embeddings[-len(gone) :].numpy()
+        embeddings = self._embeddings(states, head)
         evidence = self.evidence.added(changed, self.encoder, embeddings, report)
         return replace(
             self,
@@ -203,14 +210,17 @@ class Retriever(Searcher):
             row_index=index.added(evidence.embeddings).without(gone) if index is not None else None,
         )
 
-    def _hidden_states(self, documents: Sequence[Document], report: Silent) -> NDArray[np.float32]:
-        """Untrained hidden states (m, d), 0 for an empty document."""
+    def _states(self, documents: Sequence[Document], report: Silent) -> NDArray[np.void]:
+        """Untrained states (m,), 0 for an empty document."""
         texts = [document.full_text for document in documents]
         cutting = self.encoder.model.cutting()
         with cutting, report.track("encoding documents", len(texts)) as advance:
-            hidden_states = self.encoder.untrained.encode(texts, advance)
-        hidden_states[[not text for text in texts]] = 0.0
-        return hidden_states
+            return without_empty(self.encoder.untrained.encode_states(texts, advance), texts)
+
+    def _embeddings(self, states: NDArray[np.void], head: Head) -> NDArray[np.float32]:
+        """What the evidence compares of these documents, which stand last in the head: (m, d)."""
+        view = self.evidence.view
+        return head.embeddings[-len(states) :].numpy() if view is None else view(states)
 
     # ---------------------------------------------------------------- on disk
 
@@ -300,6 +310,12 @@ class Retriever(Searcher):
         if self.row_index is not None or len(self.documents) < INDEX_FROM or not is_installed():
             return self.row_index
         return RowIndex.build(self.evidence.embeddings)
+
+
+def without_empty(states: NDArray[np.void], texts: Sequence[str]) -> NDArray[np.void]:
+    """The states (n,) of these texts, with 0 for those that are empty."""
+    states[[not text for text in texts]] = np.zeros(1, states.dtype)
+    return states
 
 
 def _check_new(retriever: Retriever, documents: Sequence[Document]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from fedcar.collection.collection import Document
-from fedcar.common.vectors import top_k, unit
+from fedcar.common.vectors import top_k
 from fedcar.errors import FedcarError, FedcarWarning
 from fedcar.retriever.calibration import Calibration
 from fedcar.retriever.evidence import Evidence, at_once
@@ -176,7 +176,8 @@ class Searcher:
     def _answers(self, questions: Sequence[str], k: int) -> Iterator[Answer]:
         reading = self.encoder.read(questions, self.evidence.deep)
         depth = k + min(k, int(self.empty.sum()))  # empty documents are candidates and no hits
-        for start in range(0, len(questions), step := at_once(CHUNK, max(self.evidence.vectors, FEATURES * depth))):
+        step = at_once(CHUNK, max(self.evidence.vector_count, FEATURES * depth))
+        for start in range(0, len(questions), step):
             part = slice(start, start + step)
             states = reading.states[part]
             candidates, evidence = self.evidence_for(questions[part], states, reading.tokens[part], k=depth)
@@ -185,10 +186,10 @@ class Searcher:
             confidences, answered = self.calibration.confidences(first), self.calibration.answers(first)
             strange = self._strange(questions[part])
             confidences = np.where(strange[:, None], 0.0, confidences)
-            hidden_states = unit(states["pooled"])
+            vectors = self.evidence.vectors(states)
             for row, question in enumerate(questions[part]):
                 tokens = reading.tokens[start + row] if self.evidence.deep else None
-                passage = partial(self._passage, question, hidden_states[row], tokens)
+                passage = partial(self._passage, question, vectors[row], tokens)
                 hits = tuple(self._hits(candidates[row], scores[row], confidences[row], k, passage))
                 if strange[row]:
                     yield Answer(question, False, hits, STRANGE)
@@ -226,13 +227,13 @@ class Searcher:
             yield Hit(document.id, float(scores[place]), confidence, *about, found)
 
     def _passage(
-        self, question: str, hidden_state: NDArray[np.float32], tokens: TokenStates | None, row: int, document: Document
+        self, question: str, vector: NDArray[np.float32], tokens: TokenStates | None, row: int, document: Document
     ) -> Passage | None:
-        """What of a document answers best a question of this hidden state (d,) and these tokens."""
+        """What of a document answers best a question of this vector (d,) and these tokens."""
         text = document.text
         if not text.strip():
             return None
-        span = self.evidence.best_window(question, hidden_state, tokens, row)
+        span = self.evidence.best_window(question, vector, tokens, row)
         first, last = (0, len(text)) if span is None else (max(0, at - body_start(document)) for at in span)
         return Passage(text[first:last], first, last)
 
@@ -251,13 +252,14 @@ class Searcher:
         `tokens` are their token states, where the documents were read token by token. For `k` see `candidates`.
         """
         candidates, evidence = [], []
-        for start in range(0, len(texts), step := at_once(CHUNK, self.evidence.vectors)):
+        for start in range(0, len(texts), step := at_once(CHUNK, self.evidence.vector_count)):
             part, chunk = slice(start, start + step), list(texts[start : start + step])
             found = self.candidates(chunk, states[part], k)
             for first in range(0, found.shape[1], size := self.evidence.together):
                 found[:, first : first + size].sort(axis=1)  # ties go to the first, as in the baselines
             candidates.append(found)
-            evidence.append(self.evidence.features(chunk, states["pooled"][part], found, tokens[part]))
+            vectors = self.evidence.vectors(states[part])
+            evidence.append(self.evidence.features(chunk, states["pooled"][part], found, tokens[part], vectors))
             if advance is not None:
                 advance(len(chunk))
         if not candidates:
@@ -270,13 +272,13 @@ class Searcher:
         What was learned has no say: a map or rows that were never seen to rank others would crowd out right ones.
         Where `k` is more than a hundred, further documents behind them, in hundreds.
         """
-        hidden_states, lexical = unit(states["pooled"]), self.evidence.lexical(texts)
+        vectors, lexical = self.evidence.vectors(states), self.evidence.lexical(texts)
         if self.row_index is None:
-            return self.evidence.candidates(self.evidence.cosines(hidden_states), lexical, k)
-        near = indexed_candidates(self.evidence, self.row_index, hidden_states, lexical)
+            return self.evidence.candidates(self.evidence.cosines(vectors), lexical, k)
+        near = indexed_candidates(self.evidence, self.row_index, vectors, lexical)
         if k <= near.shape[1]:
             return near
-        every = self.evidence.candidates(self.evidence.cosines(hidden_states), lexical, k)
+        every = self.evidence.candidates(self.evidence.cosines(vectors), lexical, k)
         further = [row[~np.isin(row, first)][: len(row) - len(first)] for row, first in zip(every, near, strict=True)]
         return np.concatenate([near, np.stack(further)], axis=1)
 
@@ -356,24 +358,24 @@ class Searcher:
 def indexed_candidates(
     evidence: Evidence,
     index: RowIndex,
-    hidden_states: NDArray[np.float32],
+    vectors: NDArray[np.float32],
     lexical: NDArray[np.float32],
 ) -> NDArray[np.int64]:
     """`Evidence.candidates` among the documents nearest by encoder and by words: (n, c).
 
-    The index finds beginnings of documents; the windows of long ones are all compared. Hidden states (n, d) have unit
-    length, `lexical` is (n, N).
+    The index finds beginnings of documents; the windows of long ones are all compared. What `Evidence.vectors` gives of
+    the questions is (n, d), `lexical` (n, N).
     """
     embeddings, windows = evidence.embeddings, evidence.windows
-    _, near = index.search(hidden_states, embeddings, POOL, rescored=1)
-    of_windows = windows.best(hidden_states)
+    _, near = index.search(vectors, embeddings, POOL, rescored=1)
+    of_windows = windows.best(vectors)
     cosine = np.full(len(evidence), -np.inf, dtype=np.float32)  # with the nearest window of a long document
     candidates = []
-    for row, state in enumerate(hidden_states):
+    for row, vector in enumerate(vectors):
         cosine[windows.long] = of_windows[row]
         long = windows.long[top_k(of_windows[row : row + 1], POOL)[0]]
         places = np.unique(np.concatenate([near[row], _highest(lexical[row]), long]))
-        scores = np.maximum(embeddings[places] @ state, cosine[places])
+        scores = np.maximum(embeddings[places] @ vector, cosine[places])
         candidates.append(places[evidence.candidates(scores[None], lexical[row, places][None])[0]])
     return np.stack(candidates)
 

@@ -107,7 +107,7 @@ class Summed(NamedTuple):
         cls, retriever: Retriever, training: Questions, cache: FeatureCache, seed: int, pseudo: PseudoQueries
     ) -> Summed:
         """With columns for all documents of these questions and pseudo-queries."""
-        fixed = FeatureMap.of_reference(reference_states(retriever.encoder, cache), seed)
+        fixed = FeatureMap.of_reference(reference_states(retriever.encoder, cache), seed, retriever.evidence.view)
         places, columns = columns_of(retriever, training, pseudo)
         document_rows = {retriever.documents[place].id: column for column, place in enumerate(places)}
         questions = RidgeQuestions.of(training, fixed, document_rows, retriever.evidence.wording)

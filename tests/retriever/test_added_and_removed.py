@@ -127,8 +127,10 @@ def test_scores_of_the_others_change_only_by_how_rare_words_are(retriever: Retri
     states, added = reading.states, retriever.add(NEW)
     n = len(retriever.documents)
     everyone = np.tile(np.arange(n), (len(QUESTIONS), 1))
+    vectors = retriever.evidence.vectors(states)
     old, new = (
-        one.evidence.features(QUESTIONS, states["pooled"], everyone, reading.tokens) for one in (retriever, added)
+        one.evidence.features(QUESTIONS, states["pooled"], everyone, reading.tokens, vectors)
+        for one in (retriever, added)
     )
     names = retriever.evidence.NAMES
     for name in ("cosine", "sentence"):

@@ -34,7 +34,7 @@ def made(kind: str, documents: tuple[Document, ...], encoder: Encoder, cache: Fe
         mapped.map.data = torch.randn(mapped.map.shape, generator=generator)
         retriever = replace(retriever, head=mapped)
     if kind == "ridge":
-        fixed = FeatureMap.of_reference(reference_states(encoder, cache))
+        fixed = FeatureMap.of_reference(reference_states(encoder, cache), view=retriever.evidence.view)
         weights = torch.randn((fixed.dimension, len(touched)), generator=generator).numpy().astype(np.float16) / 8
         targets = np.zeros((len(touched), len(documents)), dtype=np.float32)
         targets[np.arange(len(touched)), touched] = 1

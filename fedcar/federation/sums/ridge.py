@@ -286,7 +286,7 @@ def rows_of(retriever: Retriever) -> dict[str, int]:
 
 def feature_map(retriever: Retriever, cache: FeatureCache, seed: int) -> FeatureMap:
     """The same on every client: nothing in it comes from a question."""
-    return FeatureMap.of_reference(reference_states(retriever.encoder, cache), seed)
+    return FeatureMap.of_reference(reference_states(retriever.encoder, cache), seed, retriever.evidence.view)
 
 
 def summed(parts: Mapping[str, RidgeSums]) -> RidgeSums:
