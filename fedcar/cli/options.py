@@ -96,7 +96,10 @@ FOLDER = Place(path_type=Path)
 TEXT = Text()
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 encoder_option = click.option(
-    "--encoder", default=None, callback=given, help="A model on the hub or a folder.  [default: all-MiniLM-L6-v2]"
+    "--encoder",
+    default=None,
+    callback=given,
+    help="A model on the hub, a folder, a file.gguf, or smollm2.  [default: all-MiniLM-L6-v2]",
 )
 moved_encoder = click.option("--encoder", type=FOLDER, help="Where the encoder lies, if it has moved since training.")
 pooling_option = click.option(

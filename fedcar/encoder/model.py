@@ -25,15 +25,15 @@ from fedcar.encoder.model_files import (
     default_pooling,
     find,
     fingerprint,
-    first_line,
     is_decoder,
+    named,
     read_json,
     sha256,
     tokenizer_files,
     weight_files,
 )
 from fedcar.encoder.reading import Tokens, all_unknown, state_type
-from fedcar.errors import FedcarError, FedcarWarning
+from fedcar.errors import FedcarError, FedcarWarning, first_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -85,7 +85,7 @@ class FrozenModel:
         weight_files(folder)
         if not tokenizer_files(folder, TOKENIZER_VOCABULARIES):  # some tokenizer classes then make an empty vocabulary
             raise FedcarError(f"{folder}: no tokenizer.json, so no text can be read; fetch the encoder again")
-        return cls(folder, str(name), pooling, revision)
+        return cls(folder, named(str(name)), pooling, revision)
 
     def once(self, what: str, make: Callable[[], Any]) -> Any:  # noqa: ANN401 - what is kept of each kind
         """What was made of the model before, or now; by one thread at a time."""

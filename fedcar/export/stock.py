@@ -17,13 +17,13 @@ from fedcar.common.files import write_json
 from fedcar.common.folders import new_folder
 from fedcar.encoder.encoder import Encoder
 from fedcar.encoder.model import FrozenModel
-from fedcar.encoder.model_files import first_line, read_json
+from fedcar.encoder.model_files import read_json
 from fedcar.encoder.reading import padded
 from fedcar.encoder.runtimes import onnx_file
 from fedcar.encoder.runtimes.onnx import OnnxRuntime
 from fedcar.encoder.runtimes.onnx_file import PRECISIONS
 from fedcar.encoder.stored_writing import check_states
-from fedcar.errors import FedcarError, FedcarWarning, quoted
+from fedcar.errors import FedcarError, FedcarWarning, first_line, quoted
 from fedcar.export.bundle_writing import write_bundle
 from fedcar.head.head import Head
 from fedcar.retriever.retriever import Retriever
@@ -246,7 +246,7 @@ def _readme(retriever: Retriever, files: str) -> str:
     if retriever.ridge is not None:
         left_out.insert(0, "the rows in closed form and the words of the training questions, which are no vectors of h")
     return README.format(
-        encoder=Path(encoder.name).name if Path(encoder.name).is_dir() else encoder.name,
+        encoder=Path(encoder.name).name if Path(encoder.name).exists() else encoder.name,
         adapter=adapter,
         files=files.format(pooling=encoder.pooling, tokens=encoder.model.max_tokens),
         documents=len(retriever.documents),

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fedcar.encoder.model import FrozenModel, states_of
-from fedcar.encoder.model_files import first_line
 from fedcar.encoder.runtimes.onnx import INPUTS, OUTPUTS, library
-from fedcar.errors import FedcarError
+from fedcar.errors import FedcarError, first_line
 
 if TYPE_CHECKING:
     from fedcar.encoder.adapter import Adapter
