@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedcar.common.files import default_cache, has_home
-from fedcar.encoder.gguf_file import converted, declared_pooling, fingerprint_of_source
+from fedcar.encoder.gguf_file import converted, fingerprint_of_source
 from fedcar.errors import FedcarError, first_line
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 DEFAULT_ENCODER_ON_THE_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+MAX_TOKENS = 256  # kept of a text
 SMOLLM2 = "smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -167,27 +168,6 @@ def _sha256_of_version(file: Path, size: int, modified: int) -> str:
         while block := stream.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
-
-
-def default_pooling(folder: Path) -> str:
-    """What the model was trained with (1_Pooling/config.json); otherwise mean.
-
-    Mean for decoders too: a raw language model's last token knows little of the text before it is trained
-    (stories260K on BANKING77: a linear head reaches .65 on the mean, .23 on the last token).
-    """
-    if (named_by_file := declared_pooling(folder)) is not None:
-        return "last" if named_by_file == "lasttoken" else named_by_file
-    declared = folder / "1_Pooling" / "config.json"
-    if declared.is_file():
-        settings = read_json(declared)
-        for pooling, mode, flag in (  # sentence-transformers from 6 names one mode, before it there was a flag for each
-            ("cls", "cls", "pooling_mode_cls_token"),
-            ("last", "lasttoken", "pooling_mode_lasttoken"),
-            ("mean", "mean", "pooling_mode_mean_tokens"),
-        ):
-            if settings.get("pooling_mode") == mode or settings.get(flag):
-                return pooling
-    return "mean"
 
 
 def is_decoder(config: dict[str, Any]) -> bool:

@@ -43,6 +43,8 @@ class LateInteraction:
         tokens (T, width / 2) uint8, two entries a byte; token_starts (S + 1,) where each sentence's begin
         sentences (S, d) int8, the mean of a sentence's states; sentence_starts (N + 1,) where each document's begin
         ids, id_starts (N + 1,) the distinct token ids of each document; basis (d, width), or (d, 0) at full width
+        own_mean (1,), only where something follows the encoder's pooling, so that its vectors are not among its
+            tokens' states: a question is then compared with sentences by the mean of its own tokens
     """
 
     def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -72,20 +74,23 @@ class LateInteraction:
             tokens += len(document.states)
             if tokens >= BASIS_TOKENS:
                 break
-        basis = np.zeros((encoder.dimension, 0), dtype=np.float32)
-        if tokens >= BASIS_TOKENS and encoder.dimension > WIDTH:
+        basis = np.zeros((encoder.width, 0), dtype=np.float32)
+        if tokens >= BASIS_TOKENS and encoder.width > WIDTH:
             basis = main_directions(np.concatenate([document.states for _, document in waiting]), WIDTH)
         parts = {row: _packed(document, basis) for row, document in waiting}
         waiting.clear()
         parts |= {row: _packed(document, basis) for row, document in read}
-        return cls(_assembled([parts[row] for row in range(len(documents))], basis))
+        arrays = _assembled([parts[row] for row in range(len(documents))], basis)
+        if encoder.model.pooler.is_elsewhere:
+            arrays["own_mean"] = np.ones(1, dtype=np.uint8)
+        return cls(arrays)
 
     def added(self, documents: Sequence[Document], encoder: Encoder, report: Silent | None = None) -> LateInteraction:
         """With these documents behind the others, which stay as they are."""
         basis = self.arrays["basis"]
         read = _read(documents, encoder, report or Silent())
         new = _assembled([_packed(document, basis) for document in read], basis)
-        arrays = {"basis": basis}
+        arrays = {"basis": basis, **self._own_mean}
         for name in ("tokens", "sentences", "ids"):
             arrays[name] = np.concatenate([self.arrays[name], new[name]])
         for name in ("token_starts", "sentence_starts", "id_starts"):
@@ -102,6 +107,7 @@ class LateInteraction:
         return LateInteraction(
             {
                 "basis": self.arrays["basis"],
+                **self._own_mean,
                 "ids": self.arrays["ids"][ids],
                 "id_starts": id_starts,
                 "sentences": self.arrays["sentences"][sentence],
@@ -122,6 +128,8 @@ class LateInteraction:
         """
         result = np.zeros((*candidates.shape, len(FEATURES)), dtype=np.float32)
         asked = _Asked.of(questions, self)
+        if self._own_mean:
+            hidden_states = np.stack([one.states.astype(np.float32).sum(axis=0) for one in questions])
         hidden_states = unit(hidden_states)
         if len(questions) == 1:
             return self._of_one(hidden_states[0], asked, candidates[0])[None]
@@ -161,6 +169,10 @@ class LateInteraction:
             result[read, 1] = asked.weights @ np.maximum.reduceat(best, documents, axis=1)
             result[read, 2] = np.maximum.reduceat(asked.weights @ best, documents)
         return result
+
+    @property
+    def _own_mean(self) -> dict[str, NDArray[Any]]:
+        return {name: array for name, array in self.arrays.items() if name == "own_mean"}
 
     @property
     def width(self) -> int:
@@ -227,7 +239,7 @@ class _Read(NamedTuple):
 
 
 def _read(documents: Sequence[Document], encoder: Encoder, report: Silent, keep: Keep | None = None) -> Iterator[_Read]:
-    encoder = encoder.untrained
+    encoder = encoder.untrained.for_documents
     with report.track("reading the documents' tokens", len(documents)) as advance:
         texts = [document.full_text for document in documents]
         parts = [texts[start : start + DOCUMENTS_AT_ONCE] for start in range(0, len(texts), DOCUMENTS_AT_ONCE)]

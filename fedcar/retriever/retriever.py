@@ -19,6 +19,7 @@ from fedcar.common.folders import ANYTHING, write_folder
 from fedcar.common.progress import Silent
 from fedcar.encoder.adapter import Adapter
 from fedcar.encoder.encoder import Encoder
+from fedcar.encoder.manner import Manner
 from fedcar.encoder.reference import reference_states
 from fedcar.errors import FedcarError, FedcarWarning, quoted
 from fedcar.head.feature_map import FeatureMap
@@ -73,11 +74,11 @@ class Retriever(Searcher):
         if reads_tokens(documents, encoder):  # the same passes give what the cache keeps
 
             def keep(read: Sequence[str], states: NDArray[np.void]) -> None:
-                cache.public.keep(encoder, read, states)
+                cache.public.keep(encoder.for_documents, read, states)
 
             late = LateInteraction.build(documents, encoder, report, keep)
         with report.track("encoding documents", len(texts)) as advance:
-            embeddings = cache.public.hidden_states(encoder, texts, advance)
+            embeddings = cache.public.hidden_states(encoder.for_documents, texts, advance)
         embeddings[[not text for text in texts]] = 0.0
         centre = FeatureMap.of_reference(reference_states(encoder, cache)).centre
         rows = Head(embeddings, centre=centre, kind=head, pre_classifier=pre_classifier, seed=seed)
@@ -197,7 +198,7 @@ class Retriever(Searcher):
         """Untrained hidden states (m, d), 0 for an empty document."""
         texts = [document.full_text for document in documents]
         with report.track("encoding documents", len(texts)) as advance:
-            hidden_states = self.encoder.untrained.encode(texts, advance)
+            hidden_states = self.encoder.untrained.for_documents.encode(texts, advance)
         hidden_states[[not text for text in texts]] = 0.0
         return hidden_states
 
@@ -240,6 +241,7 @@ class Retriever(Searcher):
                     "weights_sha256": self.encoder.model.weight_hash,
                     "fingerprint": self.encoder.fingerprint,
                     "pooling": self.encoder.pooling,
+                    **_manner_of(self.encoder),
                 },
                 "adapter": adapter.variant if adapter is not None else None,
                 "head": self.head.layers,
@@ -261,7 +263,11 @@ class Retriever(Searcher):
         folder = Path(folder)
         parts = read_parts(folder)
         about = parts.encoder
-        found = Encoder.load(encoder or about["name"], about["pooling"], offline=True)
+        manner = Manner.of(about.get("manner"))
+        found = Encoder.load(encoder or about["name"], about["pooling"], offline=True, manner=manner)
+        if "state_fingerprint" in about and found.state_fingerprint != about["state_fingerprint"]:
+            message = "trained with other modules behind the encoder's pooling; give the original encoder's folder"
+            raise FedcarError(f"{folder}: {message}")
         if found.fingerprint != about["fingerprint"]:
             raise FedcarError(
                 f"{folder}: trained with an encoder of fingerprint {about['fingerprint'][:12]}, but "
@@ -289,6 +295,12 @@ class Retriever(Searcher):
         if self.row_index is not None or len(self.documents) < INDEX_FROM or not is_installed():
             return self.row_index
         return RowIndex.build(self.evidence.embeddings)
+
+
+def _manner_of(encoder: Encoder) -> dict[str, object]:
+    """How the encoder reads, where that is not the plain way, and what tells it from others."""
+    manner = encoder.model.manner.to_json()
+    return {} if manner is None else {"manner": manner, "state_fingerprint": encoder.untrained.state_fingerprint}
 
 
 def _check_new(retriever: Retriever, documents: Sequence[Document]) -> None:
