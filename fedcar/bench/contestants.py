@@ -356,10 +356,11 @@ def probabilities(known: Sequence[str], shares: NDArray[Any], ids: Sequence[str]
 
 
 def frozen(task: Task) -> Encode:
-    """The encoder as fedcar reads it."""
+    """The encoder as fedcar reads it, without prompts: its peer has none either."""
     from fedcar.encoder.encoder import Encoder
+    from fedcar.encoder.manner import Manner
 
-    return Encoder.load(task.encoder, task.pooling, offline=True).encode
+    return Encoder.load(task.encoder, task.pooling, offline=True, manner=Manner()).encode
 
 
 def sentence_transformer(task: Task) -> SentenceTransformer:
@@ -368,8 +369,9 @@ def sentence_transformer(task: Task) -> SentenceTransformer:
     from sentence_transformers.models import Pooling, Transformer
 
     from fedcar.encoder.encoder import Encoder
+    from fedcar.encoder.manner import Manner
 
-    encoder = Encoder.load(task.encoder, task.pooling, offline=True)
+    encoder = Encoder.load(task.encoder, task.pooling, offline=True, manner=Manner())
     transformer = Transformer(task.encoder)
     transformer.max_seq_length = encoder.model.max_tokens
     if transformer.tokenizer.pad_token is None:

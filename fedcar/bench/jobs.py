@@ -21,7 +21,8 @@ from fedcar.bench.one_contestant import MODULES, Measurement, fresh_questions, l
 from fedcar.collection.collection import Collection
 from fedcar.common.measure import processor
 from fedcar.common.progress import Silent
-from fedcar.encoder.model_files import DEFAULT_ENCODER, default_pooling, find
+from fedcar.encoder.manner import declared
+from fedcar.encoder.model_files import DEFAULT_ENCODER, find
 from fedcar.errors import FedcarError
 
 MAIN_PEER = "sentence-transformers"
@@ -75,7 +76,7 @@ def bench_train(
         raise FedcarError(f"{folder}: no judged query in the split test that is not in train, so nothing to compare by")
     model, _ = find(asked_for.encoder, offline=False)
     pooling, limits = (
-        asked_for.pooling or default_pooling(model),
+        asked_for.pooling or declared(model)[0],
         {"limit": asked_for.limit, "budget": asked_for.budget},
     )
     task = Task("fedcar", str(Path(folder).resolve()), str(model), pooling, **limits)

@@ -30,7 +30,6 @@ from fedcar.common.progress import Silent
 from fedcar.encoder.adapter import Adapter
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
-from fedcar.encoder.model import pool
 from fedcar.encoder.model_files import DEFAULT_ENCODER
 from fedcar.encoder.reading import padded
 from fedcar.errors import FedcarError
@@ -284,7 +283,7 @@ def updates(who: str, encoder: Encoder, token_ids: Sequence[Sequence[int]]) -> C
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     theirs = torch.optim.AdamW(trained, lr=2e-5)
     output = partial(model, input_ids=ids, attention_mask=mask)
-    return partial(_update, lambda: pool(output().last_hidden_state, mask, encoder.pooling), theirs)
+    return partial(_update, lambda: frozen.pooler(output().last_hidden_state, mask), theirs)
 
 
 def _update(states: Callable[[], Tensor], optimiser: Any) -> None:  # noqa: ANN401 - Adam, ours or torch's

@@ -20,6 +20,7 @@ from fedcar.cli.options import (
     given,
     pooling_option,
     privacy_target,
+    prompt_options,
     refuse_both,
     round_settings,
     with_privacy,
@@ -47,6 +48,7 @@ data_dir = click.option(
 )
 @encoder_option
 @pooling_option
+@prompt_options
 @click.option("--certificate", type=FOLDER, help="Your own certificate for --host.  [default: one that fedcar makes]")
 @click.option("--certificate-key", type=FOLDER, help="Its key.")
 @click.option("--certificate-authority", type=FOLDER, help="The authority that signed it.")
@@ -59,6 +61,8 @@ def serve(
     collection: Path | None,
     encoder: str | None,
     pooling: str | None,
+    query_prompt: str | None,
+    document_prompt: str | None,
     certificate: Path | None,
     certificate_key: Path | None,
     certificate_authority: Path | None,
@@ -77,9 +81,12 @@ def serve(
             raise FedcarError("--collection: needed when a server starts for the first time; give the folder")
         documents = collection or Path(before.collection)  # type: ignore[union-attr] # one of the two is there
         chosen = encoder or (before.encoder if before else DEFAULT_ENCODER)
-        settings = deploy.prepare_server(
-            place, host, bind, port, documents, chosen, pooling or (before.pooling if before else None)
+        pooling = pooling or (before.pooling if before else None)
+        prompts = (
+            before.query_prompt if query_prompt is None and before else query_prompt,
+            before.document_prompt if document_prompt is None and before else document_prompt,
         )
+        settings = deploy.prepare_server(place, host, bind, port, documents, chosen, pooling, prompts)
         given = (certificate, certificate_key, certificate_authority)
         if any(given) and not all(given):
             raise FedcarError(

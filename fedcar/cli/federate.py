@@ -18,6 +18,7 @@ from fedcar.cli.options import (
     encoder_option,
     pooling_option,
     privacy_target,
+    prompt_options,
     refuse_both,
     round_settings,
     with_ledger,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 @adapter_option
 @encoder_option
 @pooling_option
+@prompt_options
 @click.option("--rounds", type=int, help="[default: as many as make the epochs of central training]")
 @with_settings
 @click.option(
@@ -71,6 +73,8 @@ def federate(
     adapter: str,
     encoder: str | None,
     pooling: str | None,
+    query_prompt: str | None,
+    document_prompt: str | None,
     rounds: int | None,
     clock: str | None,
     engine: str,
@@ -114,13 +118,17 @@ def federate(
     check_target(out, KIND)
     run = run or out.with_name(f"{out.name}.run")
     loaded = Collection.read(collection)
+    from fedcar.encoder.encoder import Encoder
     from fedcar.encoder.model_files import DEFAULT_ENCODER
     from fedcar.federation.simulate.federate import federate as run_federation
     from fedcar.federation.simulate.federate import plan
     from fedcar.training.noised.tally import Counting
     from fedcar.training.settings import refuse_with_epsilon_only
 
-    encoder = encoder or DEFAULT_ENCODER
+    name = encoder or DEFAULT_ENCODER
+    named: str | Encoder = name
+    if any(given is not None for given in (pooling, query_prompt, document_prompt)):
+        named = Encoder.load(name, pooling, query_prompt=query_prompt, document_prompt=document_prompt)
     report = Console()
     target = privacy_target(
         epsilon, delta=delta, unit=unit, public_dev=public_dev, public=public, against_advice=against_advice,
@@ -134,14 +142,14 @@ def federate(
 
             loaded = with_public_questions(loaded, public, dev=public_dev)
         _federate_under_epsilon(
-            loaded, target, out, run, as_json, dry_run, collection, clients=clients, kind=kind, encoder=encoder,
+            loaded, target, out, run, as_json, dry_run, collection, clients=clients, kind=kind, encoder=named,
             pooling=pooling, method=method, adapter=adapter, rounds=settings, ledgers=ledgers, cache=cache,
             resume=resume, report=report, engine=engine, counting=Counting(ledger, no_ledger, budget),
         )  # fmt: skip
         return
     if dry_run:
         show_plan(
-            plan(loaded, clients=clients, kind=kind, encoder=encoder, method=method, adapter=adapter, rounds=settings),
+            plan(loaded, clients=clients, kind=kind, encoder=named, method=method, adapter=adapter, rounds=settings),
             as_json,
         )
         return
@@ -152,7 +160,7 @@ def federate(
     try:
         with live_table() as watch, _over(engine, cache, settings.deadline, report) as over:
             result = run_federation(
-                loaded, run=run, clients=clients, kind=kind, encoder=encoder, pooling=pooling, method=method,
+                loaded, run=run, clients=clients, kind=kind, encoder=named, pooling=pooling, method=method,
                 adapter=adapter, rounds=settings, recipe=recipe, clock=virtual, compare=not no_central, cache=cache,
                 resume=resume, report=report, watch=watch, over=over,
             )  # fmt: skip

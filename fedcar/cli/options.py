@@ -96,11 +96,18 @@ FOLDER = Place(path_type=Path)
 TEXT = Text()
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 encoder_option = click.option(
-    "--encoder", default=None, callback=given, help="A model on the hub or a folder.  [default: all-MiniLM-L6-v2]"
+    "--encoder",
+    default=None,
+    callback=given,
+    help="A model on the hub, a folder, a file.gguf, or smollm2.  [default: all-MiniLM-L6-v2]",
 )
 moved_encoder = click.option("--encoder", type=FOLDER, help="Where the encoder lies, if it has moved since training.")
-pooling_option = click.option(
-    "--pooling", type=click.Choice(["mean", "last", "cls"]), help="[default: what the model declares]"
+POOLING = "mean, last, cls, max, mean_sqrt_len_tokens or weightedmean.  [default: what the model declares]"
+PROMPT = "Text before every {0}, as the model was trained.  [default: what the model declares]"
+pooling_option = click.option("--pooling", help=POOLING)
+prompt_options = together(
+    click.option("--query-prompt", help=PROMPT.format("question")),
+    click.option("--document-prompt", help=PROMPT.format("document")),
 )
 adapter_option = click.option("--adapter", default="full", show_default=True, help="full, lowrank:R or diagonal.")
 cache_option = click.option("--cache", type=FOLDER, help="Folder of the hidden states.  [default: the user's cache]")

@@ -17,6 +17,7 @@ from fedcar.cli.options import (
     dry_run_option,
     encoder_option,
     pooling_option,
+    prompt_options,
     public_option,
     runtime_option,
     seed_option,
@@ -31,6 +32,7 @@ from fedcar.errors import FedcarError, typed_path
 @click.option("-o", "--out", type=FOLDER, required=True, help="The retriever to make; one that is there is replaced.")
 @encoder_option
 @pooling_option
+@prompt_options
 @click.option("--method", type=click.Choice(["auto", "ridge", "head", "adapter"]), default="auto", show_default=True)
 @adapter_option
 @click.option("--head", type=click.Choice(["linear", "cosine"]), default="linear", show_default=True)

@@ -16,7 +16,7 @@ import numpy as np
 
 from fedcar.common.files import default_cache, lock_of
 from fedcar.encoder.encoder import Encoder
-from fedcar.encoder.model import MAX_TOKENS
+from fedcar.encoder.model_files import MAX_TOKENS
 from fedcar.encoder.reading import Progress
 from fedcar.encoder.runtimes.names import EXACT
 from fedcar.errors import FedcarError, typed_path
@@ -106,6 +106,7 @@ class FeatureCache:
         shape = f"{encoder.dimension}-{MAX_TOKENS}-{len(encoder.model.layers)}"
         name = encoder.runtime_name(texts)  # another runtime's states are near, not the same
         shape = shape if name == EXACT else f"{shape}-{name}"
+        shape = f"{shape}-{encoder.reads}" if encoder.reads else shape
         place = self.folder / f"{encoder.state_fingerprint[:24]}-{encoder.pooling}-{shape}"
         try:
             for folder in (*self._above, self.folder, place):

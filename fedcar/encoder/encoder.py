@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fedcar.encoder.adapter import Adapter, BothEmbeddings, SoftEmbedding
-from fedcar.encoder.model import FrozenModel, pool
+from fedcar.encoder.manner import Manner
+from fedcar.encoder.model import FrozenModel
 from fedcar.encoder.model_files import DEFAULT_ENCODER, fingerprint_with
 from fedcar.encoder.reading import (
     Progress,
@@ -43,6 +44,11 @@ class Encoder:
     bfloat16, and half of the activations' memory; table and adapter stay in float32, and so does everything without
     gradients. With `recomputed` activations are made again in the backward pass: less memory, about one more forward
     pass a step. `runtime` names what an encoder without adapter runs in; by default `choice` says it.
+
+    Texts are read as questions, with the question's prompt where the model has one; `for_documents` reads documents.
+
+    Formal guarantees:
+        vectors_equal_those_of_sentence_transformers: its `encode_query` and `encode_document`, up to the length.
     """
 
     def __init__(
@@ -54,13 +60,15 @@ class Encoder:
         runtime: str | None = None,
         halved: bool = False,
         recomputed: bool = False,
+        documents: bool = False,
     ) -> None:
         self.model = model
         self.adapter = adapter
-        self.untrained: Encoder = untrained if untrained is not None else self if adapter is None else Encoder(model)
+        self.untrained: Encoder = untrained or (self if adapter is None else Encoder(model, documents=documents))
         self.halved = halved
         self.recomputed = recomputed
         self._runtime_name = runtime
+        self._documents = documents
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or another process needs; what was made of it here is made there anew."""
@@ -70,13 +78,50 @@ class Encoder:
         }
 
     @classmethod
-    def load(cls, name: str | Path = DEFAULT_ENCODER, pooling: str | None = None, *, offline: bool = False) -> Encoder:
-        """An encoder from a local folder, the packaged default, or the Hugging Face hub by name.
+    def load(
+        cls,
+        name: str | Path = DEFAULT_ENCODER,
+        pooling: str | None = None,
+        *,
+        offline: bool = False,
+        manner: Manner | None = None,
+        query_prompt: str | None = None,
+        document_prompt: str | None = None,
+    ) -> Encoder:
+        """An encoder from a local folder or GGUF file, the packaged default, or the Hugging Face hub by name.
 
-        `offline` looks on this machine only. Raises FedcarError where there is no such encoder, or where its weights
-        are a pickle.
+        `offline` looks on this machine only. How it reads texts is what the folder says to sentence-transformers, or
+        `manner`; the prompts are those given, where they are. Another pooling than the folder's leaves out what the
+        folder puts behind its own. Raises FedcarError where there is no such encoder, or where its weights are a
+        pickle.
         """
-        return cls(FrozenModel.load(name, pooling, offline=offline))
+        model = FrozenModel.load(name, pooling, offline=offline, manner=manner)
+        model.manner = model.manner.with_prompts(query_prompt, document_prompt)
+        return cls(model)
+
+    @cached_property
+    def for_documents(self) -> Encoder:
+        """The same encoder as it reads documents: itself, unless they have another prompt than questions."""
+        if self._documents or self.model.manner.query_prompt == self.model.manner.document_prompt:
+            return self
+        options: dict[str, Any] = {"halved": self.halved, "recomputed": self.recomputed, "runtime": self._runtime_name}
+        return Encoder(self.model, self.adapter, documents=True, **options)
+
+    @property
+    def prompt(self) -> str:
+        """What stands in front of every text."""
+        manner = self.model.manner
+        return manner.document_prompt if self._documents else manner.query_prompt
+
+    @property
+    def reads(self) -> str:
+        """Which of a model's two kinds of states these are: "documents" where they have a prompt of their own."""
+        return "documents" if self._documents else ""
+
+    @property
+    def left_out(self) -> int:
+        """How many tokens of the prompt are read and not pooled."""
+        return self.model.prompt_tokens(self.prompt)
 
     def with_adapter(self, adapter: Adapter | None, *, halved: bool = False, recomputed: bool = False) -> Encoder:
         """The same frozen model with this adapter between token embeddings and blocks; without any for None."""
@@ -88,7 +133,8 @@ class Encoder:
                 f"{self.embedding_width}; they must be equal: use the encoder that the adapter was trained with"
             )
         adapter = adapter.to(self.model.device)
-        return Encoder(self.model, adapter, untrained=self.untrained, halved=halved, recomputed=recomputed)
+        options: dict[str, Any] = {"halved": halved, "recomputed": recomputed, "documents": self._documents}
+        return Encoder(self.model, adapter, untrained=self.untrained, **options)
 
     def folded(self) -> Encoder:
         """The adapter written into the embedding table (E' = E A^T): the same hidden states from a stock model.
@@ -108,18 +154,31 @@ class Encoder:
         return self.model.folder
 
     @property
+    def in_words(self) -> str:
+        """What it is, in a line, for who is told what a run would do."""
+        manner, about = self.model.manner, f"{self.dimension} wide, pooling {self.pooling}"
+        for what, prompt in (("questions", manner.query_prompt), ("documents", manner.document_prompt)):
+            about += f", {prompt!r} before {what}" if prompt else ""
+        return f"{self.name} ({about}, {self.state_fingerprint[:12]})"
+
+    @property
     def pooling(self) -> str:
         return self.model.pooling
 
     @property
     def fingerprint(self) -> str:
-        """That of the frozen model."""
+        """That of the frozen model's files; `state_fingerprint` tells also how they are used."""
         return self.model.fingerprint
 
     @property
     def dimension(self) -> int:
-        """The width d of a hidden state."""
+        """See `FrozenModel.dimension`."""
         return self.model.dimension
+
+    @property
+    def width(self) -> int:
+        """The width d of a token's hidden state."""
+        return self.model.width
 
     @property
     def embedding_width(self) -> int:
@@ -169,11 +228,13 @@ class Encoder:
 
     def hidden_states(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
         """One batch of token id lists -> pooled hidden states (n, d); differentiable in the adapter."""
-        arrays = padded(token_ids, self.model.padding_id)
+        arrays = padded(token_ids, self.model.padding_id, self.left_out)
         batch, mask = (torch.from_numpy(array).to(self.model.device) for array in arrays)
         blocks = self._with_gradients if torch.is_grad_enabled() else self.transformer
-        last = blocks(input_ids=batch, attention_mask=mask).last_hidden_state
-        return pool(last.float() if last.dtype == torch.bfloat16 else last, mask, self.pooling)
+        pooler = self.model.pooler
+        last = blocks(input_ids=batch, attention_mask=pooler.read(mask)).last_hidden_state
+        pooled: Tensor = pooler(last.float() if last.dtype == torch.bfloat16 else last, mask)
+        return pooled
 
     # ---------------------------------------------------------------- texts
 
@@ -202,7 +263,7 @@ class Encoder:
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """See `FrozenModel.tokenize`."""
-        return self.model.tokenize(texts)
+        return self.model.tokenize(texts, self.prompt)
 
     def unknown(self, texts: Sequence[str]) -> NDArray[np.bool_]:
         """See `FrozenModel.unknown`."""
@@ -234,16 +295,16 @@ class Encoder:
         self, texts: Sequence[str], token_ids: Sequence[Sequence[int]], progress: Progress | None
     ) -> NDArray[np.void]:
         result = np.empty(len(texts), dtype=self.model.state_type)
-        return encoded(
-            self.runtime(texts), token_ids, result, self.model.padding_id, progress, self.model.tokens_per_batch
-        )
+        model = self.model
+        size, left_out = model.tokens_per_batch, self.left_out
+        return encoded(self.runtime(texts), token_ids, result, model.padding_id, progress, size, left_out=left_out)
 
     def token_states(self, texts: Sequence[str], progress: Progress | None = None) -> Sequence[TokenStates]:
         """Texts -> the last hidden states of their tokens, of unit length, float16; cut at `max_tokens` like a text.
 
         All of it is held in memory: 2 d bytes a token. Offsets count characters.
         """
-        rows = self.model.tokens(texts)
+        rows = self.model.tokens(texts, prompt=self.prompt)
         return self._read(self.runtime(texts), rows, progress).tokens
 
     def read_parts(
@@ -258,9 +319,11 @@ class Encoder:
         self, runtime: Runtime, rows: Sequence[Tokens], progress: Progress | None = None, *, tokens: bool = True
     ) -> Reading:
         model = self.model
-        size = model.tokens_per_batch
-        return read(runtime, rows, model.state_type, model.padding_id, progress, size, tokens=tokens)
+        size, left_out = model.tokens_per_batch, self.left_out
+        return read(runtime, rows, model.state_type, model.padding_id, progress, size, tokens=tokens, left_out=left_out)
 
     def _rows(self, texts: Sequence[str], tokens: bool) -> Sequence[Tokens]:
         """The texts' tokens as the pooled state wants them, with the places of each where `tokens` are asked for."""
-        return self.model.tokens(texts, whole=True) if tokens else [Tokens(ids, (), ()) for ids in self.tokenize(texts)]
+        if tokens:
+            return self.model.tokens(texts, whole=True, prompt=self.prompt)
+        return [Tokens(ids, (), ()) for ids in self.tokenize(texts)]

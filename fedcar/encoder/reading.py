@@ -65,9 +65,12 @@ class Runtime(Protocol):
         ...
 
 
-def state_type(layers: int, dimension: int) -> np.dtype[np.void]:
-    """What is kept of a text: h (d,) in float32 and the mean states of the kept layers (k, d) in float16."""
-    return np.dtype([("pooled", np.float32, (dimension,)), ("layers", np.float16, (layers, dimension))])
+def state_type(layers: int, dimension: int, width: int | None = None) -> np.dtype[np.void]:
+    """What is kept of a text: h in float32 and the mean states of the kept layers (k, width) in float16.
+
+    `width` is `dimension` but where something that follows the pooling changes it.
+    """
+    return np.dtype([("pooled", np.float32, (dimension,)), ("layers", np.float16, (layers, width or dimension))])
 
 
 def encoded(
@@ -77,10 +80,15 @@ def encoded(
     padding_id: int,
     progress: Progress | None = None,
     tokens_per_batch: int = TOKENS_PER_BATCH,
+    *,
+    left_out: int = 0,
 ) -> NDArray[np.void]:
-    """Token ids of n texts -> `result`, records (n,) of `state_type`, filled in the order given."""
+    """Token ids of n texts -> `result`, records (n,) of `state_type`, filled in the order given.
+
+    `left_out` as for `padded`.
+    """
     for rows in batches_by_length([len(ids) for ids in token_ids], tokens_per_batch):
-        states = _finite(runtime.run(*padded([token_ids[row] for row in rows], padding_id)))
+        states = _finite(runtime.run(*padded([token_ids[row] for row in rows], padding_id, left_out)))
         result["pooled"][rows] = states.pooled
         result["layers"][rows] = states.layers
         if progress is not None:
@@ -97,15 +105,17 @@ def read(
     tokens_per_batch: int = TOKENS_PER_BATCH,
     *,
     tokens: bool = True,
+    left_out: int = 0,
 ) -> Reading:
     """Tokens of n texts -> all that is asked of their states, each text through the model once.
 
-    A runtime that gives twice as many rows as it was asked for gives them untrained and then adapted.
+    A runtime that gives twice as many rows as it was asked for gives them untrained and then adapted. `left_out` as for
+    `padded`.
     """
     records, of_tokens = np.empty(len(texts), dtype=state_type), dict[int, TokenStates]()
     adapted = np.empty_like(records["pooled"])
     for rows in batches_by_length([len(text.ids) for text in texts], tokens_per_batch):
-        states = _finite(runtime.run(*padded([texts[row].ids or [padding_id] for row in rows], padding_id)))
+        states = _finite(runtime.run(*padded([texts[row].ids or [padding_id] for row in rows], padding_id, left_out)))
         records["pooled"][rows], records["layers"][rows] = states.pooled[: len(rows)], states.layers[: len(rows)]
         adapted[rows] = states.pooled[-len(rows) :]
         for place, row in enumerate(rows if tokens else ()):
@@ -113,6 +123,21 @@ def read(
         if progress is not None:
             progress(len(rows))
     return Reading(records, adapted, [of_tokens[row] for row in range(len(of_tokens))])
+
+
+def behind_prompt(text: Tokens, length: int) -> Tokens:
+    """The tokens of a text with a prompt of so many characters before it, by their places in the text alone.
+
+    Those of the prompt count as special; one that reaches from it into the text begins with the text.
+    """
+    if not length:
+        return text
+    within = [not special and last > length for (_, last), special in zip(text.offsets, text.special, strict=True)]
+    offsets = [
+        (max(0, first - length), last - length) if inside else (0, 0)
+        for (first, last), inside in zip(text.offsets, within, strict=True)
+    ]
+    return Tokens(text.ids, offsets, [int(not inside) for inside in within])
 
 
 def all_unknown(token_ids: Iterable[Sequence[int]], unknown: int) -> NDArray[np.bool_]:
@@ -157,10 +182,16 @@ def ahead(make: Callable[[Part], Made], parts: Iterable[Part]) -> Iterator[Made]
             yield following.result()
 
 
-def padded(token_ids: Sequence[Sequence[int]], padding_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Token id lists as one batch, filled up on the right, and its mask (n, t)."""
+def padded(
+    token_ids: Sequence[Sequence[int]], padding_id: int, left_out: int = 0
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Token id lists as one batch, filled up on the right, and its mask (n, t).
+
+    The first `left_out` tokens have a 2 there: they are read and not pooled, but for a text's last one.
+    """
     lengths = np.array([len(ids) for ids in token_ids])
     mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
+    mask[np.arange(mask.shape[1]) < np.minimum(left_out, lengths - 1)[:, None]] = 2
     batch = np.full(mask.shape, padding_id, dtype=np.int64)
     for row, ids in enumerate(token_ids):
         batch[row, : len(ids)] = ids

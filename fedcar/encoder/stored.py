@@ -16,6 +16,7 @@ from fedcar.encoder.reading import (
     Reading,
     Tokens,
     all_unknown,
+    behind_prompt,
     read,
     state_type,
 )
@@ -47,6 +48,9 @@ class StoredEncoder:
     end: int | None
     adapter: str | None
     unknown_id: int | None = None
+    width: int | None = None  # of a token's state, where it is not that of a text's vector
+    prompt: str = ""
+    left_out: int = 0  # tokens of the prompt that are read and not pooled
 
     @classmethod
     def of(cls, folder: Path, settings: Mapping[str, Any]) -> StoredEncoder:
@@ -77,7 +81,7 @@ class StoredEncoder:
 
     @property
     def state_type(self) -> np.dtype[np.void]:
-        return state_type(len(self.layers), self.dimension)
+        return state_type(len(self.layers), self.dimension, self.width)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """As `Encoder.tokenize`: cut at `max_tokens`, and with an `end` behind where the pooling takes the last."""
@@ -91,7 +95,9 @@ class StoredEncoder:
         """As `Encoder.read`: everything that searching asks of questions, by one pass."""
         rows = self._rows(texts)
         size = TOKENS_PER_BATCH if self.precision == "fp32" else 1
-        return read(self._runtime, rows, self.state_type, self.padding_id, None, size, tokens=tokens)
+        return read(
+            self._runtime, rows, self.state_type, self.padding_id, None, size, tokens=tokens, left_out=self.left_out
+        )
 
     def unknown(self, texts: Sequence[str]) -> NDArray[np.bool_]:
         """As `Encoder.unknown`: which texts hold nothing that the tokenizer knows."""
@@ -103,16 +109,19 @@ class StoredEncoder:
     def _rows(self, texts: Sequence[str]) -> list[Tokens]:
         behind = [] if self.end is None else [self.end]
         return [
-            Tokens(
-                [*encoding.ids, *behind],
-                [*encoding.offsets, *((0, 0) for _ in behind)],
-                [*encoding.special_tokens_mask, *(1 for _ in behind)],
+            behind_prompt(
+                Tokens(
+                    [*encoding.ids, *behind],
+                    [*encoding.offsets, *((0, 0) for _ in behind)],
+                    [*encoding.special_tokens_mask, *(1 for _ in behind)],
+                ),
+                len(self.prompt),
             )
             for encoding in self._cut(texts)
         ]
 
     def _cut(self, texts: Sequence[str]) -> list[Any]:
-        encodings: list[Any] = self._tokenizer.encode_batch(list(map(_readable, texts)))
+        encodings: list[Any] = self._tokenizer.encode_batch([self.prompt + _readable(text) for text in texts])
         if cut := sum(bool(encoding.overflowing) for encoding in encodings):
             message = f"{cut} of {len(texts)} texts are longer than {self.max_tokens} tokens and were cut"
             warnings.warn(message, FedcarWarning, stacklevel=3)

@@ -40,9 +40,11 @@ def write_encoder(encoder: Encoder, folder: Path, precision: str = "fp32") -> di
         "layers": model.layers,
         "max_tokens": model.max_tokens,
         "padding_id": model.padding_id,
-        "end": tokenizer.eos_token_id if encoder.pooling == "last" and not model.adds_end else None,
+        "end": model.end if not model.adds_end else None,
         "adapter": encoder.adapter.variant if encoder.adapter is not None else None,
         "unknown_id": tokenizer.unk_token_id,
+        **({"width": encoder.width} if encoder.width != encoder.dimension else {}),
+        **({"prompt": encoder.prompt, "left_out": encoder.left_out} if encoder.prompt else {}),
     }
 
 

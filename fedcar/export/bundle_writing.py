@@ -81,7 +81,7 @@ def _origin(retriever: Retriever) -> dict[str, Any]:
     """What `info` tells of the retriever that it was made of; under epsilon questions are not counted there either."""
     encoder, training = retriever.encoder, retriever.training
     return {
-        "encoder": Path(encoder.name).name if Path(encoder.name).is_dir() else encoder.name,
+        "encoder": Path(encoder.name).name if Path(encoder.name).exists() else encoder.name,
         "fingerprint": encoder.fingerprint,
         "method": training.method,
         "collection": (training.collection or {}).get("name"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 import warnings
 from pathlib import Path
@@ -16,14 +17,15 @@ from fedcar.collection.collection import check_free, document_line
 from fedcar.common.files import write_json
 from fedcar.common.folders import new_folder
 from fedcar.encoder.encoder import Encoder
+from fedcar.encoder.manner import FLAGS, modules_of
 from fedcar.encoder.model import FrozenModel
-from fedcar.encoder.model_files import first_line, read_json
+from fedcar.encoder.model_files import read_json
 from fedcar.encoder.reading import padded
 from fedcar.encoder.runtimes import onnx_file
 from fedcar.encoder.runtimes.onnx import OnnxRuntime
 from fedcar.encoder.runtimes.onnx_file import PRECISIONS
 from fedcar.encoder.stored_writing import check_states
-from fedcar.errors import FedcarError, FedcarWarning, quoted
+from fedcar.errors import FedcarError, FedcarWarning, first_line, quoted
 from fedcar.export.bundle_writing import write_bundle
 from fedcar.head.head import Head
 from fedcar.retriever.retriever import Retriever
@@ -36,7 +38,7 @@ MODULES = ("sentence_transformers.models.Transformer", "sentence_transformers.mo
 PROBES = 16
 README = """# A fedcar retriever's encoder, for any program that reads Hugging Face folders
 
-The model is {encoder}, {adapter}.
+The model is {encoder}, {adapter}.{prompt}
 
 {files}
 - `documents.jsonl`: the {documents} documents, one a line, in the order of the vectors.
@@ -63,6 +65,7 @@ ONNX_FILES = """\
 - `tokenizer.json`: for `tokenizers.Tokenizer.from_file`; it cuts at {tokens} tokens. The mask is 1 for each token of a
   text and 0 for what fills it up."""
 TOLERANCE = 1e-4
+COMMON = ("mean", "lasttoken", "cls")  # whose flags stand in every folder
 
 
 def export(
@@ -154,7 +157,7 @@ def _write_documents(retriever: Retriever, folder: Path) -> None:
 def _folded(encoder: Encoder) -> Encoder:
     """The same encoder with tokenizer and model of its own, and the adapter in the embedding table."""
     model = encoder.model
-    fresh = Encoder(FrozenModel(model.folder, model.name, model.pooling, model.revision))
+    fresh = Encoder(FrozenModel(model.folder, model.name, model.pooling, model.revision, model.manner))
     return fresh.with_adapter(encoder.adapter).folded()
 
 
@@ -164,7 +167,7 @@ def _folded(encoder: Encoder) -> Encoder:
 def _write_tokenizer(encoder: Encoder, folder: Path) -> None:
     """The tokenizer as fedcar uses it: cut at `max_tokens`, padded on the right, EOS behind where pooling is `last`."""
     tokenizer, padding = encoder.tokenizer, encoder.model.padding_id
-    end = tokenizer.eos_token_id if encoder.pooling == "last" else None
+    end = encoder.model.end
     ends = tokenizer("")["input_ids"][-1:] == [end]
     tokenizer.model_max_length = encoder.model.max_tokens
     tokenizer.padding_side = "right"
@@ -202,21 +205,34 @@ def _with_end(processor: dict[str, Any] | None, token: str, number: int) -> dict
 
 
 def _write_modules(encoder: Encoder, folder: Path) -> None:
-    """What SentenceTransformer reads, in words that every version of it knows: the model, then the pooling."""
-    paths = ("", "1_Pooling")
+    """What SentenceTransformer reads, in words that every version of it knows: model, pooling, the rest."""
+    manner, kinds = encoder.model.manner, dict(modules_of(encoder.folder))
+    paths = ("", "1_Pooling", *(f"{place}_{kinds[name]}" for place, name in enumerate(manner.modules, 2)))
+    names = (*MODULES, *(f"sentence_transformers.models.{kinds[name]}" for name in manner.modules))
     modules = [
         {"idx": number, "name": str(number), "path": path, "type": name}
-        for number, (path, name) in enumerate(zip(paths, MODULES, strict=True))
+        for number, (path, name) in enumerate(zip(paths, names, strict=True))
     ]
-    flags = {"mean": "pooling_mode_mean_tokens", "last": "pooling_mode_lasttoken", "cls": "pooling_mode_cls_token"}
     pooling: dict[str, object] = {"word_embedding_dimension": encoder.dimension}
     write_json(folder / "modules.json", modules)
     write_json(
         folder / "sentence_bert_config.json", {"max_seq_length": encoder.model.max_tokens, "do_lower_case": False}
     )
-    write_json(folder / "config_sentence_transformers.json", {"similarity_fn_name": "cosine"})
+    prompts = {"query": manner.query_prompt, "document": manner.document_prompt}
+    about = {"similarity_fn_name": "cosine", **({"prompts": prompts} if any(prompts.values()) else {})}
+    write_json(folder / "config_sentence_transformers.json", about)
     (folder / "1_Pooling").mkdir()
-    pooling |= {flag: mode == encoder.pooling for mode, flag in flags.items()}
+    chosen = ["lasttoken" if kind == "last" else kind for kind in encoder.pooling.split("+")]
+    pooling |= {flag: mode in chosen for flag, mode in FLAGS.items() if mode in chosen or mode in COMMON}
+    if len(chosen) > 1:  # the flags tell no order
+        pooling["pooling_mode"] = chosen
+    if not manner.include_prompt:
+        pooling["include_prompt"] = False
+    for path, name in zip(paths[2:], manner.modules, strict=True):
+        (folder / path).mkdir()
+        for file in sorted((encoder.folder / name).iterdir()):
+            if file.suffix in (".json", ".safetensors"):
+                shutil.copyfile(file, folder / path / file.name)
     write_json(folder / "1_Pooling" / "config.json", pooling)
 
 
@@ -233,7 +249,7 @@ def _readme(retriever: Retriever, files: str) -> str:
     encoder, head = retriever.encoder, retriever.head
     variant = encoder.adapter.variant if encoder.adapter is not None else None
     adapter = f"its adapter ({variant}) folded into the embedding table" if variant else "unchanged"
-    steps = ["q = model.encode(question); q /= norm(q)"]
+    steps = [f"q = model.{'encode_query' if encoder.prompt else 'encode'}(question); q /= norm(q)"]
     if head.pre_classifier:
         steps.append("q += gelu(q @ inner.T) @ outer.T; q /= norm(q)")
     if head.kind == "cosine":
@@ -246,8 +262,9 @@ def _readme(retriever: Retriever, files: str) -> str:
     if retriever.ridge is not None:
         left_out.insert(0, "the rows in closed form and the words of the training questions, which are no vectors of h")
     return README.format(
-        encoder=Path(encoder.name).name if Path(encoder.name).is_dir() else encoder.name,
+        encoder=Path(encoder.name).name if Path(encoder.name).exists() else encoder.name,
         adapter=adapter,
+        prompt=f" Every question is read with {encoder.prompt!r} in front of it." if encoder.prompt else "",
         files=files.format(pooling=encoder.pooling, tokens=encoder.model.max_tokens),
         documents=len(retriever.documents),
         dimension=encoder.dimension,
@@ -267,12 +284,17 @@ def _check_onnx(retriever: Retriever, folder: Path, precision: str) -> None:
 
     texts, encoder = _probes(retriever), retriever.encoder
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    ids = [one.ids or [encoder.model.padding_id] for one in tokenizer.encode_batch(texts)]
+    ids = [
+        one.ids or [encoder.model.padding_id]
+        for one in tokenizer.encode_batch([encoder.prompt + text for text in texts])
+    ]
     if ids != encoder.tokenize(texts):
         message = "its tokenizer cannot be exported so that it makes the same tokens; train with --pooling mean"
         raise FedcarError(f"{encoder.folder}: {message}")
     runtime = OnnxRuntime(folder / "model.onnx")
-    states = np.concatenate([runtime.run(*padded([one], encoder.model.padding_id)).pooled for one in ids])
+    states = np.concatenate(
+        [runtime.run(*padded([one], encoder.model.padding_id, encoder.left_out)).pooled for one in ids]
+    )
     check_states(encoder, "the ONNX file", precision, texts, states)
 
 
@@ -283,12 +305,13 @@ def _check(retriever: Retriever, folder: Path) -> None:
     texts = _probes(retriever)
     ids = retriever.encoder.tokenize(texts)
     tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    if list(map(list, tokenizer(texts, truncation=True)["input_ids"])) != ids:
+    prompted = [retriever.encoder.prompt + text for text in texts]
+    if list(map(list, tokenizer(prompted, truncation=True)["input_ids"])) != ids:
         raise FedcarError(
             f"{retriever.encoder.folder}: its tokenizer cannot be exported so that it makes the same tokens; "
             "train with --pooling mean, or use the retriever itself"
         )
-    exported = Encoder(FrozenModel(folder, str(folder), retriever.encoder.pooling)).encode(texts)
+    exported = Encoder(FrozenModel(folder, str(folder))).encode(texts)
     expected = retriever.encoder.encode(texts)
     lengths = np.linalg.norm(expected, axis=1, keepdims=True)
     if not np.allclose(exported / lengths, expected / lengths, atol=TOLERANCE):

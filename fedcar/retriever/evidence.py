@@ -222,8 +222,8 @@ class Evidence:
     ) -> tuple[int, int] | None:
         """Where in its full text the window of a document stands that answers a question best; None of a single one.
 
-        By the cosine with what `vectors` makes of its state (d,), the share of the question's words and, where the documents were read token by token, the token
-        states; each counts alike.
+        By the cosine with what `vectors` makes of its state (d,), the share of the question's words and, where the
+        documents were read token by token, the token states; each counts alike.
         """
         own = self.windows.places(document)
         if own.start == own.stop:
@@ -340,7 +340,7 @@ def median_words(documents: Sequence[Document]) -> float:
 
 def _read_windows(parts: Sequence[Sequence[Window]], encoder: Encoder, view: View | None) -> Windows:
     with encoder.model.cutting():
-        states = encoder.untrained.encode_states([window.text for window in several(parts)])
+        states = encoder.untrained.for_documents.encode_states([window.text for window in several(parts)])
     return Windows.of(parts, states["pooled"] if view is None else view(states))
 
 

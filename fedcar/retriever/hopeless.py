@@ -41,7 +41,7 @@ def view_for(encoder: Encoder, cache: FeatureCache, report: Silent | None = None
         return None
     states, documents, asked = reference_states(encoder, cache), reference_documents(), reference_pairs()
     with encoder.model.without_remarks():  # nobody asked about these texts: that one is cut is no news
-        embeddings = unit(cache.public.hidden_states(encoder, documents))
+        embeddings = unit(cache.public.hidden_states(encoder.for_documents, documents))
     questions = unit(states["pooled"][[pair.question for pair in asked]])
     relevant = np.array([pair.document for pair in asked])
     by_cosine = reciprocal_rank(questions @ embeddings.T, relevant)

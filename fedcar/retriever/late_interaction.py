@@ -47,6 +47,8 @@ class LateInteraction:
         ids, id_starts (N + 1,) the distinct token ids of each document; basis (d, width), or (d, 0) at full width
         windows (W, 2) the first of its document's sentences and the one behind the last, window_starts (N + 1,) where
             each document's begin; a document that the encoder takes whole has none
+        own_mean (1,), only where something follows the encoder's pooling, so that its vectors are not among its
+            tokens' states: a question is then compared with sentences by the mean of its own tokens
     """
 
     def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -86,13 +88,16 @@ class LateInteraction:
             tokens += len(document.states)
             if tokens >= BASIS_TOKENS:
                 break
-        basis = np.zeros((encoder.dimension, 0), dtype=np.float32)
-        if tokens >= BASIS_TOKENS and encoder.dimension > WIDTH:
+        basis = np.zeros((encoder.width, 0), dtype=np.float32)
+        if tokens >= BASIS_TOKENS and encoder.width > WIDTH:
             basis = main_directions(np.concatenate([document.states for _, document in waiting]), WIDTH)
         parts = {row: _packed(document, basis) for row, document in waiting}
         waiting.clear()
         parts |= {row: _packed(document, basis) for row, document in read}
-        return cls(_assembled([parts[row] for row in range(len(documents))], basis))
+        arrays = _assembled([parts[row] for row in range(len(documents))], basis)
+        if encoder.model.pooler.is_elsewhere:
+            arrays["own_mean"] = np.ones(1, dtype=np.uint8)
+        return cls(arrays)
 
     def added(
         self,
@@ -106,7 +111,7 @@ class LateInteraction:
         windows = windows_of(documents, encoder) if windows is None else windows
         read = _read(documents, windows, encoder, report or Silent())
         new = _assembled([_packed(document, basis) for document in read], basis)
-        arrays = {"basis": basis}
+        arrays = {"basis": basis, **self._own_mean}
         for name in ("tokens", "sentences", "ids", "windows"):
             arrays[name] = np.concatenate([self.arrays[name], new[name]])
         for name in ("token_starts", "sentence_starts", "id_starts", "window_starts"):
@@ -124,6 +129,7 @@ class LateInteraction:
         return LateInteraction(
             {
                 "basis": self.arrays["basis"],
+                **self._own_mean,
                 "ids": self.arrays["ids"][ids],
                 "id_starts": id_starts,
                 "sentences": self.arrays["sentences"][sentence],
@@ -147,6 +153,8 @@ class LateInteraction:
         """
         result = np.zeros((*candidates.shape, len(FEATURES)), dtype=np.float32)
         asked = _Asked.of(questions, self)
+        if self._own_mean:
+            hidden_states = np.stack([one.states.astype(np.float32).sum(axis=0) for one in questions])
         hidden_states = unit(hidden_states)
         if len(questions) == 1:
             return self._of_one(hidden_states[0], asked, candidates[0])[None]
@@ -225,6 +233,10 @@ class LateInteraction:
         best = np.maximum.reduceat(cosines, starts[:-1] - starts[0], axis=1)
         result: NDArray[np.float32] = asked.weights @ _best_within(best, windows)
         return result
+
+    @property
+    def _own_mean(self) -> dict[str, NDArray[Any]]:
+        return {name: array for name, array in self.arrays.items() if name == "own_mean"}
 
     @property
     def width(self) -> int:
@@ -313,7 +325,7 @@ def _read(
     report: Silent,
     keep: Keep | None = None,
 ) -> Iterator[_Read]:
-    encoder = encoder.untrained
+    encoder = encoder.untrained.for_documents
     texts = [window.text for windows in parts for window in windows]
     with report.track("reading the documents' tokens", len(texts)) as advance:
         at_once = [texts[start : start + DOCUMENTS_AT_ONCE] for start in range(0, len(texts), DOCUMENTS_AT_ONCE)]

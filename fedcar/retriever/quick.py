@@ -45,7 +45,8 @@ def quick_searcher(folder: str | Path, encoder: str | Path | None = None) -> Sea
     about = parts.encoder
     if encoder is not None and fingerprint(find(str(encoder), offline=True)[0]) != about["fingerprint"]:
         return None
-    states = fingerprint_with(about["fingerprint"], parts.adapter) if parts.adapter else about["fingerprint"]
+    states = about.get("state_fingerprint", about["fingerprint"])
+    states = fingerprint_with(states, parts.adapter) if parts.adapter else states
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FedcarWarning)  # of a cache that is not the user's: nothing is kept here

@@ -20,6 +20,7 @@ from fedcar.common.folders import ANYTHING, write_folder
 from fedcar.common.progress import Silent
 from fedcar.encoder.adapter import Adapter
 from fedcar.encoder.encoder import Encoder
+from fedcar.encoder.manner import Manner
 from fedcar.encoder.reference import reference_states
 from fedcar.errors import FedcarError, FedcarWarning, quoted
 from fedcar.head.feature_map import FeatureMap
@@ -80,19 +81,19 @@ class Retriever(Searcher):
             if reads_tokens(documents, encoder):  # the same passes give what the cache keeps
 
                 def keep(read: Sequence[str], states: NDArray[np.void]) -> None:
-                    cache.public.keep(encoder, read, states)
+                    cache.public.keep(encoder.for_documents, read, states)
 
                 late = LateInteraction.build(documents, encoder, report, keep, parts)
             with report.track("encoding documents", len(texts) + len(of_windows)) as advance:
-                embeddings = cache.public.hidden_states(encoder, texts, advance)
-                vectors = cache.public.hidden_states(encoder, of_windows, advance)
+                embeddings = cache.public.hidden_states(encoder.for_documents, texts, advance)
+                vectors = cache.public.hidden_states(encoder.for_documents, of_windows, advance)
         embeddings[[not text for text in texts]] = 0.0
         centre = FeatureMap.of_reference(reference_states(encoder, cache)).centre
         rows = Head(embeddings, centre=centre, kind=head, pre_classifier=pre_classifier, seed=seed)
         compared, view = rows.embeddings.numpy(), view_for(encoder, cache, report)
         if view is not None:
-            compared = view(without_empty(cache.public.states(encoder, texts), texts))
-            vectors = view(cache.public.states(encoder, of_windows))
+            compared = view(without_empty(cache.public.states(encoder.for_documents, texts), texts))
+            vectors = view(cache.public.states(encoder.for_documents, of_windows))
         evidence = Evidence.build(documents, encoder, compared, report, late, Windows.of(parts, vectors), view)
         if (language := evidence.wording.language) is not None:
             report.say(f"language of the documents: {name_of(language)}")
@@ -215,7 +216,7 @@ class Retriever(Searcher):
         texts = [document.full_text for document in documents]
         cutting = self.encoder.model.cutting()
         with cutting, report.track("encoding documents", len(texts)) as advance:
-            return without_empty(self.encoder.untrained.encode_states(texts, advance), texts)
+            return without_empty(self.encoder.untrained.for_documents.encode_states(texts, advance), texts)
 
     def _embeddings(self, states: NDArray[np.void], head: Head) -> NDArray[np.float32]:
         """What the evidence compares of these documents, which stand last in the head: (m, d)."""
@@ -261,6 +262,7 @@ class Retriever(Searcher):
                     "weights_sha256": self.encoder.model.weight_hash,
                     "fingerprint": self.encoder.fingerprint,
                     "pooling": self.encoder.pooling,
+                    **_manner_of(self.encoder),
                 },
                 "adapter": adapter.variant if adapter is not None else None,
                 "head": self.head.layers,
@@ -282,7 +284,11 @@ class Retriever(Searcher):
         folder = Path(folder)
         parts = read_parts(folder)
         about = parts.encoder
-        found = Encoder.load(encoder or about["name"], about["pooling"], offline=True)
+        manner = Manner.of(about.get("manner"))
+        found = Encoder.load(encoder or about["name"], about["pooling"], offline=True, manner=manner)
+        if "state_fingerprint" in about and found.state_fingerprint != about["state_fingerprint"]:
+            message = "trained with other modules behind the encoder's pooling; give the original encoder's folder"
+            raise FedcarError(f"{folder}: {message}")
         if found.fingerprint != about["fingerprint"]:
             raise FedcarError(
                 f"{folder}: trained with an encoder of fingerprint {about['fingerprint'][:12]}, but "
@@ -316,6 +322,12 @@ def without_empty(states: NDArray[np.void], texts: Sequence[str]) -> NDArray[np.
     """The states (n,) of these texts, with 0 for those that are empty."""
     states[[not text for text in texts]] = np.zeros(1, states.dtype)
     return states
+
+
+def _manner_of(encoder: Encoder) -> dict[str, object]:
+    """How the encoder reads, where that is not the plain way, and what tells it from others."""
+    manner = encoder.model.manner.to_json()
+    return {} if manner is None else {"manner": manner, "state_fingerprint": encoder.untrained.state_fingerprint}
 
 
 def _check_new(retriever: Retriever, documents: Sequence[Document]) -> None:

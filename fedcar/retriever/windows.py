@@ -125,11 +125,11 @@ def windows_of(documents: Sequence[Document], encoder: Encoder, report: Silent |
     can, have the title in front, and each reads up to a quarter of the one before it again. One line says how many
     documents are read so, and one how many are longer than MOST_WINDOWS windows.
     """
-    model = encoder.model
+    model, prompt = encoder.model, encoder.for_documents.prompt
     texts = [document.full_text for document in documents]
-    too_long = model.too_long(texts)
+    too_long = model.too_long(texts, prompt)
     found = [
-        _windows(document, model) if cut else [Window(text, 0, len(text))]
+        _windows(document, model, model.room(prompt)) if cut else [Window(text, 0, len(text))]
         for document, text, cut in zip(documents, texts, too_long, strict=True)
     ]
     report = report or Silent()
@@ -151,8 +151,8 @@ def several(parts: Iterable[Sequence[Window]]) -> list[Window]:
     return [window for windows in parts if len(windows) > 1 for window in windows]
 
 
-def _windows(document: Document, model: FrozenModel) -> list[Window]:
-    full, first_room = document.full_text, model.room
+def _windows(document: Document, model: FrozenModel, first_room: int) -> list[Window]:
+    full = document.full_text
     title = full[: body_start(document)]
     if (of_title := len(model.places(title))) > first_room // TITLE:
         title, of_title = "", 0

@@ -27,7 +27,8 @@ class TrainingSettings:
 
     `method`: `ridge` (rows in closed form), `head` (rows by gradient steps on cached hidden states), `adapter` (adapter
     and head, through the frozen blocks), or `auto`: from cheap to dear, keeping what selection prefers. `encoder` is a
-    model's name or folder, to be read with `pooling` (by default what the model declares), or one that is loaded.
+    model's name, folder or GGUF file, to be read with `pooling` and with `query_prompt` and `document_prompt` before
+    every text (by default what the model declares), or one that is loaded.
     `questions_from` is the address of an OpenAI-compatible server whose `questions_model` is sent the documents (no
     question) and asked what users would ask of them: pseudo-queries for ridge.
 
@@ -44,6 +45,8 @@ class TrainingSettings:
 
     encoder: str | Path | Encoder = DEFAULT_ENCODER
     pooling: str | None = None
+    query_prompt: str | None = None
+    document_prompt: str | None = None
     method: str = "auto"
     adapter: str = "full"
     head: str = "linear"
@@ -109,6 +112,8 @@ class TrainingOptions(TypedDict, total=False):
 
     encoder: str | Path | Encoder
     pooling: str | None
+    query_prompt: str | None
+    document_prompt: str | None
     method: str
     adapter: str
     head: str
@@ -133,9 +138,16 @@ class TrainingOptions(TypedDict, total=False):
     public_because: str | None
 
 
-def loaded(encoder: str | Path | Encoder, pooling: str | None) -> Encoder:
+def loaded(
+    encoder: str | Path | Encoder,
+    pooling: str | None,
+    query_prompt: str | None = None,
+    document_prompt: str | None = None,
+) -> Encoder:
     """The encoder, read if it is not yet."""
-    return encoder if isinstance(encoder, Encoder) else Encoder.load(encoder, pooling)
+    if isinstance(encoder, Encoder):
+        return encoder
+    return Encoder.load(encoder, pooling, query_prompt=query_prompt, document_prompt=document_prompt)
 
 
 @dataclass(frozen=True)

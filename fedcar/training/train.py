@@ -79,7 +79,7 @@ def train(
     report, clock = report or Silent(), Clock()
     options = replace(settings or TrainingSettings(), **changes)
     steps = options.steps(resume)
-    encoder, features = loaded(options.encoder, options.pooling), FeatureCache(Path(cache) if cache else None)
+    encoder, features = encoder_of(options), FeatureCache(Path(cache) if cache else None)
     if options.target is not None:
         if options.public is not None:
             collection = with_public_questions(collection, Path(options.public), dev=options.public_dev)
@@ -115,6 +115,11 @@ def train(
     )
     claim = no_guarantee(chosen.name, options.delta) if options.recipe == "paper" else None
     return conclude(job, chosen, record, claim, clock)
+
+
+def encoder_of(options: TrainingSettings) -> Encoder:
+    """The encoder that the options name."""
+    return loaded(options.encoder, options.pooling, options.query_prompt, options.document_prompt)
 
 
 def enough(job: Job, questions_from: str | None) -> bool:
@@ -160,7 +165,7 @@ def plan(
 ) -> dict[str, object]:
     """What `train` would do with the same arguments, without doing it: counts, encoder, settings of gradient steps."""
     options = replace(settings or TrainingSettings(), **changes)
-    steps, encoder = options.steps(), loaded(options.encoder, options.pooling)
+    steps, encoder = options.steps(), encoder_of(options)
     training, selection = split_for_selection(collection, options.seed)
     if options.target is not None:
         training = collection.judged("train")
@@ -183,7 +188,7 @@ def plan(
         "documents": len(collection.documents),
         "training questions": len(training),
         "selection questions": len(selection),
-        "encoder": f"{encoder.name} ({encoder.dimension} wide, pooling {encoder.pooling}, {encoder.fingerprint[:12]})",
+        "encoder": encoder.in_words,
         **used,
         "method": options.method,
         **also,
@@ -194,7 +199,7 @@ def plan(
 
 def fingerprints(collection: Collection, encoder: Encoder, settings: Settings) -> dict[str, object]:
     """What a checkpoint belongs to; another collection, encoder or setting cannot be resumed from it."""
-    return {"collection": collection.fingerprint, "encoder": encoder.fingerprint, "settings": asdict(settings)}
+    return {"collection": collection.fingerprint, "encoder": encoder.state_fingerprint, "settings": asdict(settings)}
 
 
 def trained_candidates(

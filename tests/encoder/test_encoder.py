@@ -17,7 +17,8 @@ from support.models import FAMILIES, POSITIONS, VOCABULARY
 from fedcar.encoder.adapter import Adapter
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
-from fedcar.encoder.model import MAX_TOKENS, POOLINGS, pool
+from fedcar.encoder.manner import POOLINGS
+from fedcar.encoder.model import MAX_TOKENS
 from fedcar.encoder.reading import batches_by_length
 from fedcar.errors import FedcarError, FedcarWarning
 
@@ -68,22 +69,6 @@ def test_the_padding_side_of_the_tokenizer_does_not_matter(
     left = Encoder.load(tiny_model(family, padding_side="left"), pooling)
     assert left.tokenizer.padding_side == "left"
     np.testing.assert_array_equal(left.encode(RAGGED), right.encode(RAGGED))
-
-
-@pytest.mark.parametrize("pooling", POOLINGS)
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_pool_equals_a_plain_loop(pooling: str, side: str) -> None:
-    generator = torch.Generator().manual_seed(1)
-    lengths = [1, 5, 3, 4]
-    states = torch.randn(4, 5, 3, generator=generator)
-    mask = torch.zeros(4, 5, dtype=torch.long)
-    expected = []
-    for row, length in enumerate(lengths):
-        kept = range(length) if side == "right" else range(5 - length, 5)
-        mask[row, list(kept)] = 1
-        own = [states[row, place] for place in kept]
-        expected.append({"mean": sum(own, torch.zeros(3)) / length, "last": own[-1], "cls": own[0]}[pooling])
-    torch.testing.assert_close(pool(states, mask, pooling), torch.stack(expected))
 
 
 def test_hidden_states_are_those_of_the_model_itself(model_folder: Path) -> None:
@@ -465,8 +450,8 @@ def test_the_first_token_of_a_decoder_is_warned_of(tiny_model: Callable[..., Pat
 
 
 def test_an_unknown_pooling_is_refused(encoder_folder: Path) -> None:
-    with pytest.raises(FedcarError, match='--pooling "max": not known; give one of mean, last, cls'):
-        Encoder.load(encoder_folder, "max")
+    with pytest.raises(FedcarError, match='--pooling "median": not known; give one of mean, last, cls'):
+        Encoder.load(encoder_folder, "median")
 
 
 def test_the_pooling_the_model_was_trained_with_is_the_default(
@@ -482,7 +467,9 @@ def test_the_pooling_the_model_was_trained_with_is_the_default(
         ({"pooling_mode": "cls"}, "cls"),
         ({"pooling_mode": "lasttoken"}, "last"),
         ({"pooling_mode": "mean"}, "mean"),
-        ({"pooling_mode": "max"}, "mean"),
+        ({"pooling_mode": "max"}, "max"),
+        ({"pooling_mode": ["mean", "cls"]}, "mean+cls"),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, "cls+mean"),
     ):
         (folder / "1_Pooling" / "config.json").write_text(json.dumps(declared))
         assert Encoder.load(folder).pooling == pooling

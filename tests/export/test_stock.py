@@ -19,7 +19,8 @@ from fedcar.collection.collection import Collection, Document
 from fedcar.encoder.adapter import Adapter
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
-from fedcar.encoder.model_files import DEFAULT_ENCODER, default_pooling
+from fedcar.encoder.manner import declared
+from fedcar.encoder.model_files import DEFAULT_ENCODER
 from fedcar.errors import FedcarError
 from fedcar.export.stock import export
 from fedcar.head.head import Head
@@ -117,7 +118,7 @@ def test_exported_equals_fedcar_for_sentence_transformers(exported: tuple[Retrie
 def test_exported_is_an_encoder_of_fedcar_as_well(exported: tuple[Retriever, Path]) -> None:
     retriever, folder = exported
     again = Encoder.load(folder)
-    assert again.pooling == retriever.encoder.pooling == default_pooling(folder)
+    assert again.pooling == retriever.encoder.pooling == declared(folder)[0]
     assert again.tokenize(TEXTS) == retriever.encoder.tokenize(TEXTS)
     check_same(again.encode(TEXTS), retriever.encoder.encode(TEXTS))
 

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fedcar.encoder.model import FrozenModel, states_of
-from fedcar.encoder.model_files import first_line
 from fedcar.encoder.runtimes.onnx import INPUTS, OUTPUTS, library
-from fedcar.errors import FedcarError
+from fedcar.errors import FedcarError, first_line
 
 if TYPE_CHECKING:
     from fedcar.encoder.adapter import Adapter
@@ -30,12 +29,13 @@ class Graph(nn.Module):
 
     def __init__(self, transformer: nn.Module, model: FrozenModel, both: bool = False) -> None:
         super().__init__()
-        self.model, self.layers, self.pooling, self.both = transformer, model.layers, model.pooling, both
+        self.model, self.layers, self.both = transformer, model.layers, both
+        self.pooler = copy.deepcopy(model.pooler).cpu()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.both:
             input_ids, attention_mask = (torch.cat([one, one]) for one in (input_ids, attention_mask))
-        return states_of(self.model, input_ids, attention_mask, self.layers, self.pooling)
+        return states_of(self.model, input_ids, attention_mask, self.layers, self.pooler)
 
 
 class _TwoTables(nn.Module):

@@ -19,7 +19,7 @@ class TorchFloat32:
 
     def __init__(self, transformer: Any, model: FrozenModel, twice: bool = False) -> None:  # noqa: ANN401 - AutoModel
         self._transformer, self._twice = transformer, twice
-        self._device, self._layers, self._pooling = model.device, model.layers, model.pooling
+        self._device, self._layers, self._pooler = model.device, model.layers, model.pooler
 
     @torch.inference_mode()
     def run(self, token_ids: NDArray[np.int64], mask: NDArray[np.int64]) -> States:
@@ -27,5 +27,5 @@ class TorchFloat32:
         if self._twice:
             token_ids, mask = np.concatenate([token_ids, token_ids]), np.concatenate([mask, mask])
         ids, kept = (torch.from_numpy(array).to(self._device) for array in (token_ids, mask))
-        states = states_of(self._transformer, ids, kept, self._layers, self._pooling)
+        states = states_of(self._transformer, ids, kept, self._layers, self._pooler)
         return States(*(tensor.float().cpu().numpy() for tensor in states))

@@ -166,8 +166,10 @@ def _devices_collection(join: JoinFile, collection: Path | None) -> str:
 
 def _encoder(join: JoinFile, encoder: str | None) -> str:
 
-    loaded = Encoder.load(encoder or join.encoder, join.pooling)
-    if loaded.fingerprint != join.encoder_fingerprint:
+    loaded = Encoder.load(
+        encoder or join.encoder, join.pooling, query_prompt=join.query_prompt, document_prompt=join.document_prompt
+    )
+    if loaded.state_fingerprint != join.encoder_fingerprint:
         raise FedcarError(f"{loaded.name}: another encoder than the server's; give the same with --encoder")
     return f"{loaded.name} as on the server ({loaded.fingerprint[:12]})"
 

@@ -32,12 +32,14 @@ class JoinFile:
     encoder: str
     pooling: str | None
     encoder_fingerprint: str
+    query_prompt: str | None = None
+    document_prompt: str | None = None
 
     @classmethod
     def read(cls, file: Path) -> JoinFile:
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-            return cls(file, **{name: content[name] for name in FIELDS})
+            return cls(file, **{name: content[name] for name in FIELDS if name in content or name not in LATER})
         except OSError as error:
             raise FedcarError(f"{file}: cannot be read ({error.strerror}); ask the server's side for it") from error
         except (ValueError, KeyError, TypeError) as error:
@@ -53,6 +55,7 @@ class JoinFile:
 
 
 FIELDS = tuple(field.name for field in fields(JoinFile))[1:]
+LATER = ("query_prompt", "document_prompt")  # which files from before they were there lack
 
 
 def enroll(place: ServerFolder, public: Path, address: str | None, out: Path | None, register: Register) -> Path:
@@ -71,6 +74,7 @@ def enroll(place: ServerFolder, public: Path, address: str | None, out: Path | N
         out or public.with_suffix(".join"), __version__, name, node["node"], node["key"],
         address or f"{settings.host}:{settings.port}", (given if given.exists() else place.ca).read_text(),
         settings.documents, settings.encoder, settings.pooling, settings.encoder_fingerprint,
+        settings.query_prompt, settings.document_prompt,
     )  # fmt: skip
     join.write()
     return join.file

@@ -35,6 +35,8 @@ class ServerSettings:
     encoder_fingerprint: str
     version: str = __version__
     format: int = FORMAT
+    query_prompt: str | None = None  # None: what the encoder declares
+    document_prompt: str | None = None
 
 
 class ServerFolder:

@@ -176,10 +176,15 @@ def _take_part(
             f"{options.collection}: its documents differ from the server's ({documents[:12]}, there "
             f"{file.documents[:12]}); copy the server's corpus.jsonl"
         )
-    model = Encoder.load(options.encoder or file.encoder, file.pooling)
-    if model.fingerprint != file.encoder_fingerprint:
+    model = Encoder.load(
+        options.encoder or file.encoder,
+        file.pooling,
+        query_prompt=file.query_prompt,
+        document_prompt=file.document_prompt,
+    )
+    if model.state_fingerprint != file.encoder_fingerprint:
         raise FedcarError(
-            f"{model.name}: another encoder than the server's ({model.fingerprint[:12]}, there "
+            f"{model.name}: another encoder than the server's ({model.state_fingerprint[:12]}, there "
             f"{file.encoder_fingerprint[:12]}); give the same model with --encoder"
         )
     ledgers = ledgers_of(options, loaded, report)

@@ -68,7 +68,7 @@ def train_over(network: RemoteNetwork, untrained: Retriever, run: ServedRun) -> 
     together = {**asdict(rounds), **asdict(settings), "devices": sorted(members)}
     folder = RunFolder(run.folder)
     folder.belongs_to = {
-        "collection": collection.fingerprint, "encoder": untrained.encoder.fingerprint, "settings": together,
+        "collection": collection.fingerprint, "encoder": untrained.encoder.state_fingerprint, "settings": together,
     }  # fmt: skip
     weights, exchanges = kept_mixture(run.folder, network)
     mixed = replace(untrained, weights=weights_of(weights[:LEARNED]))
@@ -133,7 +133,9 @@ def start(place: ServerFolder, run: Path, *, resume: bool, report: Silent, watch
     if not nodes:
         raise FedcarError(f"{place.folder}: no device is enrolled; fedcar keygen there, then fedcar enroll here")
     collection = Collection.read(served.collection, part=True)
-    model = Encoder.load(served.encoder, served.pooling)
+    model = Encoder.load(
+        served.encoder, served.pooling, query_prompt=served.query_prompt, document_prompt=served.document_prompt
+    )
     rounds = RoundSettings(**options.rounds)
     if not (run / ENROLMENT).exists() and not (run / DEVICES).exists():
         nodes = online(place, nodes, report)

@@ -26,19 +26,38 @@ SERVED = "is being served already; stop that fedcar serve first"
 
 
 def prepare_server(
-    place: ServerFolder, host: str, bind: str | None, port: int, collection: Path, encoder: str, pooling: str | None
+    place: ServerFolder,
+    host: str,
+    bind: str | None,
+    port: int,
+    collection: Path,
+    encoder: str,
+    pooling: str | None,
+    prompts: tuple[str | None, str | None] = (None, None),
 ) -> ServerSettings:
     """Make the folder with authority, certificates and secret where they are missing; the settings of the server.
 
-    A folder that was served before keeps its collection and encoder: devices were told their fingerprints.
+    `prompts` stand before questions and before documents, where the encoder's own are not meant. A folder that was
+    served before keeps its collection and encoder: devices were told their fingerprints.
     """
     bind = bind or host
     check_port(bind, port, "--port")
     documents = documents_fingerprint(Collection.read(collection, part=True))
-    model = Encoder.load(encoder, pooling)
+    query, document = prompts
+    model = Encoder.load(encoder, pooling, query_prompt=query, document_prompt=document)
     link_port = free_port()
     settings = ServerSettings(
-        host, bind, port, link_port, str(collection.resolve()), documents, encoder, pooling, model.fingerprint
+        host,
+        bind,
+        port,
+        link_port,
+        str(collection.resolve()),
+        documents,
+        encoder,
+        pooling,
+        model.state_fingerprint,
+        query_prompt=query,
+        document_prompt=document,
     )
     if place.file.exists():
         if place.serving():  # nothing of what the running one relies on is written over
@@ -46,7 +65,7 @@ def prepare_server(
         before = place.settings()
         for what, then, now in (
             ("collection (its documents differ)", before.documents, documents),
-            ("encoder", before.encoder_fingerprint, model.fingerprint),
+            ("encoder", before.encoder_fingerprint, model.state_fingerprint),
         ):
             if then != now:
                 raise FedcarError(

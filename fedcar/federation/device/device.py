@@ -119,7 +119,7 @@ class Device:
         setup = Setup.parse(request.values["setup"])
         for name, ours, theirs in (
             ("version", __version__, setup.version),
-            ("encoder", self.model.fingerprint, setup.encoder),
+            ("encoder", self.model.state_fingerprint, setup.encoder),
             ("documents", self.documents, setup.documents),
         ):
             if ours != theirs:

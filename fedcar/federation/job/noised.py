@@ -180,7 +180,7 @@ def belongs_to(
     settings = {**asdict(plan.target), "method": plan.method, "steps": plan.steps, "partition": kind, "seed": seed}
     settings["participation"] = rate  # what a step was charged by
     return {
-        "documents": documents, "encoder": model.fingerprint, "settings": {**settings, "clients": clients},
+        "documents": documents, "encoder": model.state_fingerprint, "settings": {**settings, "clients": clients},
         "parts": PARTS,
     }  # fmt: skip
 

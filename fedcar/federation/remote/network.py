@@ -82,7 +82,7 @@ class RemoteNetwork:
         self.carrier: Carrier | None = None
         self.clients = {name: RemoteClient(name, node) for name, node in sorted(nodes.items())}
         self.retriever = retriever
-        self.setup = Setup(run, __version__, retriever.encoder.fingerprint, documents, {}, {})
+        self.setup = Setup(run, __version__, retriever.encoder.untrained.state_fingerprint, documents, {}, {})
         self.settings = RoundSettings()
         self.deadline = deadline or DEADLINE
         self.over_selection = over_selection

@@ -141,7 +141,7 @@ def belongs_to(
     who = {"partition": federation.kind, "parts": PARTS, "clients": clients, "clock": str(federation.clock)}
     return {
         "collection": job.collection.fingerprint,
-        "encoder": job.untrained.encoder.fingerprint,
+        "encoder": job.untrained.encoder.state_fingerprint,
         "settings": {**who, **asdict(rounds), **asdict(settings)},
     }
 
@@ -192,14 +192,14 @@ def plan(
     *,
     clients: int | None,
     kind: str,
-    encoder: str | Path,
+    encoder: str | Path | Encoder,
     method: str,
     adapter: str,
     rounds: RoundSettings,
 ) -> dict[str, Any]:
     """What `federate` would do with the same arguments, without doing it."""
     check_method(method, adapter, rounds)
-    model = Encoder.load(encoder)
+    model = loaded(encoder, None)
     training, selection = split_for_selection(collection, rounds.seed)
     parts = partition(training, kind, clients, rounds.seed)
     settings = fitted(method, adapter, rounds.seed, model, reads_tokens(collection.documents, model))
@@ -208,7 +208,7 @@ def plan(
         "documents": len(collection.documents),
         "training questions": {name: len(rows) for name, rows in parts.items()},
         "selection questions": len(selection),
-        "encoder": f"{model.name} ({model.dimension} wide, pooling {model.pooling}, {model.fingerprint[:12]})",
+        "encoder": model.in_words,
         "rounds": asdict(rounds),
         "local training": asdict(of_a_client(settings, rounds)),
     }

@@ -36,10 +36,19 @@ class Deployment:
         self.devices: dict[str, Child] = {}
         self.threads = os.cpu_count() or 1  # of each device; more of them than cores wait for each other
 
-    def serve(self, collection: Path, encoder: str, pooling: str | None = None, port: int | None = None) -> None:
+    def serve(
+        self,
+        collection: Path,
+        encoder: str,
+        pooling: str | None = None,
+        port: int | None = None,
+        prompts: tuple[str, str] | None = None,
+    ) -> None:
         """Start the server on loopback and wait until it lets devices in."""
         words = ["serve", "--data-dir", self.place.folder, "--host", "127.0.0.1", "--port", port or free_port()]
         words += ["--collection", collection, "--encoder", encoder, *(("--pooling", pooling) if pooling else ())]
+        if prompts is not None:
+            words += ["--query-prompt", prompts[0], "--document-prompt", prompts[1]]
         self.server = Child(fedcar_command(*words), self.folder / "serve.log")
         self.server.start()
         self.wait(self.ready, START_SECONDS, self.server, "the server")
@@ -106,7 +115,11 @@ def over_flower(cache: Path | None, deadline: float | None, report: Silent) -> I
             nodes = {f"device-{number:03}": name for number, name in enumerate(sorted(shares), 1)}
             for name, client in nodes.items():
                 shares[client].write(folder / "collections" / name)
-            deployment.serve(folder / "collections" / "device-001", encoder, pooling)
+            manner = untrained.encoder.model.manner
+            prompts = manner.query_prompt, manner.document_prompt
+            deployment.serve(
+                folder / "collections" / "device-001", encoder, pooling, prompts=prompts if any(prompts) else None
+            )
             deployment.threads = max(1, deployment.threads // len(nodes))
             for name, client in nodes.items():
                 ledger = None if ledgers is None else ledgers.resolve() / file_name(client)

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from fedcar.encoder.adapter import Adapter
 from fedcar.encoder.encoder import Encoder
-from fedcar.encoder.model import pool
 from fedcar.encoder.reading import padded
 from fedcar.head.head import START_SCALE
 from fedcar.retriever.questions import Questions
@@ -56,16 +55,18 @@ class Blocks:
     """A copy of the frozen model in float64."""
 
     def __init__(self, encoder: Encoder) -> None:
-        self.model = encoder.model
+        self.model, self.encoder = encoder.model, encoder
+        self.pooler = copy.deepcopy(encoder.model.pooler).cpu().double()
         self.transformer = copy.deepcopy(encoder.model.behind(OwnAdapters(encoder.model.embedding))).cpu().double()
 
     def hidden_states(self, texts: list[str], leaves: Mapping[str, Tensor]) -> Tensor:
         """(n, d), each with its own adapter."""
-        arrays = padded(self.model.tokenize(texts), self.model.padding_id)
+        arrays = padded(self.encoder.tokenize(texts), self.model.padding_id, self.encoder.left_out)
         token_ids, mask = (torch.from_numpy(array) for array in arrays)
         self.transformer.get_input_embeddings().leaves = leaves
-        last = self.transformer(input_ids=token_ids, attention_mask=mask).last_hidden_state
-        return pool(last, mask, self.model.pooling)
+        last = self.transformer(input_ids=token_ids, attention_mask=self.pooler.read(mask)).last_hidden_state
+        pooled: Tensor = self.pooler(last, mask)
+        return pooled
 
 
 class Definition:
