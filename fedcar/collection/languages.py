@@ -18,7 +18,7 @@ from typing import NamedTuple
 ENGLISH = "en"
 MOST_TEXTS, MOST_CHARACTERS = 1000, 1000  # that are looked at: every so many of more texts, the beginning of longer
 LETTERS_A_SIGN = 3  # a Chinese, Japanese or Korean sign says about as much
-LEAST_SURE, TIMES_THE_NEXT = 1.5, 2.0  # of one text: more than a word that only this language has, twice the next
+LEAST_SURE, TIMES_THE_NEXT = 1.5, 1.5  # of one text: more than a word that only this language has, and than the next
 LEAST_A_TEXT, TIMES_THE_NEXT_OF_MANY = 0.2, 1.15  # of a collection: for each text, and to the next language
 FEWEST_LETTERS = 8  # of a script that one language has; fewer may be a name
 KANA_SHARE = 0.05  # of the signs; a text in Japanese has more
@@ -142,9 +142,15 @@ def recognised(texts: Sequence[str]) -> Recognised:
     return Recognised(best, told[best], told.total(), latin)
 
 
-def differ(language: str | None, other: str | None) -> bool:
-    """Whether both are known and not the same; a Japanese text may have no kana."""
-    return None not in (language, other) and language != other and (language, other) != ("zh", "ja")
+def other_language(text: str, language: str) -> str | None:
+    """The language of one text, where it is plainly not this one; a Japanese text may have no kana.
+
+    Of a text whose script alone tells that it is another, the language that most who write in it have.
+    """
+    other, script = language_of(text), _read(text)[0]
+    if other is None and script in _SHARED and script != "Latin" and language not in _SHARED[script]:
+        other = _SHARED[script][0] if _letters(text).total() >= FEWEST_LETTERS else None
+    return None if other == language or (other, language) == ("zh", "ja") else other
 
 
 def _read(text: str) -> tuple[str | None, Counter[str]]:

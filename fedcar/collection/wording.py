@@ -102,6 +102,11 @@ class Wording:
             return english.STOP_WORDS
         return frozenset(chain.from_iterable(map(self._all, self._about.words)))
 
+    @cached_property
+    def _endings(self) -> list[str]:
+        """The longest first, written as a folded text has them."""
+        return sorted(set(map(self._normal, self._about.endings)), key=lambda ending: (-len(ending), ending))
+
     def _all(self, text: str) -> list[str]:
         parted = map(_parted, _patterns().word.findall(self._normal(text)))
         return list(chain.from_iterable(parted))
@@ -120,7 +125,7 @@ class Wording:
     def _stem(self, word: str) -> str:
         if self.language == ENGLISH:
             return english.stem(word)
-        for ending in self._about.endings:
+        for ending in self._endings:
             if word.endswith(ending) and len(word) - len(ending) >= FEWEST_LETTERS:
                 return word[: -len(ending)]
         return word

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from fedcar.collection.languages import ENGLISH, differ, language_of, languages, name_of
+from fedcar.collection.languages import ENGLISH, languages, name_of, other_language
 from fedcar.errors import FedcarWarning
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 MOST_PIECES = 1.6  # times those of the same sentence in English; MiniLM's 1.75 and more, multilingual ones' to 1.5
 MOST_UNKNOWN = 0.1  # of the sentence's words, beyond those of the English one
+PART = 16  # characters
 BY_CHARACTER = ("zh", "ja")  # tokenizers take these apart so
 
 
@@ -34,13 +35,19 @@ def reads(encoder: Tokenizing, language: str) -> bool:
     One that was not cuts a sentence into many more pieces than the same sentence in English (the premium of Petrov et
     al. 2023, "Language Model Tokenizers Introduce Unfairness Between Languages"), or does not know its words.
     """
-    sample, english = languages()[language].sample, languages()[ENGLISH].sample
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FedcarWarning)  # of a sentence in more pieces than the encoder reads
-        nothing, pieces, in_english = map(len, encoder.tokenize(["", sample, english]))
-        unknown = encoder.unknown(list(sample) if language in BY_CHARACTER else sample.split()).mean()
-        unknown -= encoder.unknown(english.split()).mean()
-    return bool(pieces - nothing <= MOST_PIECES * (in_english - nothing) and unknown <= MOST_UNKNOWN)
+    if language == ENGLISH:
+        return True
+    sample, english = (_short_parts(languages()[one].sample) for one in (language, ENGLISH))
+    nothing, *pieces = map(len, encoder.tokenize(["", *sample, *english]))
+    of_sample, of_english = (sum(part) - nothing * len(part) for part in (pieces[: len(sample)], pieces[len(sample) :]))
+    unknown = encoder.unknown(list("".join(sample).replace(" ", "")) if language in BY_CHARACTER else sample).mean()
+    more_unknown = unknown - encoder.unknown(english).mean()
+    return bool(of_sample <= MOST_PIECES * of_english and more_unknown <= MOST_UNKNOWN)
+
+
+def _short_parts(text: str) -> list[str]:
+    """A text's words, and parts of its runs without spaces: none of them is longer than an encoder reads."""
+    return [f" {run[start : start + PART]}" for run in text.split() for start in range(0, len(run), PART)]
 
 
 def warn_of_other_languages(encoder: Tokenizing, questions: Sequence[str], language: str | None) -> None:
@@ -53,10 +60,10 @@ def warn_of_other_languages(encoder: Tokenizing, questions: Sequence[str], langu
     """
     if language is None:
         return
-    others = Counter(other for question in questions if differ(other := language_of(question), language))
+    others = Counter(other for question in questions if (other := other_language(question, language)) is not None)
     if not others:
         return
-    other = others.most_common(1)[0][0] or language
+    other = others.most_common(1)[0][0]
     unread = [name_of(one) for one in (other, language) if not reads(encoder, one)]
     if not unread:
         return

@@ -87,6 +87,35 @@ def test_sentences_end_where_a_reader_would_end_them() -> None:
     assert cut("水泵今天早上坏了。请问应该怎样修理它？") == ["水泵今天早上坏了。", "请问应该怎样修理它？"]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "水泵今天早上又坏了。”|请问应该怎样修理它？|请先把电源插头拔下来！|然后再打开后盖。",
+        "水泵今天早上又坏了!|请问应该怎样修理它?|请先把电源插头拔下来.|然后再打开后盖",
+        "ポンプが水を吸い上げない。」|電源を切って確認してください．|それから再起動してください",
+        "لماذا لا تعمل المضخة اليوم؟|افصل الكهرباء ثم افتح الغطاء۔|ثم شغلها مرة أخرى",
+        "पंप आज सुबह से नहीं चलता। |पहले उसकी बिजली बंद करें॥ |फिर ढक्कन को खोल दें",
+        "Ինչու պոմպը այսօր չի աշխատում։ |Նախ անջատեք հոսանքը և բացեք կափարիչը",
+        "ម៉ាស៊ីនបូមទឹកខូចហើយ។ |សូមបិទភ្លើងជាមុនសិន៕ |បន្ទាប់មកបើកគម្រប",
+        "ရေပန့်ပျက်နေသည်။ |အရင်ဆုံးမီးပိတ်ပါ။ |ပြီးရင်အဖုံးဖွင့်ပါ",
+    ],
+    ids=["Chinese", "with signs of ASCII", "Japanese", "Arabic", "Hindi", "Armenian", "Khmer", "Burmese"],
+)
+def test_sentences_end_at_the_signs_of_their_script(text: str) -> None:
+    assert cut(text.replace("|", "")) == text.split("|")
+
+
+def test_lower_case_of_other_alphabets_goes_on_with_the_sentence() -> None:
+    text = "Vyčistěte filtr, např. štětcem nebo suchým hadříkem."
+    assert cut(text) == [text]
+
+
+def test_long_texts_without_sentence_ends_are_cut_at_a_blank() -> None:
+    text = "ปั๊มน้ำไม่ดูดน้ำให้ตรวจท่อดูดว่าอุดตัน " * 9
+    assert len(cut(text)) > 1 and all(part.endswith(" ") for part in cut(text))
+    assert "".join(cut(text)) == text
+
+
 def test_long_sentences_are_cut_every_sixty_words() -> None:
     assert [len(part.split()) for part in cut("word " * 150)] == [60, 60, 30]
     assert [len(part.split()) for part in cut("word " * 90)] == [90]

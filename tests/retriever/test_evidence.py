@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.six_languages import COLLECTIONS, whole
 from support.toy import TOY_DOCUMENTS, TOY_QUESTIONS
 
 import fedcar.retriever.evidence as module
 from fedcar.collection.collection import Document
+from fedcar.collection.wording import AS_BEFORE
 from fedcar.collection.words import bigrams, stems
 from fedcar.common.vectors import unit
 from fedcar.encoder.adapter import Adapter
@@ -303,3 +306,33 @@ def test_a_tokenizer_that_knows_no_places_is_not_read_token_by_token(
     base = embeddings(TEXTS, encoder)
     monkeypatch.setattr(type(encoder.tokenizer), "is_fast", property(lambda self: False))
     assert not Evidence.build(TEXTS, encoder, base).deep
+
+
+# -------------------------------------------------------------------- other languages
+
+GERMAN = tuple(Document(str(row), "", text) for row, (text, _) in enumerate(COLLECTIONS["de"]))
+CHINESE = tuple(Document(str(row), "", whole(text)) for row, (text, _) in enumerate(COLLECTIONS["zh"]))
+
+
+@pytest.mark.filterwarnings("ignore:.*were cut")
+@pytest.mark.parametrize("documents", [GERMAN, CHINESE], ids=["German", "Chinese"])
+def test_questions_are_read_as_the_documents_were(
+    documents: tuple[Document, ...], encoder: Encoder, tmp_path: Path
+) -> None:
+    evidence = build(documents, encoder)
+    evidence.write(tmp_path)
+    changed = evidence.added(TEXTS, encoder, embeddings(TEXTS, encoder)).without(range(12, 12 + len(TEXTS)))
+    for one in (evidence, Evidence.read(tmp_path), changed):
+        assert one.wording == evidence.wording != AS_BEFORE
+        assert one.lexical(["Wackelt die WASCHMASCHINE?", "洗衣机"])[:, 4].any()
+        assert one.knows("Kuehlschraenke Waschmaschinen" if documents is GERMAN else "滤网")
+
+
+def test_evidence_that_was_saved_before_languages_were_told_is_read_as_it_was(encoder: Encoder, tmp_path: Path) -> None:
+    build(TEXTS, encoder).write(tmp_path)
+    words = json.loads((tmp_path / "words.json").read_text(encoding="utf-8"))
+    assert words.pop("wording") == {"language": "en", "rules": 1}
+    (tmp_path / "words.json").write_text(json.dumps(words), encoding="utf-8")
+    again = Evidence.read(tmp_path)
+    assert again.wording == AS_BEFORE
+    np.testing.assert_array_equal(all_features(again, encoder), all_features(build(TEXTS, encoder), encoder))
