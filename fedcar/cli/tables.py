@@ -214,7 +214,7 @@ def print_rows(console: Console, result: dict[str, Any]) -> None:
 
 @_on_stdout
 def print_answer(console: Console, answer: Answer, heading: bool = False) -> None:
-    """The hits of one question, best first; with a heading under the question."""
+    """The hits of one question, best first, each with the passage that matched; with a heading under the question."""
     from rich.padding import Padding
     from rich.text import Text
 
@@ -225,7 +225,7 @@ def print_answer(console: Console, answer: Answer, heading: bool = False) -> Non
     elif answer.answered is False:
         console.print("no confident answer; the nearest documents:")
     for rank, hit in enumerate(answer.hits, 1):
-        text = one_line(hit.text)
+        text = one_line(hit.text if hit.passage is None else hit.passage.text)
         line = Text(f"{rank}. ")
         line.append(one_line(hit.title or hit.id), style="bold")
         line.append(f"  {one_line(hit.id)}  confidence {hit.confidence:.2f}", style="dim")

@@ -234,8 +234,11 @@ class Searcher:
         if not text.strip():
             return None
         span = self.evidence.best_window(question, vector, tokens, row)
-        first, last = (0, len(text)) if span is None else (max(0, at - body_start(document)) for at in span)
-        return Passage(text[first:last], first, last)
+        if span is None:
+            return Passage(text, 0, len(text))
+        first, last = (max(0, at - body_start(document)) for at in span)
+        part = text[first:last].rstrip()
+        return Passage(part, first, first + len(part))
 
     # ---------------------------------------------------------------- scores
 

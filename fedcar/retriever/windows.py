@@ -180,8 +180,8 @@ def _places(text: str, model: FrozenModel, most: int) -> NDArray[np.int64]:
     while start < len(text) and tokens < most:
         end = min(start + CHARACTERS_AT_ONCE, len(text))
         if end < len(text):
-            end = max(text.rfind(" ", start, end), text.rfind("\n", start, end), start) + 1 or end
-            end = end if end > start + 1 else start + CHARACTERS_AT_ONCE
+            blank = max(text.rfind(" ", start + 1, end), text.rfind("\n", start + 1, end))
+            end = blank + 1 if blank > 0 else end
         part = model.places(text[start:end])
         found.append(part[part[:, 1] > part[:, 0]] + start)
         tokens, start = tokens + len(part), end

@@ -116,7 +116,7 @@ def test_search_json(place: Path) -> None:
     assert found["query"] == "who mends the “blower”?" and len(found["hits"]) == 2
     assert found["answered"] is None and found["reason"] == "no threshold: fewer than 50 dev questions"
     for hit in found["hits"]:
-        assert list(hit) == ["id", "score", "confidence", "title", "text", "metadata"]
+        assert list(hit) == ["id", "score", "confidence", "title", "text", "metadata", "passage"]
         assert isinstance(hit["score"], float) and 0 <= hit["confidence"] <= 1
     assert "“blower”" in result.out, "not escaped"
 

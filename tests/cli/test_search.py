@@ -54,7 +54,7 @@ def test_many_questions_are_answered_in_their_order(
 def test_one_question_is_one_object(saved: Path) -> None:
     answer = fedcar("search", saved, QUESTIONS[0], "-k", 1, "--json").json
     assert list(answer) == ["query", "answered", "hits", "reason"]
-    assert list(answer["hits"][0]) == ["id", "score", "confidence", "title", "text", "metadata"]
+    assert list(answer["hits"][0]) == ["id", "score", "confidence", "title", "text", "metadata", "passage"]
 
 
 def test_a_file_that_is_refused_prints_nothing(saved: Path, tmp_path: Path) -> None:
