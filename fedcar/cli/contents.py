@@ -79,6 +79,8 @@ def _of_searcher(opened: Parts | Bundle) -> dict[str, Any]:
         statement = upgraded(dict(training.privacy)) if training.privacy else {}
         about: dict[str, Any] = {"kind": "retriever", "version": opened.version, "method": training.method}
         about["encoder"] = {name: encoder[name] for name in ("name", "pooling", "fingerprint")}
+        manner = encoder.get("manner", {})
+        about["encoder"] |= {name: manner[name] for name in ("query_prompt", "document_prompt") if manner.get(name)}
         about |= {"adapter": opened.adapter_variant, "precision": "fp32"}
         trained = {"collection": (training.collection or {}).get("name"), "questions": training.questions}
     else:
@@ -87,6 +89,7 @@ def _of_searcher(opened: Parts | Bundle) -> dict[str, Any]:
         about = {"kind": "bundle", "version": origin.get("fedcar"), "method": origin.get("method")}
         about["encoder"] = {"name": origin.get("encoder"), "pooling": opened.encoder.pooling}
         about["encoder"]["fingerprint"] = origin.get("fingerprint")
+        about["encoder"] |= {"query_prompt": opened.encoder.prompt} if opened.encoder.prompt else {}
         about |= {"adapter": opened.encoder.adapter, "precision": opened.encoder.precision}
         trained = {"collection": origin.get("collection"), "questions": origin.get("questions")}
     language = opened.evidence.wording.language

@@ -375,7 +375,9 @@ def _bert_tokenizer(content: Content) -> Any:  # noqa: ANN401 - a fast tokenizer
         tokenizer = Tokenizer(models.Unigram(list(zip(pieces, scores, strict=True)), unk_id=unknown[1]))
         charsmap = bytes(bytearray(content.get("tokenizer.ggml.precompiled_charsmap", [])))
         steps: list[Any] = [normalizers.Precompiled(charsmap)] if charsmap else [normalizers.NFKC()]
-        tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(Regex(" {2,}"), " ")])
+        tokenizer.normalizer = normalizers.Sequence(
+            [*steps, normalizers.Strip(left=False), normalizers.Replace(Regex(" {2,}"), "▁")]
+        )
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
         tokenizer.decoder = decoders.Metaspace()
     else:

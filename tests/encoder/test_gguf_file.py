@@ -65,6 +65,34 @@ def test_the_pooling_that_the_file_names_is_used(number: int, pooling: str, tmp_
     assert Encoder.load(tmp_path / "tiny.gguf").pooling == pooling
 
 
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_file_that_pools_the_last_token_says_whether_a_text_is_ended(ends: bool, tmp_path: Path) -> None:
+    model = write_gguf(tmp_path / "tiny.gguf", "qwen3", pooling=3, ends=ends)
+    encoder = Encoder.load(tmp_path / "tiny.gguf")
+    ids = encoder.tokenize(texts()[:3])
+    assert encoder.pooling == "last" and [row[-1] == 2 for row in ids] == [ends] * 3
+    assert all(row[0] == 1 and row.count(2) == ends for row in ids)
+    assert np.allclose(encoder.encode(texts()), states_by(model, encoder), atol=1e-5)
+
+
+def test_the_pieces_of_xlm_r_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from support import gguf_files
+
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", "▁fan", "▁pu", "mp", "▁", "p", "u", "m"]
+
+    def write(writer: object) -> None:
+        writer.add_tokenizer_model("t5")
+        writer.add_token_list(pieces)
+        writer.add_token_scores([0.0, 0.0, 0.0, 0.0, -1.0, -1.0, -1.0, -3.0, -9.0, -9.0, -9.0])
+        writer.add_token_types([3, 3, 3, 2, *[1] * 7])
+
+    monkeypatch.setattr(gguf_files, "_tokenizer", lambda folder, architecture: (pieces, write))
+    write_gguf(tmp_path / "tiny.gguf", "bert", pooling=2)
+    encoder = Encoder.load(tmp_path / "tiny.gguf")
+    assert encoder.tokenize(["fan pump", "  fan  ", "ω"]) == [[0, 4, 5, 6, 2], [0, 4, 2], [0, 7, 3, 2]]
+    assert encoder.unknown(["ω", "fan"]).tolist() == [False, False]  # the blank before it is known
+
+
 def test_a_file_is_converted_once_and_known_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_gguf(tmp_path / "tiny.gguf", "llama")
     first = Encoder.load(tmp_path / "tiny.gguf")

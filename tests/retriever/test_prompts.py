@@ -158,3 +158,14 @@ def test_prompts_that_are_given_are_kept(
     assert Retriever.load(tmp_path / "retriever").encoder.prompt == "fan "
     plain = fedcar.train(collection, **options)
     assert np.abs(plain.evidence.embeddings[:] - retriever.evidence.embeddings[:]).max() > 1e-3
+
+
+def test_info_says_the_prompts(trained: dict[str, Any], tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from fedcar.cli.contents import info
+
+    trained["ridge"].save(tmp_path / "retriever")
+    found = CliRunner().invoke(info, [str(tmp_path / "retriever"), "--json"])
+    assert json.loads(found.stdout)["encoder"]["document_prompt"] == DOCUMENT
+    assert CliRunner().invoke(info, [str(tmp_path / "retriever")]).exit_code == 0

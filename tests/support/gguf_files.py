@@ -48,7 +48,13 @@ def model_of(architecture: str, vocabulary: int, **options: Any) -> Any:
 
 
 def write_gguf(
-    file: Path, architecture: str, *, quantised: bool = False, pooling: int | None = None, **options: Any
+    file: Path,
+    architecture: str,
+    *,
+    quantised: bool = False,
+    pooling: int | None = None,
+    ends: bool = False,
+    **options: Any,
 ) -> Any:
     """Write the file and give the model that it holds; what is `quantised` holds the nearest weights in 8 bits."""
     import gguf
@@ -61,6 +67,8 @@ def write_gguf(
     if pooling is not None:
         writer.add_pooling_type(gguf.PoolingType(pooling))
     write_tokens(writer)
+    if ends:
+        writer.add_add_eos_token(True)
     state = {name: tensor.numpy() for name, tensor in model.state_dict().items() if "pooler" not in name}
     for name, array in tensors_of(architecture, state):
         array = np.ascontiguousarray(array, dtype=np.float32)
