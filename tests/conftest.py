@@ -70,6 +70,17 @@ def no_quick_starts() -> Any:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def no_trials_of_runtimes() -> Any:
+    """No runtime is tried in another process, which takes seconds; what tests that undoes this."""
+    from fedcar.encoder.runtimes import choice
+    from fedcar.encoder.runtimes.watching import Known, Trial
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choice, "tried", lambda model, names, *texts: Trial({name: Known(1.0) for name in names}))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def few_frequencies() -> Any:
     """The closed form in 256 random features: the toys need no more, and a solve takes milliseconds."""
     from fedcar.head import feature_map

@@ -125,12 +125,22 @@ def made_once(folder: Path, last: str, write: Callable[[Path], None]) -> Path:
     """
     if not (folder / last).is_file():
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=_unfinished(os.getpid())) as temporary:
             write(Path(temporary))
             folder.mkdir(mode=0o700, exist_ok=True)
             for file in sorted(Path(temporary).iterdir(), key=lambda file: file.name == last):
                 file.replace(folder / file.name)
     return folder
+
+
+def remove_unfinished(parent: Path, process: int) -> None:
+    """Remove what a process that was killed was making in this folder, see `made_once`."""
+    for folder in parent.glob(f"{_unfinished(process)}*"):
+        remove_tree(folder)
+
+
+def _unfinished(process: int) -> str:
+    return f".unfinished-{process}-"
 
 
 def remove_folder(folder: Path) -> None:

@@ -2,59 +2,63 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import platform
-import time
-from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
-from pathlib import Path
+import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedcar.common.files import default_cache, whole_file
-from fedcar.common.folders import made_once
-from fedcar.common.measure import processor
-from fedcar.common.vectors import unit
+from fedcar.common.measure import OtherWork
 from fedcar.encoder.model_files import parameter_count
-from fedcar.encoder.reading import Runtime, batches_by_length, padded
-from fedcar.encoder.runtimes import names, onnx, onnx_file, openvino
+from fedcar.encoder.reading import Runtime
+from fedcar.encoder.runtimes import names
+from fedcar.encoder.runtimes.building import built, is_installed
 from fedcar.encoder.runtimes.names import EXACT, NAMES
-from fedcar.encoder.runtimes.torch_bf16 import torch_bfloat16
-from fedcar.encoder.runtimes.torch_float32 import TorchFloat32
-from fedcar.errors import FedcarError
+from fedcar.encoder.runtimes.remembered import FINAL, Fastest, one_at_a_time, recall, remember
+from fedcar.encoder.runtimes.watching import Known, Trial, tried
+from fedcar.errors import FedcarError, FedcarWarning
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from fedcar.encoder.model import FrozenModel
 
-PACKAGES = {"openvino": ("openvino",), "onnx": ("onnxruntime", "onnxscript")}
 EIGHT_BITS = 0.999  # agreement that they do not reach
-PROBES = 24
+PROBES, FEWEST_PROBES, SHARE_OF_TEXTS = 24, 4, 0.1
 WORTH = 3e12  # multiplications and additions, about fifteen seconds of two cores in float32
-SECONDS = 1.0  # for all candidates together, after each is built and has run once
+QUIET = 0.1  # of the machine's processors, taken by others
+TEXTS = (  # what a runtime is tried on that is asked for by name
+    "water",
+    "Who changes the filter?",
+    "The pump stands in the cellar beside the boiler, and the key hangs behind the door.",
+    " ".join(f"Part {number} is checked in spring, oiled in summer and put away dry." for number in range(30)),
+)
 
 
 def chosen(model: FrozenModel, texts: Sequence[str]) -> str:
     """The name of the runtime for this model; with `auto` measured on these texts where nothing is remembered.
 
     For few texts, which would be encoded by the time that a measurement takes, it is torch: always the same for the
-    same texts.
+    same texts. What was measured while others worked on the machine is measured again once they do not.
+
+    Formal guarantees:
+        what_was_measured_on_a_busy_machine_is_measured_again_on_a_quiet_one
     """
     if names.setting.name != "auto":
         return names.setting.name
     if not is_worth_it(model, texts):
         return EXACT
-    memory, key = _memory(), _key(model)
-    name = memory.get(key)
-    if name not in NAMES or not is_installed(name):
-        name = fastest(model, texts)
-        _remember(memory | {key: name})
-    return name
+    before = _remembered(model)
+    if before is not None and not (before.busy and is_quiet()):
+        return before.name
+    with one_at_a_time():
+        now = _remembered(model)
+        if now is not None and now != before:  # by another process, while this one waited
+            return now.name
+        return fastest(model, texts)
+
+
+def _remembered(model: FrozenModel) -> Fastest | None:
+    found = recall(model).fastest.get(str(names.setting.agreement))
+    return found if found is not None and is_installed(found.name) else None
 
 
 def is_worth_it(model: FrozenModel, texts: Sequence[str]) -> bool:
@@ -62,45 +66,50 @@ def is_worth_it(model: FrozenModel, texts: Sequence[str]) -> bool:
     return 2 * parameter_count(model.folder) * sum(map(len, texts)) / 4 > WORTH
 
 
+def is_quiet(seconds: float = 0.2) -> bool:
+    """Whether others leave the machine alone just now; not where the system does not tell."""
+    share = OtherWork().share(seconds)
+    return share is not None and share < QUIET
+
+
 def fastest(model: FrozenModel, texts: Sequence[str]) -> str:
-    """Run every installed runtime on some of the texts; the fastest that agrees."""
+    """Try every installed runtime on some of the texts; the fastest that agrees, which is remembered.
+
+    By the clock where the machine was quiet, otherwise by CPU seconds, which other work changes little.
+    """
     order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
-    picked = [texts[order[place]] for place in np.linspace(0, len(order) - 1, min(PROBES, len(order))).astype(int)]
-    token_ids = model.tokenize(picked)
-    batches = [
-        padded([token_ids[row] for row in rows], model.padding_id)
-        for rows in batches_by_length([len(ids) for ids in token_ids], 1024)
-    ]
-    runtimes: dict[str, Runtime] = {}
-    wanted: NDArray[np.float32] | None = None
-    for name in candidates(model):
-        try:
-            runtime = built(model, name)
-            found = unit(np.concatenate([runtime.run(*batch).pooled for batch in batches]))
-        except FedcarError:
-            continue  # what cannot express this model is no candidate
-        wanted = found if wanted is None else wanted
-        if float(np.einsum("nd,nd->n", found, wanted).mean()) >= names.setting.agreement:
-            runtimes[name] = runtime
-    return min(measured(runtimes, batches).items(), key=lambda one: one[1])[0]
+    count = min(PROBES, len(texts), max(FEWEST_PROBES, int(SHARE_OF_TEXTS * len(texts))))
+    picked = [texts[order[place]] for place in np.linspace(0, len(order) - 1, count).astype(int)]
+    record = recall(model)
+    allowed = [name for name in candidates(model) if not _refused(record.tried.get(name))]
+    share = sum(map(len, picked)) / max(1, sum(map(len, texts)))
+    with model.without_remarks():
+        trial = tried(model, allowed, model.tokenize(picked), names.setting.agreement, share)
+    _tell(trial)
+    busy = trial.others is None or trial.others >= QUIET
+    seconds = {name: clocks["cpu" if busy else "wall"] for name, clocks in trial.seconds.items()}
+    sound = [name for name in seconds if not trial.known[name].fault]
+    if not sound:
+        remember(model, trial.known)
+        return EXACT
+    name = min(sound, key=lambda name: seconds[name])
+    remember(model, trial.known, {str(names.setting.agreement): Fastest(name, busy)})
+    return name
 
 
-def measured(
-    runtimes: dict[str, Runtime],
-    batches: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
-    seconds: float = SECONDS,
-) -> dict[str, float]:
-    """Each one's least time for all batches; they take turns, so that other work on the machine hits all alike."""
-    times: dict[str, float] = dict.fromkeys(runtimes, np.inf)
-    end = time.perf_counter() + seconds
-    while True:
-        for name, runtime in runtimes.items():
-            start = time.perf_counter()
-            for batch in batches:
-                runtime.run(*batch)
-            times[name] = min(times[name], time.perf_counter() - start)
-        if time.perf_counter() > end:
-            return times
+def _refused(known: Known | None) -> bool:
+    return known is not None and known.fault in FINAL
+
+
+def _tell(trial: Trial) -> None:
+    """One line for each runtime that did harm; none for one that cannot express the model, or is less exact."""
+    for name, known in trial.known.items():
+        if known.fault and known.fault != "error":
+            message = f"runtime {name} {known.said} with this encoder on this machine, so another one is taken"
+            warnings.warn(message, FedcarWarning, stacklevel=4)
+    if trial.reason:
+        message = f"no runtime could be tried, so torch encodes: {trial.reason}"
+        warnings.warn(message, FedcarWarning, stacklevel=4)
 
 
 def candidates(model: FrozenModel) -> list[str]:
@@ -117,75 +126,42 @@ def candidates(model: FrozenModel) -> list[str]:
     return [name for name in installed if name != "onnx-int8" and not (name == "onnx" and is_installed("openvino"))]
 
 
-def is_installed(name: str) -> bool:
-    packages = PACKAGES.get(name.partition("-")[0], ())
-    return all(find_spec(package) is not None for package in packages)
-
-
 def runtime(model: FrozenModel, name: str) -> Runtime:
-    """The model in that runtime, made once."""
-    found: Runtime = model.once(f"runtime {name}", lambda: built(model, name))
+    """The model in that runtime, made once; what was never seen to work with it is first tried in another process.
+
+    Raises FedcarError where that process did not live through it, where the numbers were wrong, or where the runtime
+    cannot express the model.
+
+    Formal guarantees:
+        a_runtime_asked_for_by_name_that_kills_its_process_is_one_line
+    """
+    found: Runtime = model.once(f"runtime {name}", lambda: _checked(model, name))
     return found
 
 
-def built(model: FrozenModel, name: str) -> Runtime:
-    """The model in that runtime; its file is kept in the user's cache folder."""
-    if name == EXACT:
-        return TorchFloat32(model.transformer, model)
-    if name == "torch-bf16":
-        return torch_bfloat16(model)
-
-    def in_onnx(precision: str) -> Path:
-        return _file(model, f"{precision}.onnx", lambda file: onnx_file.write(model, file, precision))
-
-    if name.startswith("onnx"):
-        return onnx.OnnxRuntime(in_onnx("int8" if name.endswith("int8") else "fp32"))
-    file = _file(model, "openvino.xml", lambda file: openvino.write(model, file, lambda: in_onnx("fp32")))
-    return openvino.OpenVino(file, "bf16" if name.endswith("bf16") else "f32")
-
-
-def _file(model: FrozenModel, name: str, write: Callable[[Path], None]) -> Path:
-    """The encoder in a file of this name, with what it needs beside it; written the first time."""
-    folder = default_cache() / "encoders" / f"{model.state_fingerprint[:24]}-{model.pooling}-{name}"
-    try:
-        made_once(folder, name, lambda temporary: write(temporary / name))
-    except OSError as error:
-        raise FedcarError(f"{folder}: cannot be written ({error.strerror}); take --runtime torch") from error
-    return folder / name
+def _checked(model: FrozenModel, name: str) -> Runtime:
+    if name == EXACT or not is_installed(name):
+        return built(model, name)
+    known = _settled(model, name)
+    if known is None:
+        with one_at_a_time():
+            known = _settled(model, name) or _tried_by_name(model, name)
+    if known.fault == "error":
+        raise FedcarError(known.said)
+    if known.fault:
+        way_out = "take --runtime torch or auto"
+        raise FedcarError(f"--runtime {name}: {known.said} when it was tried with this encoder; {way_out}")
+    return built(model, name)
 
 
-def _key(model: FrozenModel) -> str:
-    """The machine, the packages and the encoder that a measurement holds for."""
-    parts = [platform.platform(), processor(), str(os.environ.get("OMP_NUM_THREADS")), str(os.cpu_count())]
-    parts += [f"{package}={_version(package)}" for package in ("torch", "openvino", "onnxruntime")]
-    parts += [model.state_fingerprint, model.pooling, str(names.setting.agreement), model.device.type]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+def _settled(model: FrozenModel, name: str) -> Known | None:
+    """What is known of it for good; what was short of time or memory is tried again when it is asked for by name."""
+    known = recall(model).tried.get(name)
+    return known if known is not None and (not known.fault or _refused(known)) else None
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _memory_file() -> Path:
-    return default_cache() / "runtime.json"
-
-
-def _memory() -> dict[str, str]:
-    try:
-        found = json.loads(_memory_file().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _remember(memory: dict[str, str]) -> None:
-    """Kept for the next time where that can be; otherwise it is measured again."""
-    try:
-        _memory_file().parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with whole_file(_memory_file()) as stream:
-            json.dump(memory, stream, indent=2)
-    except OSError:
-        pass
+def _tried_by_name(model: FrozenModel, name: str) -> Known:
+    with model.without_remarks():
+        trial = tried(model, [name], model.tokenize(TEXTS))
+    remember(model, trial.known)
+    return trial.known.get(name, Known())  # nothing could be tried where torch itself cannot be

@@ -25,12 +25,17 @@ PRECISIONS = ("fp32", "int8")
 
 
 class Graph(nn.Module):
-    """Token ids and mask (n, t) -> the three states; with two tables of an untrained and then an adapted batch."""
+    """Token ids and mask (n, t) -> the three states; with two tables of an untrained and then an adapted batch.
 
-    def __init__(self, transformer: nn.Module, model: FrozenModel, both: bool = False) -> None:
+    The transformer is the graph's own copy (`FrozenModel.behind`): its settings are changed.
+    """
+
+    def __init__(self, transformer: Any, model: FrozenModel, both: bool = False) -> None:  # noqa: ANN401 - AutoModel
         super().__init__()
         self.model, self.layers, self.both = transformer, model.layers, both
         self.pooler = copy.deepcopy(model.pooler).cpu()
+        if hasattr(transformer.config, "use_cache"):  # a decoder's is for going on with a text, which nobody does here
+            transformer.config.use_cache = False
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.both:

@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from fedcar.collection.collection import Collection
+from fedcar.common.measure import free_memory
 from fedcar.encoder.encoder import Encoder
 from fedcar.errors import FedcarError, typed_path
 from fedcar.federation.deploy import keys
@@ -213,10 +214,8 @@ def _disk(folder: Path) -> str:
 
 
 def _memory() -> str:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
-    except (OSError, StopIteration):
+    free = free_memory()
+    if free is None:
         return "not known on this system"
     if free < LEAST_MEMORY:
         raise FedcarError(f"{free / 1e9:.1f} GB of memory free; an encoder and its training need at least 1 GB")
