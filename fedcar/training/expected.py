@@ -13,7 +13,7 @@ NEAR = 2.0  # a point of the curve tells of up to so many times as many question
 
 
 class Point(NamedTuple):
-    """The mean gains over hybrid search of several draws of so many training questions, on the test split."""
+    """The mean gains over hybrid search of several draws of so many training questions, on others held back."""
 
     collection: str
     labels: bool

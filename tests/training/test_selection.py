@@ -17,7 +17,8 @@ from fedcar.evaluation.metrics import per_query
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.weights import LEARNED, weights_of
-from fedcar.training.gains import NO_GAIN, Measured, Proof, measures
+from fedcar.training import gradient
+from fedcar.training.gains import NO_GAIN, Measured, Proof, measures, parts_of
 from fedcar.training.selection import (
     Candidate,
     Fitted,
@@ -28,6 +29,7 @@ from fedcar.training.selection import (
     plain_weights,
     select,
 )
+from fedcar.training.settings import TrainingSettings
 
 NAMES = "pump fan kettle boiler lamp heater valve motor filter cable".split()
 STEMS = 3  # the place of the evidence that stands for what was trained
@@ -131,3 +133,29 @@ def test_hybrid_is_that_of_evaluation(untrained: Retriever) -> None:
     np.testing.assert_array_equal(hybrid_of(tipped, untrained.empty), plain_weights(1.0, 0.4))
     ranking = [[NAMES[place] for place in np.argsort(-(row[:, 0] + 0.4 * row[:, 1]))] for row in tipped.evidence]
     assert per_query(ranking, tipped.relevant)["success@1"].all()
+
+
+def test_a_head_proves_itself_on_questions_that_it_did_not_learn_from(
+    untrained: Retriever, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five trainings, evidence included, each without the questions that are then asked of it."""
+    taught, learned_from = graded(40, untrained, 0.3), []
+
+    def fit(mixed: Retriever, training: Questions, *_: object) -> Fitted:
+        learned_from.append(set(training.texts))
+        return trained(mixed)
+
+    def mixed(training: Questions) -> Retriever:
+        learned_from.append(set(training.texts))
+        return untrained
+
+    monkeypatch.setattr(gradient, "fit", fit)
+    settings = TrainingSettings(method="head").steps()
+    proved = gradient.with_proof(trained(untrained), mixed, taught, taught, settings, Silent())
+    proof = proved.weightings[0].proof.seen
+    assert proof is not None and len(learned_from) == 10
+    scores = taught.evidence[..., STEMS]
+    np.testing.assert_allclose(proof.values, measures(taught, scores))
+    parts = [set(taught.take(left_out).texts) for _, left_out in parts_of(taught.texts, settings.seed)]
+    assert all(not learned & part for learned, part in zip(learned_from[::2], parts, strict=True))
+    assert all(not learned & part for learned, part in zip(learned_from[1::2], parts, strict=True))

@@ -287,6 +287,7 @@ def test_an_older_checkpoint_is_not_offered_after_a_new_start(
 # What is chosen and what is said
 
 
+@pytest.mark.usefixtures("a_point_is_enough")
 def test_the_training_is_recorded(collection: Collection, encoder: Path, cache: Path) -> None:
     retriever = train(collection, encoder=encoder, cache=cache, method="head", epochs=EPOCHS)
     record = retriever.training
