@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TOKENS_PER_BATCH = 4096
+PADDING_PER_BATCH = 128  # tokens; a further batch costs less than to work on more that mean nothing
 
 Progress = Callable[[int], None]
 
@@ -87,7 +88,7 @@ def encoded(
 
     `left_out` as for `padded`.
     """
-    for rows in batches_by_length([len(ids) for ids in token_ids], tokens_per_batch):
+    for rows in batches_by_length([len(ids) for ids in token_ids], tokens_per_batch, PADDING_PER_BATCH):
         states = _finite(runtime.run(*padded([token_ids[row] for row in rows], padding_id, left_out)))
         result["pooled"][rows] = states.pooled
         result["layers"][rows] = states.layers
@@ -114,7 +115,7 @@ def read(
     """
     records, of_tokens = np.empty(len(texts), dtype=state_type), dict[int, TokenStates]()
     adapted = np.empty_like(records["pooled"])
-    for rows in batches_by_length([len(text.ids) for text in texts], tokens_per_batch):
+    for rows in batches_by_length([len(text.ids) for text in texts], tokens_per_batch, PADDING_PER_BATCH):
         states = _finite(runtime.run(*padded([texts[row].ids or [padding_id] for row in rows], padding_id, left_out)))
         records["pooled"][rows], records["layers"][rows] = states.pooled[: len(rows)], states.layers[: len(rows)]
         adapted[rows] = states.pooled[-len(rows) :]
@@ -198,13 +199,22 @@ def padded(
     return batch, mask
 
 
-def batches_by_length(lengths: Sequence[int], tokens: int = TOKENS_PER_BATCH) -> Iterator[list[int]]:
-    """Row numbers in batches of similar length, longest first, each of at most `tokens` tokens with its padding."""
+def batches_by_length(
+    lengths: Sequence[int], tokens: int = TOKENS_PER_BATCH, padding: int | None = None
+) -> Iterator[list[int]]:
+    """Row numbers in batches of similar length, longest first, each of at most `tokens` tokens with its padding.
+
+    With `padding` a batch also ends before it would hold more than so many tokens of padding.
+    """
     batch: list[int] = []
+    filled = 0
     for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
-        if batch and lengths[batch[0]] * (len(batch) + 1) > tokens:
+        longest = lengths[batch[0]] if batch else lengths[row]
+        full = longest * (len(batch) + 1) > tokens
+        if batch and (full or (padding is not None and filled + longest - lengths[row] > padding)):
             yield batch
-            batch = []
+            batch, filled, longest = [], 0, lengths[row]
         batch.append(row)
+        filled += longest - lengths[row]
     if batch:
         yield batch

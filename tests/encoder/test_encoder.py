@@ -118,6 +118,18 @@ def test_a_padding_token_outside_the_table_is_not_used(copy: Callable[..., Path]
         assert encoder.model.padding_id == 2
 
 
+def test_a_batch_ends_before_it_is_mostly_padding() -> None:
+    lengths = [*range(3, 40), 3, 3, 3, 200]
+    batches = list(batches_by_length(lengths, 400, padding=20))
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    filled = [sum(lengths[batch[0]] - lengths[row] for row in batch) for batch in batches]
+    assert max(filled) <= 20 and batches[0] == [40], "a long one is alone, not beside what it would fill up"
+    assert all(lengths[batch[0]] * len(batch) <= 400 for batch in batches)
+    for batch, following in zip(batches, batches[1:], strict=False):  # each ends where one more would be too much
+        padded = filled[batches.index(batch)] + lengths[batch[0]] - lengths[following[0]]
+        assert padded > 20 or lengths[batch[0]] * (len(batch) + 1) > 400
+
+
 def test_batches_hold_every_row_once_within_the_token_budget() -> None:
     lengths = [3, 50, 7, 7, 1, 50, 200]
     batches = list(batches_by_length(lengths, tokens=100))

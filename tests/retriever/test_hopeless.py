@@ -29,7 +29,6 @@ from fedcar.head.view import View
 from fedcar.retriever import hopeless, quick_writing
 from fedcar.retriever.evidence import Evidence
 from fedcar.retriever.hopeless import reads, reciprocal_rank, view_for
-from fedcar.retriever.lexical import english_words
 from fedcar.retriever.quick import quick_searcher
 from fedcar.retriever.quick_writing import leave_quick_start
 from fedcar.retriever.retriever import Retriever
@@ -61,7 +60,7 @@ class WordCounts:
         self.read += len(texts)
         found = np.zeros(len(texts), dtype=state_type(LAYERS, WIDTH))
         for row, text in enumerate(texts):
-            for word in english_words(text):
+            for word in whole_words(text):
                 found["pooled"][row, 2 + zlib.crc32(word.encode()) % (WIDTH - 2)] += 1
         found["pooled"] = unit(found["pooled"])
         found["pooled"][:, 0] += self.drowned
