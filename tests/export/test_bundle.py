@@ -13,8 +13,10 @@ import pytest
 import torch
 from support.command import environment, fedcar, python, tree
 from support.retrievers import made
+from support.six_languages import COLLECTIONS, whole
 
 from fedcar.collection.collection import Collection, Document
+from fedcar.collection.wording import BY_LANGUAGE, Wording
 from fedcar.encoder.adapter import Adapter
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
@@ -221,6 +223,22 @@ def test_a_bundle_of_other_scores_is_refused(pair: tuple[Retriever, Path], monke
     found.weights = found.weights * 1.01
     with pytest.raises(FedcarError, match="gives other scores"):
         check_search(retriever, found)
+
+
+@pytest.mark.filterwarnings("ignore:.*were cut", "ignore:the documents are in Chinese")
+def test_a_saved_retriever_and_a_bundle_read_questions_as_their_documents_are_written(
+    encoder_folder: Path, tmp_path: Path
+) -> None:
+    chinese = tuple(Document(f"d{row}", "", whole(text)) for row, (text, _) in enumerate(COLLECTIONS["zh"]))
+    retriever = retriever_of(encoder_folder, "mean", "ridge", False, chinese, tmp_path / "cache")
+    retriever.save(tmp_path / "retriever")
+    write_bundle(retriever, tmp_path / "bundle")
+    for again in (Retriever.load(tmp_path / "retriever"), load_bundle(tmp_path / "bundle")):
+        assert again.evidence.wording == retriever.evidence.wording == Wording("zh", BY_LANGUAGE)
+        assert again.ridge is not None and again.ridge.wording == again.evidence.wording
+        ours, theirs = again.search("洗衣机晃动得厉害", 12), retriever.search("洗衣机晃动得厉害", 12)
+        np.testing.assert_allclose([one.score for one in ours], [one.score for one in theirs], atol=1e-3)
+        assert again.evidence.lexical(["洗衣机晃动得厉害"]).argmax() == 4
 
 
 @pytest.mark.slow

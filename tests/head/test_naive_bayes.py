@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from fedcar.collection.wording import BY_LANGUAGE, Wording
 from fedcar.head.naive_bayes import BUCKETS, SMOOTHING, NaiveBayes, gram_counts
 
 TEXTS = (
@@ -123,6 +124,13 @@ def test_documents_without_questions_score_zero(words: NaiveBayes) -> None:
     np.testing.assert_allclose(found[:, :3].mean(axis=1), 0, atol=1e-4)
     nothing = NaiveBayes.of(gram_counts(()), targets([]).reshape(0, DOCUMENTS))
     assert nothing.scores(grams).shape == (4, 4) and not nothing.scores(grams).any()
+
+
+def test_what_is_written_in_two_ways_is_one_gram_beside_documents_in_another_language() -> None:
+    russian, english = Wording("ru", BY_LANGUAGE), Wording("en")
+    assert set(gram_counts(["Ещё тёплый"], russian).indices) == set(gram_counts(["еще теплый"], russian).indices)
+    assert set(gram_counts(["Ещё тёплый"], english).indices) != set(gram_counts(["еще теплый"], english).indices)
+    assert set(gram_counts(["Ещё"], english).indices) == set(gram_counts(["Ещё"]).indices), "counts of before fit on"
 
 
 def test_words_of_all_scripts_stay_whole() -> None:

@@ -38,8 +38,10 @@ def made(kind: str, documents: tuple[Document, ...], encoder: Encoder, cache: Fe
         weights = torch.randn((fixed.dimension, len(touched)), generator=generator).numpy().astype(np.float16) / 8
         targets = np.zeros((len(touched), len(documents)), dtype=np.float32)
         targets[np.arange(len(touched)), touched] = 1
-        words = NaiveBayes.of(gram_counts([f"blower word{place}" for place in touched]), targets)
-        retriever = replace(retriever, ridge=RidgeRows(fixed, weights, np.array([0, 3]), words, np.array([2])))
+        wording = retriever.evidence.wording
+        words = NaiveBayes.of(gram_counts([f"blower word{place}" for place in touched], wording), targets)
+        rows = RidgeRows(fixed, weights, np.array([0, 3]), words, np.array([2]), wording)
+        retriever = replace(retriever, ridge=rows)
     if kind not in ("labels", "untrained"):
         retriever = replace(retriever, weights=weights_of(retriever.weights[:LEARNED], 1.0, 0.5))
     return retriever
