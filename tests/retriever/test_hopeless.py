@@ -15,6 +15,7 @@ import pytest
 from support.retrievers import made
 
 from fedcar.collection.collection import Collection, Document
+from fedcar.collection.words import whole_words
 from fedcar.common.vectors import unit
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
