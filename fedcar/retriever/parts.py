@@ -85,7 +85,7 @@ def _parts(folder: Path, mapped: bool) -> Parts:
         Evidence.read(folder, mapped),
         np.array([settings["weights"][name] for name in WEIGHT_NAMES], dtype=np.float32),
         ridge,
-        Calibration(**settings["calibration"]),
+        Calibration.of_json(settings["calibration"]),
         TrainingRecord.from_json(settings["training"]),
         RowIndex.read(folder),
         settings.get("fedcar"),
