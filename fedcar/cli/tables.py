@@ -151,7 +151,13 @@ def print_evaluation(console: Console, result: dict[str, Any]) -> None:
     if result["trained_on"]:
         console.print(f"{result['trained_on']} queries whose text stands in train were left out")
     calibration, unanswerable = result["calibration"], result["unanswerable"]
-    console.print(f"expected calibration error {calibration['ece']:.3f}")
+    if calibration["ece"] is None:
+        console.print("no confidence: too few dev questions, or none that were public")
+    else:
+        console.print(f"expected calibration error {calibration['ece']:.3f}")
+    if (promised := calibration["at_risk"]) is not None:
+        wrong = "" if promised["wrong"] is None else f", {promised['wrong']:.3f} of the answers wrong"
+        console.print(f"at a risk of {promised['risk']:g} {promised['coverage']:.3f} are answered{wrong}")
     if unanswerable:
         auroc = f"AUROC {unanswerable['auroc']:.3f}"
         console.print(f"telling {unanswerable['queries']} unanswerable queries apart: {auroc}")
@@ -228,7 +234,8 @@ def print_answer(console: Console, answer: Answer, heading: bool = False) -> Non
         text = one_line(hit.text if hit.passage is None else hit.passage.text)
         line = Text(f"{rank}. ")
         line.append(one_line(hit.title or hit.id), style="bold")
-        line.append(f"  {one_line(hit.id)}  confidence {hit.confidence:.2f}", style="dim")
+        sure = "" if hit.confidence is None else f"  confidence {hit.confidence:.2f}"
+        line.append(f"  {one_line(hit.id)}{sure}", style="dim")
         console.print(line)
         if text:
             shown = text if len(text) <= TEXT_SHOWN else text[: TEXT_SHOWN - 1].rstrip() + "…"

@@ -12,7 +12,6 @@ import numpy as np
 from fedcar.common.progress import Silent
 from fedcar.common.vectors import top_k
 from fedcar.evaluation.metrics import DEPTH
-from fedcar.retriever.calibration import Calibration
 from fedcar.retriever.evidence import Evidence
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
@@ -267,12 +266,3 @@ def select(
     numbers = f"{best.score.success:.3f} of the selection questions right, before {before.score.success:.3f}"
     report.say(f"kept: {best.name} ({numbers})")
     return best
-
-
-def calibrated(retriever: Retriever, selection: Questions, unanswered: Questions) -> Retriever:
-    """With confidence and answer threshold from the selection questions and those of dev that nothing answers."""
-    if not len(selection):
-        return retriever
-    others = retriever.scores_of(unanswered) if len(unanswered) else None
-    calibration = Calibration.fit(retriever.scores_of(selection), selection.relevance > 0, others)
-    return replace(retriever, calibration=calibration)

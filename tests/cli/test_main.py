@@ -105,7 +105,10 @@ def test_evaluate_json(place: Path) -> None:
     for system in found["systems"].values():
         assert list(system) == ["all", "seen", "unseen"]
         assert list(system["all"]) == list(system["seen"]) == MEASURES and system["unseen"] is None
-    assert list(found["calibration"]) == ["ece", "coverage", "threshold"] and found["unanswerable"] is None
+    assert (
+        list(found["calibration"]) == ["ece", "coverage", "threshold", "ece@10", "at_risk"]
+        and found["unanswerable"] is None
+    )
 
 
 def test_search_json(place: Path) -> None:
