@@ -218,6 +218,15 @@ def test_an_encoder_with_grouped_query_attention_is_trained_with_every_runtime_t
         assert "error: --runtime openvino-bf16: " in result.err and "Traceback" not in result.err
 
 
+def test_what_a_trial_tells_may_come_in_pieces() -> None:
+    process = watching._Process({}, 0.5)
+    assert not process._read('{"step": "to') and process.step == ""
+    assert process._read('rch"}\n{"of": "torch", "cosine": 1.0, "seco') and process.step == "torch"
+    assert not process._read('nds": 50.0}\n{"st')
+    assert process.events == [{"of": "torch", "cosine": 1.0, "seconds": 50.0}]
+    assert process._limit == 100.0, "as long as torch would need for everything"
+
+
 class Noted:
     """Torch, which notes when it runs."""
 
