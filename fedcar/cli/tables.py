@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from fedcar.federation.rounds.record import Record, Watch
-    from fedcar.retriever.searcher import Answer
+    from fedcar.retriever.searcher import Answer, Passage
 
 COLUMNS = ("round", "selection", "MIPS", "hybrid", "central", "loss", "clients", "refused", "failed", "kB", "s")
 MEASURES = ("success@1", "recall@10", "mrr@10", "ndcg@10")
@@ -231,7 +231,7 @@ def print_answer(console: Console, answer: Answer, heading: bool = False) -> Non
     elif answer.answered is False:
         console.print("no confident answer; the nearest documents:")
     for rank, hit in enumerate(answer.hits, 1):
-        text = one_line(hit.text if hit.passage is None else hit.passage.text)
+        text = one_line(hit.text if hit.passage is None else _in_its_place(hit.passage, hit.text))
         line = Text(f"{rank}. ")
         line.append(one_line(hit.title or hit.id), style="bold")
         sure = "" if hit.confidence is None else f"  confidence {hit.confidence:.2f}"
@@ -242,6 +242,11 @@ def print_answer(console: Console, answer: Answer, heading: bool = False) -> Non
             console.print(Padding(Text(shown), (0, 0, 0, 3)))
     if answer.reason:
         console.print(Text(answer.reason, style="dim"))
+
+
+def _in_its_place(passage: Passage, text: str) -> str:
+    """The passage with signs that there is more of the text before and behind it."""
+    return f"{'… ' if passage.start else ''}{passage.text}{' …' if passage.end < len(text.rstrip()) else ''}"
 
 
 def one_line(text: str) -> str:

@@ -243,7 +243,7 @@ class FoldView:
 def candidate(name: str, fitted: Fitted, selection: Questions, standard: Standard, report: Silent) -> Candidate:
     best = Candidate(name, *best_gain(fitted, selection, standard))
     unseen = f", {best.score.unseen:.3f} on documents left out" if standard.share else ""
-    below = "" if best.gain.sure else " (not surely better than hybrid: not kept)"
+    below = "" if best.gain.sure else " (not surely above hybrid)"
     report.say(f"{name}: {best.score.success:.3f} of the selection questions right{unseen}{below}")
     return best
 

@@ -85,7 +85,8 @@ def test_train_json(place: Path, encoder: Path, tmp_path: Path) -> None:
     result = fedcar("train", place / "collection", "-o", tmp_path / "retriever", *options, "--json")
     assert result.code == 0
     found = result.json
-    assert found["retriever"] == str(tmp_path / "retriever") and found["method"] == "adapter"
+    assert found["retriever"] == str(tmp_path / "retriever")
+    assert found["method"] == "none" and list(found["selection"]) == ["evidence", "adapter"], "20 questions prove little"
     assert found["settings"]["adapter"] == "diagonal" and found["settings"]["epochs"] == 4 and found["questions"] == 20
     assert found.keys() >= {"collection", "selection_questions", "history", "seconds", "peak_memory_mb"}
     assert [epoch["epoch"] for epoch in found["history"]] == [1, 2, 3, 4]
@@ -171,7 +172,7 @@ def test_the_answer_is_indented_and_cut(place: Path) -> None:
 
 
 def test_control_characters_of_documents_do_not_reach_the_terminal(encoder: Path, tmp_path: Path) -> None:
-    corpus = [{"_id": "a\x1b]0;x\x07", "title": "T\x1b[31m\u202e", "text": "line\none \x9b2J [bold]" + "long " * 60}]
+    corpus = [{"_id": "a\x1b]0;x\x07", "title": "T\x1b[31m\u202e", "text": "line\none \x9b2J [bold] long long " * 12}]
     (tmp_path / "collection").mkdir()
     (tmp_path / "collection" / "corpus.jsonl").write_text(json.dumps(corpus[0]) + "\n")
     words = (

@@ -15,7 +15,7 @@ import pytest
 from support.retrievers import made
 
 from fedcar.collection.collection import Collection, Document
-from fedcar.collection.words import whole_words
+from fedcar.collection.wording import AS_BEFORE
 from fedcar.common.vectors import unit
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
@@ -47,7 +47,7 @@ class WordCounts:
 
     def __init__(self, drowned: float = 0.0, pieces: int = 1, unknown: bool = False) -> None:
         self.drowned, self.pieces, self.share_unknown, self.read = drowned, pieces, unknown, 0
-        self.untrained = self.public = self
+        self.untrained = self.public = self.for_documents = self
         self.model = SimpleNamespace(without_remarks=nullcontext)
         self.name = "counts"
 
@@ -61,7 +61,7 @@ class WordCounts:
         self.read += len(texts)
         found = np.zeros(len(texts), dtype=state_type(LAYERS, WIDTH))
         for row, text in enumerate(texts):
-            for word in whole_words(text):
+            for word in AS_BEFORE.words(text):
                 found["pooled"][row, 2 + zlib.crc32(word.encode()) % (WIDTH - 2)] += 1
         found["pooled"] = unit(found["pooled"])
         found["pooled"][:, 0] += self.drowned
