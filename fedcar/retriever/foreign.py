@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-MOST_PIECES = 1.6  # times those of the same sentence in English; MiniLM's 1.75 and more, multilingual ones' to 1.5
+MOST_PIECES = 1.6  # times those of the same sentence in English; MiniLM's are 1.75 and more beyond English
 MOST_UNKNOWN = 0.1  # of the sentence's words, beyond those of the English one
 PART = 16  # characters
 BY_CHARACTER = ("zh", "ja")  # tokenizers take these apart so
