@@ -296,8 +296,8 @@ def folders() -> list[Folder]:
                 "encoders/*/manifest.*": "their seals",
             },
             (
-                ("encoders/*", umask, "encoders converted for ONNX Runtime or OpenVINO, in a folder for its owner", ""),
-                ("runtime.json", umask, "which runtime was the fastest for which encoder and machine", ""),
+                ("encoders/*", umask, "encoders converted for ONNX Runtime or OpenVINO, from GGUF, or into 16 bits, in a folder for its owner", ""),
+                ("runtime.json", umask, "which runtimes work with which encoder on this machine, and which was the fastest", ""),
                 ("*/NAME.jsonl", owner, "questions that a language model asked of documents, with `--questions-from`",
                  named("document", "questions")),
             ),
