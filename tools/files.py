@@ -296,8 +296,10 @@ def folders() -> list[Folder]:
                 "encoders/*/manifest.*": "their seals",
             },
             (
-                ("encoders/*", umask, "encoders converted for ONNX Runtime or OpenVINO, from GGUF, or into 16 bits, in a folder for its owner", ""),
-                ("runtime.json", umask, "which runtimes work with which encoder on this machine, and which was the fastest", ""),
+                ("encoders/*", umask, "encoders converted for a runtime, from GGUF or into 16 bits, in a folder for "
+                 "its owner", ""),
+                ("runtime.json", umask, "which runtimes work with which encoder on this machine, and which was the "
+                 "fastest", ""),
                 ("*/NAME.jsonl", owner, "questions that a language model asked of documents, with `--questions-from`",
                  named("document", "questions")),
             ),
