@@ -56,6 +56,8 @@ class Manner:
         """sha256 over all of it and over the files of the modules, whatever these are called."""
         digest = hashlib.sha256(json.dumps({**asdict(self), "modules": len(self.modules)}, sort_keys=True).encode())
         for name in self.modules:
+            if not (folder / name).is_dir():
+                raise FedcarError(f"{folder}: no module {quoted(name)}; give the original encoder's folder")
             for file in sorted((folder / name).iterdir()):
                 if file.suffix in (".json", ".safetensors"):
                     digest.update(f"{file.name}\0{sha256(file)}\0".encode())

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 LAYERS_KEPT = 6
+TEXTS_AT_ONCE = 1024  # that are tokenised to see how long they are; others wait for the tokenizer meanwhile
 POSITIONS_START_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "data2vec-text", "mpnet", "longformer")
 LOADING = threading.RLock()  # for all, as the library that reads models is not made for several at a time
 TOKENIZING = threading.Lock()  # for all: a tokenizer's cut is a setting of its own, and a lock cannot be copied
@@ -298,11 +299,20 @@ class FrozenModel:
         """The token that is put behind every text that does not end in it."""
         return self.tokenizer.eos_token_id if self.manner.ends and self.pooling == "last" else None
 
+    def _tokenized(self, texts: str | list[str], **options: object) -> Any:  # noqa: ANN401 - a tokenizer's answer
+        """What the tokenizer makes of them, for one thread at a time.
+
+        It is read before the lock is taken: who reads a model may hold another lock and wait for this one.
+        """
+        tokenizer = self.tokenizer
+        with TOKENIZING:
+            return tokenizer(texts, **options)
+
     def prompt_tokens(self, prompt: str) -> int:
         """How many tokens of a text with this prompt are read and not pooled."""
         if self.manner.include_prompt or not prompt:
             return 0
-        ids = self.tokenizer(prompt)["input_ids"]
+        ids = self._tokenized(prompt)["input_ids"]
         return len(ids) - (bool(ids) and ids[-1] in self.tokenizer.all_special_ids)
 
     def tokenize(self, texts: Sequence[str], prompt: str = "") -> list[list[int]]:
@@ -315,8 +325,7 @@ class FrozenModel:
         end = self.end
         room = self.max_tokens - (end is not None and not self.adds_end)
         readable = [prompt + text.encode("utf-8", "replace").decode() for text in texts]  # lone surrogates are no text
-        with TOKENIZING:
-            found = self.tokenizer(readable, truncation=True, max_length=room, return_attention_mask=False)
+        found = self._tokenized(readable, truncation=True, max_length=room, return_attention_mask=False)
         ids: list[list[int]] = [list(map(int, row)) for row in found["input_ids"]]
         self._warn_of_cut(found, len(texts))
         if end is not None:
@@ -334,16 +343,17 @@ class FrozenModel:
         """Which texts have more tokens than there is room for (n,); none where the tokenizer knows no places."""
         if not texts or not self.tokenizer.is_fast:
             return np.zeros(len(texts), dtype=bool)
-        readable, room = [text.encode("utf-8", "replace").decode() for text in texts], self.room(prompt)
-        with TOKENIZING:
-            found = self.tokenizer(readable, add_special_tokens=False, truncation=True, max_length=room)
-        return np.array([bool(encoding.overflowing) for encoding in found.encodings], dtype=bool)
+        room, cut = self.room(prompt), list[bool]()
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            part = [text.encode("utf-8", "replace").decode() for text in texts[start : start + TEXTS_AT_ONCE]]
+            found = self._tokenized(part, add_special_tokens=False, truncation=True, max_length=room)
+            cut += [bool(encoding.overflowing) for encoding in found.encodings]
+        return np.array(cut, dtype=bool)
 
     def places(self, text: str) -> NDArray[np.int64]:
         """Where all tokens of a text begin and end (t, 2), in characters; nothing is cut and nothing added."""
         readable = text.encode("utf-8", "replace").decode()
-        with TOKENIZING:
-            found = self.tokenizer(readable, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        found = self._tokenized(readable, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         return np.array(found["offset_mapping"], dtype=np.int64).reshape(-1, 2)
 
     def unknown(self, texts: Sequence[str]) -> NDArray[np.bool_]:
@@ -352,8 +362,7 @@ class FrozenModel:
         if unknown is None:
             return np.zeros(len(texts), dtype=bool)
         readable = [text.encode("utf-8", "replace").decode() for text in texts]
-        with TOKENIZING:
-            found = self.tokenizer(readable, add_special_tokens=False, truncation=True, max_length=self.max_tokens)
+        found = self._tokenized(readable, add_special_tokens=False, truncation=True, max_length=self.max_tokens)
         return all_unknown(found["input_ids"], unknown)
 
     def _warn_of_cut(self, found: Any, texts: int) -> None:  # noqa: ANN401 - a tokenizer's answer
@@ -397,7 +406,7 @@ class FrozenModel:
     @cached_property
     def adds_end(self) -> bool:
         """Whether the tokenizer puts EOS behind a text by itself."""
-        return list(self.tokenizer("")["input_ids"][-1:]) == [self.tokenizer.eos_token_id]
+        return list(self._tokenized("")["input_ids"][-1:]) == [self.tokenizer.eos_token_id]
 
     def tokens(self, texts: Sequence[str], whole: bool = False, prompt: str = "") -> list[Tokens]:
         """Texts -> their tokens with the places in the text, cut at `max_tokens`; those of the prompt count as special.
@@ -408,15 +417,14 @@ class FrozenModel:
         if not texts:
             return []
         end = self.end if whole else None
-        with TOKENIZING:
-            found = self.tokenizer(
-                [prompt + text.encode("utf-8", "replace").decode() for text in texts],
-                truncation=True,
-                max_length=self.max_tokens - (end is not None and not self.adds_end),
-                return_attention_mask=False,
-                return_offsets_mapping=True,
-                return_special_tokens_mask=True,
-            )
+        found = self._tokenized(
+            [prompt + text.encode("utf-8", "replace").decode() for text in texts],
+            truncation=True,
+            max_length=self.max_tokens - (end is not None and not self.adds_end),
+            return_attention_mask=False,
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+        )
         if whole:
             self._warn_of_cut(found, len(texts))
             self._check_known(found["input_ids"])

@@ -283,7 +283,8 @@ def hit_signals(scores: NDArray[np.float32], temperature: float) -> NDArray[np.f
 
 def signals(scores: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:
     """What tells a right first hit from a wrong one (n, 4): 1, its score, its lead, its log-confidence."""
-    first_two = -np.sort(-scores, axis=1)[:, :2].astype(np.float64)
+    alone = np.full((len(scores), max(0, 2 - scores.shape[1])), -np.inf)  # one document has no second
+    first_two = np.concatenate([-np.sort(-scores, axis=1)[:, :2].astype(np.float64), alone], axis=1)
     first_two = np.where(np.isfinite(first_two), first_two, -1e3)
     confidence = softmax(scores, temperature).max(axis=1)
     lead = np.minimum(first_two[:, 0] - first_two[:, 1], 1e3)

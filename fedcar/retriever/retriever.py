@@ -286,14 +286,14 @@ class Retriever(Searcher):
         about = parts.encoder
         manner = Manner.of(about.get("manner"))
         found = Encoder.load(encoder or about["name"], about["pooling"], offline=True, manner=manner)
-        if "state_fingerprint" in about and found.state_fingerprint != about["state_fingerprint"]:
-            message = "trained with other modules behind the encoder's pooling; give the original encoder's folder"
-            raise FedcarError(f"{folder}: {message}")
         if found.fingerprint != about["fingerprint"]:
             raise FedcarError(
                 f"{folder}: trained with an encoder of fingerprint {about['fingerprint'][:12]}, but "
                 f"{found.name} has {found.fingerprint[:12]}; give the original encoder's folder"
             )
+        if "state_fingerprint" in about and found.state_fingerprint != about["state_fingerprint"]:
+            message = "trained with other modules behind the encoder's pooling; give the original encoder's folder"
+            raise FedcarError(f"{folder}: {message}")
         if parts.adapter_variant is not None:
             adapter = Adapter(parts.adapter_variant, next(iter(parts.adapter.values())).shape[0])
             adapter.load_state_dict({name: torch.from_numpy(array) for name, array in parts.adapter.items()})

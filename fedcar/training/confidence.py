@@ -9,7 +9,7 @@ import numpy as np
 
 from fedcar.collection.wording import AS_BEFORE
 from fedcar.common.vectors import unit
-from fedcar.retriever.calibration import Asked, Calibration, Scored
+from fedcar.retriever.calibration import LEAST_QUESTIONS, Asked, Calibration, Scored
 from fedcar.retriever.evidence import Evidence
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ def calibrated(
 ) -> Retriever:
     """With confidence, and what it takes to answer, from the selection questions and those that nothing answers.
 
-    Of the training questions, where they may be looked at, the mean is kept: what lies far from it was not asked about.
+    Of the training questions, where they may be looked at, the mean is kept, from 50 on: what lies far from it was not
+    asked about.
     """
     if not len(selection):
         return replace(retriever, calibration=Calibration())
@@ -35,7 +36,9 @@ def calibrated(
         selection.relevance > 0,
         without_answers(retriever, selection),
         retriever.scored(unanswered) if len(unanswered) else None,
-        unit(training.hidden_states).mean(axis=0) if training is not None and len(training) else None,
+        unit(training.hidden_states).mean(axis=0)
+        if training is not None and len(training) >= LEAST_QUESTIONS
+        else None,
     )
     return replace(retriever, calibration=Calibration.fit(asked))
 

@@ -132,15 +132,22 @@ def prepare_privately(untrained: Retriever, judged: Judged, features: FeatureCac
 
 
 def conclude(
-    job: Job, chosen: Candidate, record: TrainingRecord, claim: Statement | None = None, clock: Clock | None = None
+    job: Job,
+    chosen: Candidate,
+    record: TrainingRecord,
+    claim: Statement | None = None,
+    clock: Clock | None = None,
+    *,
+    in_one_place: bool = True,
 ) -> Retriever:
     """What was kept, with confidence and threshold from the selection questions, and the record of its training.
 
-    The claim, where there is one, goes with it and is said. With `clock` the record has the seconds so far.
+    The claim, where there is one, goes with it and is said. With `clock` the record has the seconds so far. Where the
+    training questions are not in one place, nothing is learned of confidence that only who has all of them could know.
     """
     retriever = chosen.retriever
     if not job.private:
-        retriever = calibrated(retriever, job.selection, job.unanswered, job.training)
+        retriever = calibrated(retriever, job.selection, job.unanswered, job.training if in_one_place else None)
     elif len(job.selection) >= LEAST_CHOICE:
         retriever = calibrated(retriever, job.selection, job.unanswered)
     else:  # no question may be asked about confidence

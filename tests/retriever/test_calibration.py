@@ -278,3 +278,9 @@ def test_the_area_under_roc_is_that_of_scikit_learn(seed: int) -> None:
     expected = roc_auc_score([1] * 40 + [0] * 25, np.concatenate([positive, negative]))
     assert area_under_roc(positive, negative) == pytest.approx(expected, abs=1e-12)
     assert area_under_roc(positive, negative[:0]) is None and area_under_roc(positive[:0], negative) is None
+
+
+def test_a_single_document_has_no_second() -> None:
+    found = signals(np.array([[3.0], [1.0]], dtype=np.float32), 1.0)
+    assert found.shape == (2, 4) and np.isfinite(found).all()
+    assert (found[:, 2] == 1e3).all(), "the lead over nothing"

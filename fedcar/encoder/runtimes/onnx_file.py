@@ -49,7 +49,7 @@ class _TwoTables(nn.Module):
     def __init__(self, embedding: nn.Module, adapter: Adapter) -> None:
         super().__init__()
         self.embedding = embedding
-        self.folded = copy.deepcopy(embedding)
+        self.folded = copy.deepcopy(embedding).float()
         folded: Any = self.folded
         with torch.no_grad():
             folded.weight.copy_(adapter(folded.weight))
