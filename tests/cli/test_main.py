@@ -86,7 +86,7 @@ def test_train_json(place: Path, encoder: Path, tmp_path: Path) -> None:
     assert result.code == 0
     found = result.json
     assert found["retriever"] == str(tmp_path / "retriever")
-    assert found["method"] == "none" and list(found["selection"]) == ["evidence", "adapter"], "20 questions prove little"
+    assert found["method"] == "none" and list(found["selection"]) == ["evidence", "adapter"], "too few to prove it"
     assert found["settings"]["adapter"] == "diagonal" and found["settings"]["epochs"] == 4 and found["questions"] == 20
     assert found.keys() >= {"collection", "selection_questions", "history", "seconds", "peak_memory_mb"}
     assert [epoch["epoch"] for epoch in found["history"]] == [1, 2, 3, 4]
