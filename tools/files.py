@@ -98,7 +98,7 @@ def folders() -> list[Folder]:
                 "retriever.json": "which encoder (by hash), head, weights, calibration, and the record of the training",
                 "documents.jsonl": "the documents, one a line, in the order of the rows",
                 "evidence.safetensors": "what search needs without training: words, sentences, token states, vectors",
-                "words.json": "the vocabularies that the sparse matrices count by",
+                "words.json": "the vocabularies that the sparse matrices count by, and how texts are taken apart",
                 "head.safetensors": "embeddings, rows, which rows are active, temperature",
                 "adapter.safetensors": "the adapter, where one was trained",
                 "ridge.safetensors": "rows in closed form and naive Bayes, by the method ridge",
@@ -296,10 +296,13 @@ def folders() -> list[Folder]:
                 "encoders/*/manifest.*": "their seals",
             },
             (
-                ("encoders/*", umask, "encoders converted for a runtime, from GGUF or into 16 bits, in a folder for "
-                 "its owner", ""),
+                ("encoders/*", umask, "encoders converted for ONNX Runtime or OpenVINO, in a folder for its owner", ""),
+                ("encoders/gguf-*", umask, "a GGUF file as a folder of Hugging Face's, weights in float32; sealed", ""),
+                ("encoders/*-bfloat16", umask, "a large float32 model, its weights rounded to bfloat16", ""),
+                ("encoders/.unfinished-*", umask, "what is being written", ""),
                 ("runtime.json", umask, "which runtimes work with which encoder on this machine, and which was the "
                  "fastest", ""),
+                ("runtime.lock", owner, "held while one process tries runtimes; stays, empty", ""),
                 ("*/NAME.jsonl", owner, "questions that a language model asked of documents, with `--questions-from`",
                  named("document", "questions")),
             ),
