@@ -16,8 +16,6 @@ What other folders take:
     model.FrozenModel: A Hugging Face model in a folder; any number of encoders and threads share one.
     model.LOADING: the lock of whoever reads a model.
     model.TOKENIZING: the lock of whoever uses a tokenizer.
-    model.in_bfloat16: A copy of the model in bfloat16; tensors that are in bfloat16 already are the very same ones.
-    model.states_of: The last hidden states (n, t, d), pooled (n, d), and the mean states of the layers (n, k, d).
     model_files.DEFAULT_ENCODER: the name of the encoder that is taken where none is given.
     model_files.find: The folder that holds the model, and its revision where it comes from the hub.
     model_files.fingerprint: sha256 over the weights, the configuration and the tokenizer files: equal encoders,
@@ -26,6 +24,7 @@ What other folders take:
         states.
     model_files.parameter_count: How many numbers the weight files hold, from their headers.
     model_files.read_json: The JSON object in a file of an encoder's folder; FedcarError where there is none.
+    pooling.states_of: The last hidden states (n, t, d), pooled (n, d), and the mean states of the layers (n, k, d).
     reading.Reading: What one pass of n texts gives.
     reading.Runtime: Runs the frozen model on one batch, padded on the right.
     reading.States: One batch: tokens (n, t, d), pooled (n, d) and the mean states of the kept layers (n, k, d),
@@ -40,6 +39,8 @@ What other folders take:
     reference.reference_states: States (n,) of the untrained encoder on the first questions of the packaged
         collection.
     reference.reference_texts: The first questions of the packaged collection.
+    sixteen_bits.in_bfloat16: A copy of the model in bfloat16; tensors that are in bfloat16 already are the very same
+        ones.
     stored.StoredEncoder: Texts -> the states of the encoder it was written from, without torch.
     stored_writing.check_encoder: Refuse a stored encoder that makes other tokens of the texts, or other states.
     stored_writing.check_states: Refuse hidden states (n, d), made by what was exported, that are not those that the

@@ -97,6 +97,7 @@ class Encoder:
         """
         model = FrozenModel.load(name, pooling, offline=offline, manner=manner)
         model.manner = model.manner.with_prompts(query_prompt, document_prompt)
+        model.check_prompts()
         return cls(model)
 
     @cached_property

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fedcar.encoder.manner import Manner, check_pooling, declared
 from fedcar.encoder.model_files import (
@@ -34,10 +33,16 @@ from fedcar.encoder.model_files import (
     tokenizer_files,
     weight_files,
 )
-from fedcar.encoder.pooling import Pooling, pool, pooling_of, width_behind
+from fedcar.encoder.pooling import Pooling, pooling_of, width_behind
 from fedcar.encoder.reading import TOKENS_PER_BATCH, Tokens, all_unknown, behind_prompt, state_type
-from fedcar.encoder.sixteen_bits import TOKENS_OF_A_LARGE_MODEL, computing_in_float32, in_sixteen_bits, is_large
-from fedcar.errors import FedcarError, FedcarWarning, first_line
+from fedcar.encoder.sixteen_bits import (
+    TOKENS_OF_A_LARGE_MODEL,
+    computing_in_float32,
+    in_bfloat16,
+    in_sixteen_bits,
+    is_large,
+)
+from fedcar.errors import FedcarError, FedcarWarning, first_line, quoted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -339,6 +344,14 @@ class FrozenModel:
         others = special + (self.pooling == "last" and not self.adds_end) + len(self.places(prompt))
         return max(1, self.max_tokens - others)
 
+    def check_prompts(self) -> None:
+        """Refuse a prompt that leaves less than half of the tokens to the text behind it."""
+        for what, prompt in (("query", self.manner.query_prompt), ("document", self.manner.document_prompt)):
+            if prompt and self.tokenizer.is_fast and self.room(prompt) < self.max_tokens // 2:
+                tokens = len(self.places(prompt))
+                message = f"the prompt is {tokens} tokens long, and the encoder takes {self.max_tokens}"
+                raise FedcarError(f"--{what}-prompt {quoted(prompt)}: {message}; shorten it")
+
     def too_long(self, texts: Sequence[str], prompt: str = "") -> NDArray[np.bool_]:
         """Which texts have more tokens than there is room for (n,); none where the tokenizer knows no places."""
         if not texts or not self.tokenizer.is_fast:
@@ -458,27 +471,6 @@ def shared(model: Any, embedding: nn.Module) -> Any:  # noqa: ANN401 - any AutoM
     result = copy.deepcopy(model, same)
     result.set_input_embeddings(embedding)
     return result
-
-
-def in_bfloat16(model: Any) -> Any:  # noqa: ANN401 - any AutoModel
-    """A copy of the model in bfloat16; tensors that are in bfloat16 already are the very same ones."""
-    tensors = chain(model.parameters(), model.buffers())
-    same = {id(tensor): tensor for tensor in tensors if tensor.dtype == torch.bfloat16}
-    return copy.deepcopy(model, same).to(torch.bfloat16)
-
-
-def states_of(
-    model: Any,  # noqa: ANN401 - any AutoModel
-    token_ids: Tensor,
-    mask: Tensor,
-    layers: Sequence[int],
-    pooler: Pooling,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The last hidden states (n, t, d), the vectors (n, D), and the mean states of the layers (n, k, d)."""
-    output = model(input_ids=token_ids, attention_mask=pooler.read(mask), output_hidden_states=True)
-    last, kept = output.last_hidden_state, pooler.pooled(mask)
-    means = torch.stack([pool(output.hidden_states[layer], kept, "mean") for layer in layers], dim=1)
-    return last, pooler(last, mask), means
 
 
 def in_lower_case(tokenizer: Any) -> Any:  # noqa: ANN401 - any fast tokenizer

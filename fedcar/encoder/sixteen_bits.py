@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,13 @@ def computing_in_float32(model: Any) -> Any:  # noqa: ANN401 - any AutoModel
             module.embed_scale = torch.tensor(module.scalar_embed_scale)
     model.config.dtype = torch.float32  # what it computes in, and what an export of it is read in
     return model
+
+
+def in_bfloat16(model: Any) -> Any:  # noqa: ANN401 - any AutoModel
+    """A copy of the model in bfloat16; tensors that are in bfloat16 already are the very same ones."""
+    tensors = chain(model.parameters(), model.buffers())
+    same = {id(tensor): tensor for tensor in tensors if tensor.dtype == torch.bfloat16}
+    return copy.deepcopy(model, same).to(torch.bfloat16)
 
 
 def in_sixteen_bits(folder: Path) -> tuple[Path, torch.dtype]:

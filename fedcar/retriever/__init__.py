@@ -4,6 +4,7 @@ What other folders take:
     calibration.Asked: Questions to learn confidence from: which candidates are relevant (n, c), and all without
         those.
     calibration.Calibration: Turns scores (n, c) into confidences, and says when a question is answered.
+    calibration.LEAST_QUESTIONS: how many dev questions it takes for an answer threshold.
     calibration.Scored: What confidence is drawn from: scores (n, c), -inf for no hit, evidence (n, c, F), untrained
         states (n, d).
     evidence.Evidence: What the frozen encoder and the words say about a question and a document, before anything is

@@ -229,6 +229,13 @@ def test_a_copy_of_the_folder_elsewhere_is_the_same_encoder(made: Callable[..., 
     assert Encoder.load(again).state_fingerprint == Encoder.load(folder).state_fingerprint
 
 
+def test_a_prompt_that_leaves_no_room_is_one_line(encoder_folder: Path) -> None:
+    with pytest.raises(
+        FedcarError, match="--document-prompt .*: the prompt is 60 tokens long, and the encoder takes 40"
+    ):
+        Encoder.load(encoder_folder, document_prompt="fan " * 60)
+
+
 def test_a_module_that_is_missing_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(FedcarError, match='no module "2_Dense"'):
         Manner(modules=("2_Dense",)).fingerprint(tmp_path)

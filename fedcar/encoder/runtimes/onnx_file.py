@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fedcar.encoder.model import FrozenModel, states_of
+from fedcar.encoder.model import FrozenModel
+from fedcar.encoder.pooling import states_of
 from fedcar.encoder.runtimes.onnx import INPUTS, OUTPUTS, library
 from fedcar.errors import FedcarError, first_line
 
