@@ -92,7 +92,11 @@ def folders() -> list[Folder]:
         ),
         Folder(
             "A retriever",
-            f"Written by `fedcar train`, `federate`, `run`, `add`, `update` and `remove`. {sealed(RETRIEVER)}",
+            f"Written by `fedcar train`, `federate`, `run`, `add`, `update` and `remove`. {sealed(RETRIEVER)} "
+            "Some encoders leave more. One with prompts, modules or limits of its own: `manner` and "
+            "`state_fingerprint` of `encoder`. One with modules behind its pooling, or several poolings: "
+            "`late.own_mean` U8. One whose cosines find nothing: `view.centres`, `view.directions` and `view.shares` "
+            "F32, in `evidence.safetensors` and `ridge.safetensors`.",
             ("ridge", "head", "adapter", "federated", "noised"),
             {
                 "retriever.json": "which encoder (by hash), head, weights, calibration, and the record of the training",
@@ -112,7 +116,11 @@ def folders() -> list[Folder]:
         ),
         Folder(
             "A bundle",
-            f"Written by `fedcar export --format bundle`; searched without torch. {sealed(BUNDLE)}",
+            f"Written by `fedcar export --format bundle`; searched without torch. {sealed(BUNDLE)} "
+            "Some encoders leave more here too. One with a prompt for questions: `prompt` and `left_out` of `encoder`. "
+            "One whose vectors are not as wide as its token states: `width`. One whose cosines find nothing: its view, "
+            "as in a retriever (`ridge.view.*` in `rows.safetensors`), and beside that `viewed`, which documents are "
+            "compared by (F32, or I8 with `viewed.scales`).",
             ("bundle",),
             {
                 "bundle.json": "encoder, weights, calibration and the record of the training",
