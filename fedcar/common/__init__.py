@@ -3,6 +3,7 @@
 What other folders take:
     files.check_file: OSError, before long work, where `whole_file` could not begin; leaves nothing behind.
     files.default_cache: The user's cache folder (XDG_CACHE_HOME, else ~/.cache) / fedcar.
+    files.encoders_folder: Where in the user's cache is kept what was made of encoders.
     files.has_home: Whether the system says where this user's home is; other libraries take "~" for a folder's name
         if not.
     files.lock_of: Hold the lock of a file, waiting so long for it; False where it is still held elsewhere.

@@ -15,7 +15,6 @@ What other folders take:
     manner.modules_of: The folders and kinds of the modules, in order; nothing where the folder names none.
     model.FrozenModel: A Hugging Face model in a folder; any number of encoders and threads share one.
     model.LOADING: the lock of whoever reads a model.
-    model.TOKENIZING: the lock of whoever uses a tokenizer.
     model_files.DEFAULT_ENCODER: the name of the encoder that is taken where none is given.
     model_files.find: The folder that holds the model, and its revision where it comes from the hub.
     model_files.fingerprint: sha256 over the weights, the configuration and the tokenizer files: equal encoders,
@@ -39,8 +38,8 @@ What other folders take:
     reference.reference_states: States (n,) of the untrained encoder on the first questions of the packaged
         collection.
     reference.reference_texts: The first questions of the packaged collection.
-    sixteen_bits.in_bfloat16: A copy of the model in bfloat16; tensors that are in bfloat16 already are the very same
-        ones.
+    sixteen_bits.in_bfloat16: A copy of the model in bfloat16; tensors that are in bfloat16 already are the very
+        same ones.
     stored.StoredEncoder: Texts -> the states of the encoder it was written from, without torch.
     stored_writing.check_encoder: Refuse a stored encoder that makes other tokens of the texts, or other states.
     stored_writing.check_states: Refuse hidden states (n, d), made by what was exported, that are not those that the

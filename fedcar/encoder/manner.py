@@ -114,6 +114,16 @@ def check_pooling(pooling: str) -> None:
         raise FedcarError(f'--pooling "{unknown[0]}": not known; give one of {", ".join(POOLINGS)}')
 
 
+def in_lower_case(tokenizer: Any) -> Any:  # noqa: ANN401 - any fast tokenizer
+    """The tokenizer, which makes every text lower case before all else."""
+    from tokenizers import normalizers
+
+    backend = tokenizer.backend_tokenizer
+    steps = [normalizers.Lowercase(), *([backend.normalizer] if backend.normalizer is not None else [])]
+    backend.normalizer = normalizers.Sequence(steps)
+    return tokenizer
+
+
 def _in_own_words(pooling: str) -> str:
     return "last" if pooling == "lasttoken" else pooling
 

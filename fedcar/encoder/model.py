@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fedcar.encoder.manner import Manner, check_pooling, declared
+from fedcar.encoder.manner import Manner, check_pooling, declared, in_lower_case
 from fedcar.encoder.model_files import (
     DEFAULT_ENCODER,
     MAX_TOKENS,
@@ -74,6 +74,7 @@ class FrozenModel:
         pooling: str | None = None,
         revision: str | None = None,
         manner: Manner | None = None,
+        prompts: tuple[str | None, str | None] = (None, None),
     ) -> None:
         self.folder = folder
         self.name = name
@@ -89,6 +90,7 @@ class FrozenModel:
                 self.manner = manner or of_folder
             elif manner is None:  # what follows another pooling was not trained on this one
                 self.manner = replace(of_folder, modules=(), ends=True)
+        self.manner = self.manner.with_prompts(*prompts)
         if self.pooling == "cls" and is_decoder(self.config):
             message = f"--pooling cls: the first token of {name} knows nothing of the text; give last or mean"
             warnings.warn(message, FedcarWarning, stacklevel=2)
@@ -104,6 +106,7 @@ class FrozenModel:
         *,
         offline: bool = False,
         manner: Manner | None = None,
+        prompts: tuple[str | None, str | None] = (None, None),
     ) -> FrozenModel:
         """See `Encoder.load`."""
         folder, revision = find(str(name), offline)
@@ -112,7 +115,9 @@ class FrozenModel:
         weight_files(folder)
         if not tokenizer_files(folder, TOKENIZER_VOCABULARIES):  # some tokenizer classes then make an empty vocabulary
             raise FedcarError(f"{folder}: no tokenizer.json, so no text can be read; fetch the encoder again")
-        return cls(folder, named(str(name)), pooling, revision, manner)
+        model = cls(folder, named(str(name)), pooling, revision, manner, prompts)
+        model.check_prompts()
+        return model
 
     def once(self, what: str, make: Callable[[], Any]) -> Any:  # noqa: ANN401 - what is kept of each kind
         """What was made of the model before, or now; by one thread at a time."""
@@ -313,6 +318,11 @@ class FrozenModel:
         with TOKENIZING:
             return tokenizer(texts, **options)
 
+    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts as they stand: nothing is cut and nothing added."""
+        ids: list[list[int]] = self._tokenized(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
     def prompt_tokens(self, prompt: str) -> int:
         """How many tokens of a text with this prompt are read and not pooled."""
         if self.manner.include_prompt or not prompt:
@@ -471,16 +481,6 @@ def shared(model: Any, embedding: nn.Module) -> Any:  # noqa: ANN401 - any AutoM
     result = copy.deepcopy(model, same)
     result.set_input_embeddings(embedding)
     return result
-
-
-def in_lower_case(tokenizer: Any) -> Any:  # noqa: ANN401 - any fast tokenizer
-    """The tokenizer, which makes every text lower case before all else."""
-    from tokenizers import normalizers
-
-    backend = tokenizer.backend_tokenizer
-    steps = [normalizers.Lowercase(), *([backend.normalizer] if backend.normalizer is not None else [])]
-    backend.normalizer = normalizers.Sequence(steps)
-    return tokenizer
 
 
 def switch_off_dropout(model: torch.nn.Module) -> None:

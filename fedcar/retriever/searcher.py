@@ -114,9 +114,9 @@ class Hit:
 class Answer:
     """The hits of one question, best first; not `answered` where the retriever does not know.
 
-    None where it cannot tell, for the `reason` that no threshold could be learned. With a risk it is answered where at
-    most that share of such answers is wrong. Where neither encoder nor documents
-    know anything of a question, the confidence is 0 and the `reason` says so.
+    None where it cannot tell, for the `reason` that no threshold could be learned. With a risk it is answered where the
+    promise of `Calibration.limit` holds. Where neither encoder nor documents know anything of a question, the
+    confidence is 0 and the `reason` says so.
     """
 
     query: str

@@ -28,7 +28,7 @@ ALLOWED = 1e-9
 
 
 class Score(NamedTuple):
-    """What candidates are compared by, in this order.
+    """What epochs, the weights of a federation and public questions choose by, in this order; `select` goes by `Gain`.
 
     Whether it is not below hybrid search on document folds; success@1 on selection questions, with that on document
     folds counting by their share; MRR@10 on selection questions. `success` and `unseen` are the two parts.

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedcar.common.files import encoders_folder
 from fedcar.common.folders import remove_unfinished
 from fedcar.common.measure import free_memory
-from fedcar.encoder.runtimes.building import encoders_folder
 from fedcar.encoder.runtimes.names import EXACT
 from fedcar.encoder.runtimes.trial import EVENTS, ORDER
 
