@@ -95,7 +95,7 @@ def _packaged_smollm2() -> Path:
 
 def named(name: str) -> str:
     """The name of an encoder as it is kept: of a file where it lies from the root, any other as it is."""
-    return str(Path(name).resolve()) if name.endswith(".gguf") else name
+    return str(Path(name).resolve()) if name.endswith(".gguf") and Path(name).is_file() else name
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -264,5 +264,6 @@ def select(
     first = replace(before, gain=NO_GAIN)
     best = max((first, others, *candidates), key=lambda tried: tried.gain[:2])
     numbers = f"{best.score.success:.3f} of the selection questions right, before {before.score.success:.3f}"
-    report.say(f"kept: {best.name} ({numbers})")
+    search = ", search as it was without training" if best.name == "none" else ""
+    report.say(f"kept: {best.name}{search} ({numbers})")
     return best
