@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +21,34 @@ LAYER_WEIGHT = 0.7
 
 
 @dataclass(frozen=True)
+class Beside:
+    """What a map takes of a second encoder: its hidden state, or what its `view` makes of it, less `centre` (d,)."""
+
+    centre: NDArray[np.float32]
+    view: View | None = None
+
+    @classmethod
+    def of_reference(cls, states: NDArray[np.void], view: View | None = None) -> Beside:
+        """From the second encoder's states on the reference texts."""
+        return cls(unit(_hidden(states, view)).mean(0), view)
+
+    def __call__(self, states: NDArray[np.void]) -> NDArray[np.float32]:
+        """Joined records (n,) -> (n, d), of unit length."""
+        return centred(_hidden(states["beside"], self.view), self.centre)
+
+    def tensors(self) -> dict[str, NDArray[Any]]:
+        """All arrays by name."""
+        view = {} if self.view is None else self.view.tensors()
+        return {"centre": self.centre} | {f"view.{name}": array for name, array in view.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, NDArray[Any]]) -> Beside:
+        """What `tensors` gave."""
+        of_view = below(tensors, "view.")
+        return cls(tensors["centre"], View.from_tensors(of_view) if of_view else None)
+
+
+@dataclass(frozen=True)
 class FeatureMap:
     """phi(question) of shape (D,): nothing in it is fitted to a question, so sums over clients are exact.
 
@@ -27,7 +56,8 @@ class FeatureMap:
     Yu et al. 2016) and of the mean states of lower layers. `centre` (d,), `layer_centre` (k, d) and `layer_spread` are
     the means and the distance from them of the packaged reference texts, the same everywhere. `drawn` holds the two
     sets of frequencies where they need not be drawn from the seed again, which takes a third of a second. Of a hopeless
-    encoder what its `view` makes of the states stands in the hidden state's place.
+    encoder what its `view` makes of the states stands in the hidden state's place. With a second encoder `beside` the
+    first, its centred hidden state is a fourth part.
     """
 
     centre: NDArray[np.float32]
@@ -36,6 +66,7 @@ class FeatureMap:
     seed: int = 0
     drawn: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
     view: View | None = None
+    beside: Beside | None = None
 
     @classmethod
     def of_reference(cls, states: NDArray[np.void], seed: int = 0, view: View | None = None) -> FeatureMap:
@@ -47,7 +78,7 @@ class FeatureMap:
 
     @property
     def dimension(self) -> int:
-        return len(self.centre) + 4 * FREQUENCIES
+        return len(self.centre) + 4 * FREQUENCIES + (len(self.beside.centre) if self.beside is not None else 0)
 
     @property
     def frequencies(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -62,7 +93,8 @@ class FeatureMap:
         layers = (_unit_layers(states) - self.layer_centre) / np.float32(self.layer_spread)
         layers = layers.reshape(len(states), self.layer_centre.size)
         of_hidden, of_layers = self.frequencies
-        parts = (hidden, fourier(hidden, of_hidden), LAYER_WEIGHT * fourier(layers, of_layers))
+        parts = [hidden, fourier(hidden, of_hidden), LAYER_WEIGHT * fourier(layers, of_layers)]
+        parts += [] if self.beside is None else [self.beside(states)]
         return np.concatenate(parts, axis=1, dtype=np.float32)
 
 
@@ -88,6 +120,11 @@ def fourier(vectors: NDArray[np.float32], frequency: NDArray[np.float32]) -> NDA
     angles = vectors @ frequency.T
     waves: NDArray[np.float32] = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
     return waves / np.float32(np.sqrt(len(frequency)))
+
+
+def below(tensors: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
+    """Those whose name begins so, by the rest of their name."""
+    return {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
 
 
 def _hidden(states: NDArray[np.void], view: View | None) -> NDArray[np.float32]:

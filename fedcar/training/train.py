@@ -18,6 +18,7 @@ from fedcar.collection.pseudo_queries import PseudoQueries, pseudo_queries
 from fedcar.collection.splits import split_for_selection, warn_of_narrow_data
 from fedcar.common.measure import Clock
 from fedcar.common.progress import Silent
+from fedcar.encoder.both import price_of
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
 from fedcar.errors import FedcarWarning
@@ -39,8 +40,17 @@ from fedcar.training.noised.settings import PrivateSettings
 from fedcar.training.noised.tally import Counting
 from fedcar.training.paper_recipe import no_guarantee
 from fedcar.training.ridge import Summed, fit_ridge, too_many
-from fedcar.training.selection import Candidate, Fitted, FoldView, Standard, Weighting, candidate, select
-from fedcar.training.settings import Settings, TrainingSettings, is_small, loaded, of_adapter, suited, suited_to
+from fedcar.training.selection import (
+    Candidate,
+    Fitted,
+    FoldView,
+    Standard,
+    Weighting,
+    candidate,
+    cheaper_unless_better,
+    select,
+)
+from fedcar.training.settings import Settings, TrainingSettings, both_loaded, is_small, of_adapter, suited, suited_to
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -79,7 +89,7 @@ def train(
     report, clock = report or Silent(), Clock()
     options = replace(settings or TrainingSettings(), **changes)
     steps = options.steps(resume)
-    encoder, features = encoder_of(options), FeatureCache(Path(cache) if cache else None)
+    encoder, features = both_loaded(options), FeatureCache(Path(cache) if cache else None)
     if options.target is not None:
         if options.public is not None:
             collection = with_public_questions(collection, Path(options.public), dev=options.public_dev)
@@ -98,7 +108,8 @@ def train(
         collection.documents, encoder, features, report, head=head, pre_classifier=layer, seed=seed
     )
     steps = suited(steps, untrained)
-    job = prepare(collection, untrained, features, report, Splits.in_one_place(collection, seed))
+    both = prepare(collection, untrained, features, report, Splits.in_one_place(collection, seed))
+    job = replace(both, untrained=replace(untrained, encoder=encoder.alone))
     clock.lap("encode")
     view, course, candidates = FoldView.of(untrained, job.training, seed), Course(resume=resume), []
     if enough(job, options.questions_from):
@@ -106,7 +117,12 @@ def train(
             kept_in = Checkpoint(Path(checkpoint), fingerprints(collection, encoder, steps))
             course = replace(course, checkpoint=kept_in)
         candidates = trained_candidates(job, options.method, steps, pseudo_of(job, options), view, course)
-    chosen = select(untrained, job.selection, candidates, view.standard, report)
+    chosen = select(job.untrained, job.selection, candidates, view.standard, report)
+    if encoder.beside is not None and candidates:
+        over_both = candidate_over_both(both, candidates, pseudo_of(job, options), view, seed)
+        if over_both is not None:
+            candidates.append(over_both)
+            chosen = cheaper_unless_better(chosen, over_both, job.selection, view.standard.share, report)
     record = TrainingRecord(
         settings=asdict(steps),
         questions=len(job.training),
@@ -115,11 +131,6 @@ def train(
     )
     claim = no_guarantee(chosen.name, options.delta) if options.recipe == "paper" else None
     return conclude(job, chosen, record, claim, clock)
-
-
-def encoder_of(options: TrainingSettings) -> Encoder:
-    """The encoder that the options name."""
-    return loaded(options.encoder, options.pooling, options.query_prompt, options.document_prompt)
 
 
 def enough(job: Job, questions_from: str | None) -> bool:
@@ -165,7 +176,7 @@ def plan(
 ) -> dict[str, object]:
     """What `train` would do with the same arguments, without doing it: counts, encoder, settings of gradient steps."""
     options = replace(settings or TrainingSettings(), **changes)
-    steps, encoder = options.steps(), encoder_of(options)
+    steps, encoder = options.steps(), both_loaded(options)
     training, selection = split_for_selection(collection, options.seed)
     if options.target is not None:
         training = collection.judged("train")
@@ -238,6 +249,27 @@ def trained_candidates(
         fitted = fit(mixed, training, selection, chosen, Course(), report, view.folds[:1], standard)
         candidates.append(candidate("adapter", fitted, selection, standard, report))
     return candidates
+
+
+def candidate_over_both(
+    both: Job, candidates: Sequence[Candidate], pseudo: PseudoQueries, view: FoldView, seed: int
+) -> Candidate | None:
+    """The better ridge of those tried, solved again over the states of both encoders; None where none was tried.
+
+    What the second encoder costs is said.
+    """
+    tried = [one for one in candidates if one.name in ("ridge", "ridge+pseudo")]
+    second = both.untrained.encoder.beside
+    if not tried or second is None:
+        return None
+    better, training, selection = max(tried, key=lambda one: one.gain[:2]), both.training, both.selection
+    mixed = with_mixture(both.untrained, training)
+    joined = pseudo if better.name == "ridge+pseudo" else PseudoQueries()
+    fitted = fit_ridge(mixed, training, both.features, seed, joined, few=len(selection) < FEW)
+    price = price_of(second, selection.texts)
+    costs = f"{price.milliseconds:.1f} ms a question more, {price.megabytes:,.0f} MB of weights"
+    both.report.say(f"{second.name} beside {both.untrained.encoder.name}: {costs}")
+    return candidate(f"{better.name}+both", fitted, selection, view.standard, both.report)
 
 
 def too_dear(training: Questions, settings: Settings) -> str:
