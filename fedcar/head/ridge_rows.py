@@ -150,7 +150,7 @@ class RidgeRows:
             drawn = tensors["hidden_frequencies"], tensors["layer_frequencies"]
         of_view, of_second = below(tensors, "view."), below(tensors, "beside.")
         view = View.from_tensors(of_view) if of_view else None
-        beside = Beside.from_tensors(of_second) if of_second else None
+        beside = Beside.from_tensors(of_second, seed) if of_second else None
         fixed = FeatureMap(tensors["centre"], tensors["layer_centre"], spread, seed, drawn, view, beside)
         parts = (tensors["word_counts"], tensors["word_grams"], tensors["word_starts"])
         words = NaiveBayes(csr(parts, shape=(number_of_documents, BUCKETS)))

@@ -111,7 +111,7 @@ class Summed(NamedTuple):
         reference, second = reference_states(retriever.encoder, cache), retriever.encoder.beside
         fixed = FeatureMap.of_reference(reference, seed, retriever.evidence.view)
         if second is not None:
-            fixed = replace(fixed, beside=Beside.of_reference(reference["beside"], view_for(second, cache)))
+            fixed = replace(fixed, beside=Beside.of_reference(reference["beside"], seed, view_for(second, cache)))
         places, columns = columns_of(retriever, training, pseudo)
         document_rows = {retriever.documents[place].id: column for column, place in enumerate(places)}
         questions = RidgeQuestions.of(training, fixed, document_rows, retriever.evidence.wording)
