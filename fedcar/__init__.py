@@ -3,6 +3,7 @@
 What other folders take:
     errors.FedcarError: A mistake in the input or a refusal: one line that says what, where and the way out.
     errors.FedcarWarning: Something accepted that the user should know of: one line, with a count.
+    errors.first_line: Return the first line of what an error says, short enough for a message.
     errors.quoted: Return the value as one short line, fit for a message.
     errors.typed_path: Return the path as it is typed in a shell: blanks, quotes and a leading "-" are taken for a part
         of it.

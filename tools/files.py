@@ -92,13 +92,17 @@ def folders() -> list[Folder]:
         ),
         Folder(
             "A retriever",
-            f"Written by `fedcar train`, `federate`, `run`, `add`, `update` and `remove`. {sealed(RETRIEVER)}",
+            f"Written by `fedcar train`, `federate`, `run`, `add`, `update` and `remove`. {sealed(RETRIEVER)} "
+            "Some encoders leave more. One with prompts, modules or limits of its own: `manner` and "
+            "`state_fingerprint` of `encoder`. One with modules behind its pooling, or several poolings: "
+            "`late.own_mean` U8. One whose cosines find nothing: `view.centres`, `view.directions` and `view.shares` "
+            "F32, in `evidence.safetensors` and `ridge.safetensors`.",
             ("ridge", "head", "adapter", "federated", "noised"),
             {
                 "retriever.json": "which encoder (by hash), head, weights, calibration, and the record of the training",
                 "documents.jsonl": "the documents, one a line, in the order of the rows",
                 "evidence.safetensors": "what search needs without training: words, sentences, token states, vectors",
-                "words.json": "the vocabularies that the sparse matrices count by",
+                "words.json": "the vocabularies that the sparse matrices count by, and how texts are taken apart",
                 "head.safetensors": "embeddings, rows, which rows are active, temperature",
                 "adapter.safetensors": "the adapter, where one was trained",
                 "ridge.safetensors": "rows in closed form and naive Bayes, by the method ridge",
@@ -112,7 +116,11 @@ def folders() -> list[Folder]:
         ),
         Folder(
             "A bundle",
-            f"Written by `fedcar export --format bundle`; searched without torch. {sealed(BUNDLE)}",
+            f"Written by `fedcar export --format bundle`; searched without torch. {sealed(BUNDLE)} "
+            "Some encoders leave more here too. One with a prompt for questions: `prompt` and `left_out` of `encoder`. "
+            "One whose vectors are not as wide as its token states: `width`. One whose cosines find nothing: its view, "
+            "as in a retriever (`ridge.view.*` in `rows.safetensors`), and beside that `viewed`, which documents are "
+            "compared by (F32, or I8 with `viewed.scales`).",
             ("bundle",),
             {
                 "bundle.json": "encoder, weights, calibration and the record of the training",
@@ -297,7 +305,12 @@ def folders() -> list[Folder]:
             },
             (
                 ("encoders/*", umask, "encoders converted for ONNX Runtime or OpenVINO, in a folder for its owner", ""),
-                ("runtime.json", umask, "which runtime was the fastest for which encoder and machine", ""),
+                ("encoders/gguf-*", umask, "a GGUF file as a folder of Hugging Face's, weights in float32; sealed", ""),
+                ("encoders/*-bfloat16", umask, "a large float32 model, its weights rounded to bfloat16", ""),
+                ("encoders/.unfinished-*", umask, "what is being written", ""),
+                ("runtime.json", umask, "which runtimes work with which encoder on this machine, and which was the "
+                 "fastest", ""),
+                ("runtime.lock", owner, "held while one process tries runtimes; stays, empty", ""),
                 ("*/NAME.jsonl", owner, "questions that a language model asked of documents, with `--questions-from`",
                  named("document", "questions")),
             ),

@@ -59,10 +59,17 @@ def evaluate(
 @click.option(
     "--file", type=FOLDER, help='A file of questions instead: one a line, or .jsonl with "text"; - for stdin.'
 )
+@click.option("--risk", type=float, help="Answer where at most this share of such answers is wrong, say .05.")
 @moved_encoder
 @as_json
 def search(
-    retriever: Path, question: str | None, k: int, file: Path | None, encoder: Path | None, as_json: bool
+    retriever: Path,
+    question: str | None,
+    k: int,
+    file: Path | None,
+    risk: float | None,
+    encoder: Path | None,
+    as_json: bool,
 ) -> None:
     """Find the documents of a retriever or an exported bundle that answer QUESTION.
 
@@ -72,14 +79,14 @@ def search(
         raise click.UsageError("give a question, or a file of questions with --file")
     searcher, afterwards = _searchable(retriever, encoder)
     if question is not None:
-        _show(searcher.search(question, k), as_json)
+        _show(searcher.search(question, k, risk), as_json)
     elif file is not None:
-        _search_file(searcher, file, k, as_json)
+        _search_file(searcher, file, k, risk, as_json)
     sys.stdout.flush()
     afterwards()
 
 
-def _search_file(searcher: Searcher, file: Path, k: int, as_json: bool) -> None:
+def _search_file(searcher: Searcher, file: Path, k: int, risk: float | None, as_json: bool) -> None:
     """Answer all questions, and show each part as soon as it is searched."""
     from fedcar.collection.question_files import read_questions
     from fedcar.common.progress import Console
@@ -89,7 +96,7 @@ def _search_file(searcher: Searcher, file: Path, k: int, as_json: bool) -> None:
     with Console().track("searching", len(questions)) as advance:
         for start in range(0, len(questions), READ_AT_ONCE):
             part = questions[start : start + READ_AT_ONCE]
-            answers = searcher.search_many([one.text for one in part], k)
+            answers = searcher.search_many([one.text for one in part], k, risk)
             for asked, answer in zip(part, answers, strict=True):
                 _show(answer, as_json, asked.id, heading=True)
             advance(len(part))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from fedcar.federation.rounds.record import Record, Watch
-    from fedcar.retriever.searcher import Answer
+    from fedcar.retriever.searcher import Answer, Passage
 
 COLUMNS = ("round", "selection", "MIPS", "hybrid", "central", "loss", "clients", "refused", "failed", "kB", "s")
 MEASURES = ("success@1", "recall@10", "mrr@10", "ndcg@10")
@@ -151,7 +151,13 @@ def print_evaluation(console: Console, result: dict[str, Any]) -> None:
     if result["trained_on"]:
         console.print(f"{result['trained_on']} queries whose text stands in train were left out")
     calibration, unanswerable = result["calibration"], result["unanswerable"]
-    console.print(f"expected calibration error {calibration['ece']:.3f}")
+    if calibration["ece"] is None:
+        console.print("no confidence: too few dev questions, or none that were public")
+    else:
+        console.print(f"expected calibration error {calibration['ece']:.3f}")
+    if (promised := calibration["at_risk"]) is not None:
+        wrong = "" if promised["wrong"] is None else f", {promised['wrong']:.3f} of the answers wrong"
+        console.print(f"at a risk of {promised['risk']:g} {promised['coverage']:.3f} are answered{wrong}")
     if unanswerable:
         auroc = f"AUROC {unanswerable['auroc']:.3f}"
         console.print(f"telling {unanswerable['queries']} unanswerable queries apart: {auroc}")
@@ -225,16 +231,22 @@ def print_answer(console: Console, answer: Answer, heading: bool = False) -> Non
     elif answer.answered is False:
         console.print("no confident answer; the nearest documents:")
     for rank, hit in enumerate(answer.hits, 1):
-        text = one_line(hit.text if hit.passage is None else hit.passage.text)
+        text = one_line(hit.text if hit.passage is None else _in_its_place(hit.passage, hit.text))
         line = Text(f"{rank}. ")
         line.append(one_line(hit.title or hit.id), style="bold")
-        line.append(f"  {one_line(hit.id)}  confidence {hit.confidence:.2f}", style="dim")
+        sure = "" if hit.confidence is None else f"  confidence {hit.confidence:.2f}"
+        line.append(f"  {one_line(hit.id)}{sure}", style="dim")
         console.print(line)
         if text:
             shown = text if len(text) <= TEXT_SHOWN else text[: TEXT_SHOWN - 1].rstrip() + "…"
             console.print(Padding(Text(shown), (0, 0, 0, 3)))
     if answer.reason:
         console.print(Text(answer.reason, style="dim"))
+
+
+def _in_its_place(passage: Passage, text: str) -> str:
+    """The passage with signs that there is more of the text before and behind it."""
+    return f"{'… ' if passage.start else ''}{passage.text}{' …' if passage.end < len(text.rstrip()) else ''}"
 
 
 def one_line(text: str) -> str:

@@ -21,6 +21,12 @@ What other folders take:
     importing.imported_documents: The documents of whatever `imported` takes, without questions; nothing is written.
     importing.with_public_questions: The collection with the questions of a file as its dev split, whatever split
         they name; with `dev` beside it.
+    languages.ENGLISH: the code of English.
+    languages.languages: All languages by their code (ISO 639-1).
+    languages.name_of: The language's English name.
+    languages.other_language: The language of one text, where it is plainly not this one; a Japanese text may have
+        no kana.
+    languages.recognised: The language of most of the texts, which depends on these texts and their order alone.
     lines.check_identifier: Return the id; refuse an empty one and one that cannot stand in a tab-separated line.
     lines.check_text: Return the text; refuse a NUL and half of a surrogate pair, which no file and no tokenizer
         takes.
@@ -46,14 +52,10 @@ What other folders take:
     splits.subset: The judged queries that are kept.
     splits.unknown: The dev questions whose text does not stand in train: those would reward memory.
     splits.warn_of_narrow_data: One warning where there is next to nothing to learn.
-    words.STOP_WORDS: words that say nothing: those of bm25s, so that all lexical features agree.
-    words.bigrams: Every two neighbouring stems as one word.
+    wording.AS_BEFORE: the wording of collections in English, and of those before languages were told.
+    wording.Wording: How texts are taken apart into words, for one collection: questions as its documents are.
     words.sentences: Where the sentences begin and end: at least one, in order, without overlap.
-    words.stems: The words of a text as search knows them: lower case, two letters and more, no stop words, English
-        endings off.
-    words.whole_words: The words of a text as bm25s sees them: lower case, two letters and more, stop words and all.
     words.word_count: How many words a text has; in scripts without spaces two characters count as one.
-    words.words_and_signs: All that is written: words of one letter and more, and every sign by itself; lower case.
 """
 
 from fedcar.collection.collection import Collection, Document, Judged, Query

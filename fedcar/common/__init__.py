@@ -3,6 +3,7 @@
 What other folders take:
     files.check_file: OSError, before long work, where `whole_file` could not begin; leaves nothing behind.
     files.default_cache: The user's cache folder (XDG_CACHE_HOME, else ~/.cache) / fedcar.
+    files.encoders_folder: Where in the user's cache is kept what was made of encoders.
     files.has_home: Whether the system says where this user's home is; other libraries take "~" for a folder's name
         if not.
     files.lock_of: Hold the lock of a file, waiting so long for it; False where it is still held elsewhere.
@@ -24,10 +25,13 @@ What other folders take:
     folders.check_target: Refuse, before long work, a target that could not be written after it; leaves nothing
         behind.
     folders.kind_of: Which kind of fedcar folder this is, before anything in it is checked; None where it is none.
+    folders.made_once: A folder of the cache; where it is not whole, `write` fills one beside it whose files are
+        then moved here.
     folders.new_folder: A folder to fill that takes the place of `target`, missing or empty, when it is whole; an
         error leaves nothing.
     folders.opened_folder: A sealed folder to read from: what was checked is what is read.
     folders.remove_folder: Remove a folder that fedcar wrote, if it is there.
+    folders.remove_unfinished: Remove what a process that was killed was making in this folder, see `made_once`.
     folders.seal_of: What changes whenever the folder is written anew with other content.
     folders.write_folder: Let `write` fill a temporary folder, seal it with hashes and put it in the place of
         `target` in one step.
@@ -35,6 +39,8 @@ What other folders take:
         only ever added.
     measure.CLOCKS: what seconds are measured with, by name: of the wall or of the processor.
     measure.Clock: Seconds by step: `lap` books the time since the last lap under a name.
+    measure.OtherWork: What everybody but this process takes of the machine's processors from now on.
+    measure.free_memory: Bytes of memory that are free or can be freed at once; None where the system does not tell.
     measure.multiplies_bfloat16: Whether the processor, or the GPU where torch finds one, multiplies bfloat16;
         elsewhere it is slower, not faster.
     measure.peak_memory_mb: The largest resident memory of this process so far, in MB; None where the system does

@@ -54,6 +54,11 @@ def default_cache() -> Path:
     return folder
 
 
+def encoders_folder() -> Path:
+    """Where in the user's cache is kept what was made of encoders."""
+    return default_cache() / "encoders"
+
+
 def user_folder(kind: str) -> Path:
     """The user's folder of what outlasts a cache: "state" (XDG_STATE_HOME, else ~/.local/state) or "data", / fedcar.
 

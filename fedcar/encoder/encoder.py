@@ -97,9 +97,8 @@ class Encoder:
         folder puts behind its own. Raises FedcarError where there is no such encoder, or where its weights are a
         pickle.
         """
-        model = FrozenModel.load(name, pooling, offline=offline, manner=manner)
-        model.manner = model.manner.with_prompts(query_prompt, document_prompt)
-        return cls(model)
+        prompts = query_prompt, document_prompt
+        return cls(FrozenModel.load(name, pooling, offline=offline, manner=manner, prompts=prompts))
 
     @cached_property
     def for_documents(self) -> Encoder:

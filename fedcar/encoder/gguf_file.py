@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fedcar.common.files import default_cache, write_json
+from fedcar.common.files import encoders_folder, write_json
 from fedcar.common.folders import check_folder, kind_of, write_folder
 from fedcar.errors import FedcarError, first_line, typed_path
 
@@ -61,7 +61,7 @@ def converted(file: Path, digest: str) -> Path:
 
     Raises FedcarError for a file that is none, an architecture that is not known, and where `gguf` is missing.
     """
-    place = default_cache() / "encoders" / f"gguf-{digest[:24]}-{FORMAT}"
+    place = encoders_folder() / f"gguf-{digest[:24]}-{FORMAT}"
     if kind_of(place) != KIND:
         content = opened(file)
         write = architectures().get(content.architecture)

@@ -56,6 +56,8 @@ class Manner:
         """sha256 over all of it and over the files of the modules, whatever these are called."""
         digest = hashlib.sha256(json.dumps({**asdict(self), "modules": len(self.modules)}, sort_keys=True).encode())
         for name in self.modules:
+            if not (folder / name).is_dir():
+                raise FedcarError(f"{folder}: no module {quoted(name)}; give the original encoder's folder")
             for file in sorted((folder / name).iterdir()):
                 if file.suffix in (".json", ".safetensors"):
                     digest.update(f"{file.name}\0{sha256(file)}\0".encode())
@@ -110,6 +112,16 @@ def check_pooling(pooling: str) -> None:
     """Refuse a pooling that is not known; several, joined by "+", stand side by side."""
     if unknown := [name for name in pooling.split("+") if name not in POOLINGS]:
         raise FedcarError(f'--pooling "{unknown[0]}": not known; give one of {", ".join(POOLINGS)}')
+
+
+def in_lower_case(tokenizer: Any) -> Any:  # noqa: ANN401 - any fast tokenizer
+    """The tokenizer, which makes every text lower case before all else."""
+    from tokenizers import normalizers
+
+    backend = tokenizer.backend_tokenizer
+    steps = [normalizers.Lowercase(), *([backend.normalizer] if backend.normalizer is not None else [])]
+    backend.normalizer = normalizers.Sequence(steps)
+    return tokenizer
 
 
 def _in_own_words(pooling: str) -> str:

@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from fedcar.encoder.manner import Manner, check_pooling, declared
+from fedcar.encoder.manner import Manner, check_pooling, declared, in_lower_case
 from fedcar.encoder.model_files import (
     DEFAULT_ENCODER,
     MAX_TOKENS,
@@ -34,16 +33,23 @@ from fedcar.encoder.model_files import (
     tokenizer_files,
     weight_files,
 )
-from fedcar.encoder.pooling import Pooling, pool, pooling_of, width_behind
+from fedcar.encoder.pooling import Pooling, pooling_of, width_behind
 from fedcar.encoder.reading import TOKENS_PER_BATCH, Tokens, all_unknown, behind_prompt, state_type
-from fedcar.encoder.sixteen_bits import TOKENS_OF_A_LARGE_MODEL, computing_in_float32, in_sixteen_bits, is_large
-from fedcar.errors import FedcarError, FedcarWarning, first_line
+from fedcar.encoder.sixteen_bits import (
+    TOKENS_OF_A_LARGE_MODEL,
+    computing_in_float32,
+    in_bfloat16,
+    in_sixteen_bits,
+    is_large,
+)
+from fedcar.errors import FedcarError, FedcarWarning, first_line, quoted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
 LAYERS_KEPT = 6
+TEXTS_AT_ONCE = 1024  # that are tokenised to see how long they are; others wait for the tokenizer meanwhile
 POSITIONS_START_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "data2vec-text", "mpnet", "longformer")
 LOADING = threading.RLock()  # for all, as the library that reads models is not made for several at a time
 TOKENIZING = threading.Lock()  # for all: a tokenizer's cut is a setting of its own, and a lock cannot be copied
@@ -68,6 +74,7 @@ class FrozenModel:
         pooling: str | None = None,
         revision: str | None = None,
         manner: Manner | None = None,
+        prompts: tuple[str | None, str | None] = (None, None),
     ) -> None:
         self.folder = folder
         self.name = name
@@ -83,6 +90,7 @@ class FrozenModel:
                 self.manner = manner or of_folder
             elif manner is None:  # what follows another pooling was not trained on this one
                 self.manner = replace(of_folder, modules=(), ends=True)
+        self.manner = self.manner.with_prompts(*prompts)
         if self.pooling == "cls" and is_decoder(self.config):
             message = f"--pooling cls: the first token of {name} knows nothing of the text; give last or mean"
             warnings.warn(message, FedcarWarning, stacklevel=2)
@@ -98,6 +106,7 @@ class FrozenModel:
         *,
         offline: bool = False,
         manner: Manner | None = None,
+        prompts: tuple[str | None, str | None] = (None, None),
     ) -> FrozenModel:
         """See `Encoder.load`."""
         folder, revision = find(str(name), offline)
@@ -106,7 +115,9 @@ class FrozenModel:
         weight_files(folder)
         if not tokenizer_files(folder, TOKENIZER_VOCABULARIES):  # some tokenizer classes then make an empty vocabulary
             raise FedcarError(f"{folder}: no tokenizer.json, so no text can be read; fetch the encoder again")
-        return cls(folder, named(str(name)), pooling, revision, manner)
+        model = cls(folder, named(str(name)), pooling, revision, manner, prompts)
+        model.check_prompts()
+        return model
 
     def once(self, what: str, make: Callable[[], Any]) -> Any:  # noqa: ANN401 - what is kept of each kind
         """What was made of the model before, or now; by one thread at a time."""
@@ -298,11 +309,25 @@ class FrozenModel:
         """The token that is put behind every text that does not end in it."""
         return self.tokenizer.eos_token_id if self.manner.ends and self.pooling == "last" else None
 
+    def _tokenized(self, texts: str | list[str], **options: object) -> Any:  # noqa: ANN401 - a tokenizer's answer
+        """What the tokenizer makes of them, for one thread at a time.
+
+        It is read before the lock is taken: who reads a model may hold another lock and wait for this one.
+        """
+        tokenizer = self.tokenizer
+        with TOKENIZING:
+            return tokenizer(texts, **options)
+
+    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts as they stand: nothing is cut and nothing added."""
+        ids: list[list[int]] = self._tokenized(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
     def prompt_tokens(self, prompt: str) -> int:
         """How many tokens of a text with this prompt are read and not pooled."""
         if self.manner.include_prompt or not prompt:
             return 0
-        ids = self.tokenizer(prompt)["input_ids"]
+        ids = self._tokenized(prompt)["input_ids"]
         return len(ids) - (bool(ids) and ids[-1] in self.tokenizer.all_special_ids)
 
     def tokenize(self, texts: Sequence[str], prompt: str = "") -> list[list[int]]:
@@ -315,8 +340,7 @@ class FrozenModel:
         end = self.end
         room = self.max_tokens - (end is not None and not self.adds_end)
         readable = [prompt + text.encode("utf-8", "replace").decode() for text in texts]  # lone surrogates are no text
-        with TOKENIZING:
-            found = self.tokenizer(readable, truncation=True, max_length=room, return_attention_mask=False)
+        found = self._tokenized(readable, truncation=True, max_length=room, return_attention_mask=False)
         ids: list[list[int]] = [list(map(int, row)) for row in found["input_ids"]]
         self._warn_of_cut(found, len(texts))
         if end is not None:
@@ -330,20 +354,29 @@ class FrozenModel:
         others = special + (self.pooling == "last" and not self.adds_end) + len(self.places(prompt))
         return max(1, self.max_tokens - others)
 
+    def check_prompts(self) -> None:
+        """Refuse a prompt that leaves less than half of the tokens to the text behind it."""
+        for what, prompt in (("query", self.manner.query_prompt), ("document", self.manner.document_prompt)):
+            if prompt and self.tokenizer.is_fast and self.room(prompt) < self.max_tokens // 2:
+                tokens = len(self.places(prompt))
+                message = f"the prompt is {tokens} tokens long, and the encoder takes {self.max_tokens}"
+                raise FedcarError(f"--{what}-prompt {quoted(prompt)}: {message}; shorten it")
+
     def too_long(self, texts: Sequence[str], prompt: str = "") -> NDArray[np.bool_]:
         """Which texts have more tokens than there is room for (n,); none where the tokenizer knows no places."""
         if not texts or not self.tokenizer.is_fast:
             return np.zeros(len(texts), dtype=bool)
-        readable, room = [text.encode("utf-8", "replace").decode() for text in texts], self.room(prompt)
-        with TOKENIZING:
-            found = self.tokenizer(readable, add_special_tokens=False, truncation=True, max_length=room)
-        return np.array([bool(encoding.overflowing) for encoding in found.encodings], dtype=bool)
+        room, cut = self.room(prompt), list[bool]()
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            part = [text.encode("utf-8", "replace").decode() for text in texts[start : start + TEXTS_AT_ONCE]]
+            found = self._tokenized(part, add_special_tokens=False, truncation=True, max_length=room)
+            cut += [bool(encoding.overflowing) for encoding in found.encodings]
+        return np.array(cut, dtype=bool)
 
     def places(self, text: str) -> NDArray[np.int64]:
         """Where all tokens of a text begin and end (t, 2), in characters; nothing is cut and nothing added."""
         readable = text.encode("utf-8", "replace").decode()
-        with TOKENIZING:
-            found = self.tokenizer(readable, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        found = self._tokenized(readable, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         return np.array(found["offset_mapping"], dtype=np.int64).reshape(-1, 2)
 
     def unknown(self, texts: Sequence[str]) -> NDArray[np.bool_]:
@@ -352,8 +385,7 @@ class FrozenModel:
         if unknown is None:
             return np.zeros(len(texts), dtype=bool)
         readable = [text.encode("utf-8", "replace").decode() for text in texts]
-        with TOKENIZING:
-            found = self.tokenizer(readable, add_special_tokens=False, truncation=True, max_length=self.max_tokens)
+        found = self._tokenized(readable, add_special_tokens=False, truncation=True, max_length=self.max_tokens)
         return all_unknown(found["input_ids"], unknown)
 
     def _warn_of_cut(self, found: Any, texts: int) -> None:  # noqa: ANN401 - a tokenizer's answer
@@ -397,7 +429,7 @@ class FrozenModel:
     @cached_property
     def adds_end(self) -> bool:
         """Whether the tokenizer puts EOS behind a text by itself."""
-        return list(self.tokenizer("")["input_ids"][-1:]) == [self.tokenizer.eos_token_id]
+        return list(self._tokenized("")["input_ids"][-1:]) == [self.tokenizer.eos_token_id]
 
     def tokens(self, texts: Sequence[str], whole: bool = False, prompt: str = "") -> list[Tokens]:
         """Texts -> their tokens with the places in the text, cut at `max_tokens`; those of the prompt count as special.
@@ -408,15 +440,14 @@ class FrozenModel:
         if not texts:
             return []
         end = self.end if whole else None
-        with TOKENIZING:
-            found = self.tokenizer(
-                [prompt + text.encode("utf-8", "replace").decode() for text in texts],
-                truncation=True,
-                max_length=self.max_tokens - (end is not None and not self.adds_end),
-                return_attention_mask=False,
-                return_offsets_mapping=True,
-                return_special_tokens_mask=True,
-            )
+        found = self._tokenized(
+            [prompt + text.encode("utf-8", "replace").decode() for text in texts],
+            truncation=True,
+            max_length=self.max_tokens - (end is not None and not self.adds_end),
+            return_attention_mask=False,
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+        )
         if whole:
             self._warn_of_cut(found, len(texts))
             self._check_known(found["input_ids"])
@@ -450,37 +481,6 @@ def shared(model: Any, embedding: nn.Module) -> Any:  # noqa: ANN401 - any AutoM
     result = copy.deepcopy(model, same)
     result.set_input_embeddings(embedding)
     return result
-
-
-def in_bfloat16(model: Any) -> Any:  # noqa: ANN401 - any AutoModel
-    """A copy of the model in bfloat16; tensors that are in bfloat16 already are the very same ones."""
-    tensors = chain(model.parameters(), model.buffers())
-    same = {id(tensor): tensor for tensor in tensors if tensor.dtype == torch.bfloat16}
-    return copy.deepcopy(model, same).to(torch.bfloat16)
-
-
-def states_of(
-    model: Any,  # noqa: ANN401 - any AutoModel
-    token_ids: Tensor,
-    mask: Tensor,
-    layers: Sequence[int],
-    pooler: Pooling,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The last hidden states (n, t, d), the vectors (n, D), and the mean states of the layers (n, k, d)."""
-    output = model(input_ids=token_ids, attention_mask=pooler.read(mask), output_hidden_states=True)
-    last, kept = output.last_hidden_state, pooler.pooled(mask)
-    means = torch.stack([pool(output.hidden_states[layer], kept, "mean") for layer in layers], dim=1)
-    return last, pooler(last, mask), means
-
-
-def in_lower_case(tokenizer: Any) -> Any:  # noqa: ANN401 - any fast tokenizer
-    """The tokenizer, which makes every text lower case before all else."""
-    from tokenizers import normalizers
-
-    backend = tokenizer.backend_tokenizer
-    steps = [normalizers.Lowercase(), *([backend.normalizer] if backend.normalizer is not None else [])]
-    backend.normalizer = normalizers.Sequence(steps)
-    return tokenizer
 
 
 def switch_off_dropout(model: torch.nn.Module) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,18 +115,26 @@ def weight_files(folder: Path) -> list[Path]:
 
 def parameter_count(folder: Path) -> int:
     """How many numbers the weight files hold, from their headers."""
+    return sum(math.prod(tensor.get_shape()) for tensor in _headers(folder))
+
+
+def precisions(folder: Path) -> set[str]:
+    """In what numbers the weights are kept, from the files' headers: F32, BF16, F16 and others."""
+    return {tensor.get_dtype() for tensor in _headers(folder)}
+
+
+def _headers(folder: Path) -> Iterator[Any]:
+    """What the weight files say of each tensor."""
     from safetensors import SafetensorError, safe_open
 
-    total = 0
     for file in weight_files(folder):
         try:
             with safe_open(file, "np") as tensors:
-                total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())
+                yield from (tensors.get_slice(name) for name in tensors.keys())
         except (OSError, SafetensorError) as error:
             raise FedcarError(
                 f"{file}: not a safetensors file ({first_line(error)}); fetch the encoder again"
             ) from error
-    return total
 
 
 def tokenizer_files(folder: Path, patterns: Sequence[str]) -> list[Path]:

@@ -149,3 +149,17 @@ def pool(hidden_states: Tensor, mask: Tensor, pooling: str) -> Tensor:
     index = (mask * (positions + 1)).argmax(1) if pooling == "last" else mask.argmax(1)
     chosen = index[:, None, None].expand(-1, 1, hidden_states.shape[2])
     return hidden_states.gather(1, chosen).squeeze(1)
+
+
+def states_of(
+    model: Any,  # noqa: ANN401 - any AutoModel
+    token_ids: Tensor,
+    mask: Tensor,
+    layers: Sequence[int],
+    pooler: Pooling,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The last hidden states (n, t, d), the vectors (n, D), and the mean states of the layers (n, k, d)."""
+    output = model(input_ids=token_ids, attention_mask=pooler.read(mask), output_hidden_states=True)
+    last, kept = output.last_hidden_state, pooler.pooled(mask)
+    means = torch.stack([pool(output.hidden_states[layer], kept, "mean") for layer in layers], dim=1)
+    return last, pooler(last, mask), means

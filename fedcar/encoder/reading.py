@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TOKENS_PER_BATCH = 4096
+LARGEST = np.float32(np.finfo(np.float16).max)
 PADDING_PER_BATCH = 128  # tokens; a further batch costs less than to work on more that mean nothing
 
 Progress = Callable[[int], None]
@@ -101,7 +102,7 @@ def encoded(
     for rows in batches_by_length([len(ids) for ids in token_ids], tokens_per_batch, PADDING_PER_BATCH):
         states = _finite(runtime.run(*padded([token_ids[row] for row in rows], padding_id, left_out)))
         result["pooled"][rows] = states.pooled
-        result["layers"][rows] = states.layers
+        result["layers"][rows] = _in_float16(states.layers)
         if progress is not None:
             progress(len(rows))
     return result
@@ -127,7 +128,8 @@ def read(
     adapted = np.empty_like(records["pooled"])
     for rows in batches_by_length([len(text.ids) for text in texts], tokens_per_batch, PADDING_PER_BATCH):
         states = _finite(runtime.run(*padded([texts[row].ids or [padding_id] for row in rows], padding_id, left_out)))
-        records["pooled"][rows], records["layers"][rows] = states.pooled[: len(rows)], states.layers[: len(rows)]
+        records["pooled"][rows] = states.pooled[: len(rows)]
+        records["layers"][rows] = _in_float16(states.layers[: len(rows)])
         adapted[rows] = states.pooled[-len(rows) :]
         for place, row in enumerate(rows if tokens else ()):
             of_tokens[row] = _token_states(texts[row], states.tokens[place])
@@ -164,6 +166,11 @@ def _finite(states: States) -> States:
             "precision; take another encoder, or --runtime torch"
         )
     return states
+
+
+def _in_float16(layers: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The largest entries, of which only the direction counts, as far as float16 goes."""
+    return np.clip(layers, -LARGEST, LARGEST)
 
 
 def _token_states(text: Tokens, states: NDArray[np.float32]) -> TokenStates:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import copy
 import shutil
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fedcar.common.files import default_cache
+from fedcar.common.files import encoders_folder
 from fedcar.common.folders import made_once
-from fedcar.encoder.model_files import fingerprint, parameter_count, weight_files
+from fedcar.encoder.model_files import fingerprint, parameter_count, precisions, weight_files
 from fedcar.errors import FedcarError
 
 LARGE_MODEL = 500_000_000  # parameters; below, all in float32 is at most 2 GB and the faster
@@ -68,26 +69,32 @@ def computing_in_float32(model: Any) -> Any:  # noqa: ANN401 - any AutoModel
     return model
 
 
+def in_bfloat16(model: Any) -> Any:  # noqa: ANN401 - any AutoModel
+    """A copy of the model in bfloat16; tensors that are in bfloat16 already are the very same ones."""
+    tensors = chain(model.parameters(), model.buffers())
+    same = {id(tensor): tensor for tensor in tensors if tensor.dtype == torch.bfloat16}
+    return copy.deepcopy(model, same).to(torch.bfloat16)
+
+
 def in_sixteen_bits(folder: Path) -> tuple[Path, torch.dtype]:
-    """The folder where its weights are in 16 bits; else a copy in bfloat16 in the user's cache, made the first time.
+    """The folder and its 16 bits; where it has 32, a copy in bfloat16 in the user's cache, made the first time.
 
-    Beside it the type of 16 bits that it holds.
-
-    Written tensor by tensor, so that no more of the original is in memory than one of them.
+    Tensor by tensor, so that no more of the original is in memory than one of them.
     """
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    files = weight_files(folder)
-    kinds = {entry["dtype"] for file in files for entry in _header(file).values()}
+    kinds = precisions(folder)
     if not kinds & {"F32", "F64"}:
         return folder, torch.float16 if "BF16" not in kinds else torch.bfloat16
-    place = default_cache() / "encoders" / f"{fingerprint(folder)[:24]}-bfloat16"
+    place = encoders_folder() / f"{fingerprint(folder)[:24]}-bfloat16"
 
     def write(temporary: Path) -> None:
-        for file in files:
+        for file in weight_files(folder):
             tensors = {}
-            for name in _header(file):
+            with safe_open(file, "pt") as opened:
+                names = list(opened.keys())
+            for name in names:
                 with safe_open(file, "pt") as opened:  # opened anew, so that what was read of it is let go of
                     tensor = opened.get_tensor(name)
                 tensors[name] = tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor.clone()
@@ -101,10 +108,3 @@ def in_sixteen_bits(folder: Path) -> tuple[Path, torch.dtype]:
     except OSError as error:
         message = f"the model's copy in 16 bits cannot be written ({error.strerror}); free space"
         raise FedcarError(f"{place}: {message}") from error
-
-
-def _header(file: Path) -> dict[str, Any]:
-    with file.open("rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        header: dict[str, Any] = json.loads(stream.read(size))
-    return {name: entry for name, entry in header.items() if name != "__metadata__"}

@@ -20,6 +20,7 @@ from fedcar.encoder.cache import FeatureCache
 from fedcar.errors import FedcarError, FedcarWarning, quoted
 from fedcar.evaluation import baselines, bootstrap, metrics
 from fedcar.evaluation.metrics import area_under_roc, expected_calibration_error, risk_coverage
+from fedcar.retriever.calibration import Calibration, Scored
 from fedcar.retriever.prepare import prepare
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 SYSTEMS = ("bm25", "mips", "hybrid", "retriever")
 RUN_DEPTH = 100
+RISK = 0.05
 
 
 def evaluate(
@@ -164,24 +166,54 @@ def trust(
     questions: Questions,
     unanswerable: Questions,
 ) -> dict[str, Any]:
-    """How far confidence can be trusted: calibration error, coverage, AUROC on unanswerable queries."""
-    calibration = retriever.calibration
-    trusted = calibration.trust(scores)
-    confidence = calibration.confidences(scores).max(axis=1, initial=0.0)
+    """How far confidence can be trusted: calibration error, coverage, AUROC on unanswerable queries.
+
+    The error is that of the first hit and, as `ece@10`, of the first ten; None where nothing supports a confidence.
+    """
+    calibration, scored = retriever.calibration, retriever.scored(questions, scores)
+    trusted = calibration.trust(scored)
     correct = metrics.per_query(ranking, questions.relevant)["success@1"]
+    first, ten = calibration_errors(calibration.confidences(scores), scores, questions.relevance, correct)
     result: dict[str, Any] = {
         "calibration": {
-            "ece": expected_calibration_error(confidence, correct),
-            "coverage": float(calibration.answers(scores).mean()),
+            "ece": first,
+            "coverage": float(calibration.answers(scored).mean()),
             "threshold": calibration.threshold,
+            "ece@10": ten,
+            "at_risk": at_risk(calibration, scored, correct),
         },
         "unanswerable": None,
         "risk_coverage": risk_coverage(trusted, correct),
     }
     if len(unanswerable):
-        others = calibration.trust(retriever.scores_of(unanswerable))
-        result["unanswerable"] = {"queries": len(unanswerable), "auroc": area_under_roc(trusted, others)}
+        answerable = calibration.has_answer(scored), calibration.has_answer(retriever.scored(unanswerable))
+        result["unanswerable"] = {"queries": len(unanswerable), "auroc": area_under_roc(*answerable)}
     return result
+
+
+def calibration_errors(
+    confidences: NDArray[np.float64] | None,
+    scores: NDArray[np.float32],
+    relevance: NDArray[np.float32],
+    correct: NDArray[np.float64],
+) -> tuple[float | None, float | None]:
+    """The expected calibration error of the first hit, and of the first ten; None without confidences (n, c)."""
+    if confidences is None:
+        return None, None
+    best = top_k(scores, metrics.DEPTH)
+    hits = np.isfinite(np.take_along_axis(scores, best, axis=1))
+    right = np.take_along_axis(relevance > 0, best, axis=1)[hits].astype(np.float64)
+    ten = expected_calibration_error(np.take_along_axis(confidences, best, axis=1)[hits], right)
+    return expected_calibration_error(confidences.max(axis=1, initial=0.0), correct), ten
+
+
+def at_risk(calibration: Calibration, scored: Scored, correct: NDArray[np.float64]) -> dict[str, float | None] | None:
+    """How many of the queries are answered at a risk of .05, and how many of those wrongly; None without a promise."""
+    if calibration.limit(RISK).trust is None:
+        return None
+    answered = calibration.answers(scored, RISK)
+    wrong = float(1 - correct[answered].mean()) if answered.any() else None
+    return {"risk": RISK, "coverage": float(answered.mean()), "wrong": wrong}
 
 
 def write_run(

@@ -123,7 +123,7 @@ def read_bundle(folder: Path) -> Bundle:
         head,
         np.array([settings["weights"][name] for name in WEIGHT_NAMES], dtype=np.float32),
         ridge,
-        Calibration(**settings["calibration"]),
+        Calibration.of_json(settings["calibration"]),
         row_index=RowIndex.read(folder, mapped=True),
         origin=settings.get("origin", {}),
         folder=folder,

@@ -38,8 +38,9 @@ SEARCHED, TOLERANCE = 3, 1e-3  # own texts, for which the scores must agree so f
 def write_bundle(retriever: Retriever, folder: str | Path, precision: str = "fp32") -> None:
     """Write the retriever as a bundle: encoder and rows in 32 bits or in 8, documents, words, tokenizer, calibration.
 
-    What training has learned goes in, training questions do not. The bundle is checked before it takes its name: the
-    tokenizer must make the same tokens, and in fp32 the search the same scores of some documents' own texts.
+    What training has learned goes in, the mean of the training questions' states too; they themselves do not. The
+    bundle is checked before it takes its name: the tokenizer must make the same tokens, and in fp32 the search the same
+    scores of some documents' own texts.
 
     Raises FedcarError where ONNX cannot express the encoder, or its tokenizer is not one of the `tokenizers` library.
     """

@@ -213,7 +213,7 @@ def _write_modules(encoder: Encoder, folder: Path) -> None:
         {"idx": number, "name": str(number), "path": path, "type": name}
         for number, (path, name) in enumerate(zip(paths, names, strict=True))
     ]
-    pooling: dict[str, object] = {"word_embedding_dimension": encoder.dimension}
+    pooling: dict[str, object] = {"word_embedding_dimension": encoder.width}
     write_json(folder / "modules.json", modules)
     write_json(
         folder / "sentence_bert_config.json", {"max_seq_length": encoder.model.max_tokens, "do_lower_case": False}

@@ -31,4 +31,5 @@ What other folders take:
     rows.KINDS: the kinds of numbers in which rows can be kept.
     rows.Rows: N vectors (N, d) as float32, float16 or int8 with a scale (N,) for each; an index gives float32 back.
     rows.products: Queries (n, d) and vectors (N, d), stored or plain -> inner products (n, N).
+    view.View: The mean states of all kept layers, each whitened, added up: nothing in it is fitted to a collection.
 """

@@ -1,13 +1,22 @@
 """The retriever: evidence and learned rows behind one search.
 
 What other folders take:
+    calibration.Asked: Questions to learn confidence from: which candidates are relevant (n, c), and all without
+        those.
     calibration.Calibration: Turns scores (n, c) into confidences, and says when a question is answered.
+    calibration.LEAST_QUESTIONS: how many dev questions it takes for an answer threshold.
+    calibration.Scored: What confidence is drawn from: scores (n, c), -inf for no hit, evidence (n, c, F), untrained
+        states (n, d).
     evidence.Evidence: What the frozen encoder and the words say about a question and a document, before anything is
         learned.
+    evidence.SHORT: up to how many words, in the median, documents are labels.
     evidence.at_once: So many questions, or fewer where there are so many documents that their scores would fill the
         memory.
+    evidence.median_words: The median number of words of the documents that are not empty; 0 without any.
     evidence.reads_tokens: Whether the documents are texts to be read token by token: no labels, and the tokenizer
         knows the places.
+    foreign.warn_of_other_languages: Warn (FedcarWarning) once of questions that are not in the documents' language,
+        if the encoder reads one alone.
     lexical.LexicalIndex: BM25 scores of documents for a query: bm25s' defaults with English stop words, or over
         `words` of one's own.
     parts.KIND: the kind of folder that a retriever is saved as.
@@ -27,6 +36,8 @@ What other folders take:
     row_index.RowIndex: An inverted file over N rows in eight bits, beside the rows themselves.
     row_index.library: faiss, or an error that says how to install it.
     searcher.Answer: The hits of one question, best first; not `answered` where the retriever does not know.
+    searcher.Passage: The part of a document that answers best: its text, and where that begins and ends in the
+        document's text.
     searcher.READ_AT_ONCE: how many questions are read together.
     searcher.Searcher: Everything that answers a question; searching changes nothing of it, so threads may share
         one.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-MOST_PIECES = 1.6  # times those of the same sentence in English; MiniLM's 1.75 and more, multilingual ones' to 1.5
+MOST_PIECES = 1.6  # times those of the same sentence in English; MiniLM's are 1.75 and more beyond English
 MOST_UNKNOWN = 0.1  # of the sentence's words, beyond those of the English one
 PART = 16  # characters
 BY_CHARACTER = ("zh", "ja")  # tokenizers take these apart so
@@ -29,7 +29,7 @@ class Tokenizing(Protocol):
         ...
 
 
-def reads(encoder: Tokenizing, language: str) -> bool:
+def is_made_for(encoder: Tokenizing, language: str) -> bool:
     """Whether the encoder was made for the language, as far as its tokenizer tells.
 
     One that was not cuts a sentence into many more pieces than the same sentence in English (the premium of Petrov et
@@ -64,7 +64,7 @@ def warn_of_other_languages(encoder: Tokenizing, questions: Sequence[str], langu
     if not others:
         return
     other = others.most_common(1)[0][0]
-    unread = [name_of(one) for one in (other, language) if not reads(encoder, one)]
+    unread = [name_of(one) for one in (other, language) if not is_made_for(encoder, one)]
     if not unread:
         return
     who = "the question seems" if len(questions) == 1 else f"{others[other]} of {len(questions)} questions seem"
@@ -78,7 +78,7 @@ def warn_of_other_languages(encoder: Tokenizing, questions: Sequence[str], langu
 
 def warn_of_unread_documents(encoder: Tokenizing, language: str | None) -> None:
     """Warn (FedcarWarning) where the encoder was not made for the documents' language."""
-    if language is not None and not reads(encoder, language):
+    if language is not None and not is_made_for(encoder, language):
         warnings.warn(
             f"the documents are in {name_of(language)}, and the encoder was not made for it; words count for more then "
             "than meaning: give a multilingual one with --encoder",

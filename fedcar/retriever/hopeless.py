@@ -10,7 +10,6 @@ import numpy as np
 
 from fedcar.common.progress import Silent
 from fedcar.common.vectors import unit
-from fedcar.encoder.model import TOKENIZING
 from fedcar.encoder.reference import reference_documents, reference_pairs, reference_states, reference_texts
 from fedcar.head.view import View
 from fedcar.retriever.lexical import LexicalIndex
@@ -37,7 +36,7 @@ def view_for(encoder: Encoder, cache: FeatureCache, report: Silent | None = None
         sentence_encoders_keep_their_hidden_states: MiniLM is told nothing new, and searched bit for bit as before.
     """
     encoder = encoder.untrained
-    if not reads(encoder, reference_texts()):
+    if not reads_words(encoder, reference_texts()):
         return None
     states, documents, asked = reference_states(encoder, cache), reference_documents(), reference_pairs()
     with encoder.model.without_remarks():  # nobody asked about these texts: that one is cut is no news
@@ -53,13 +52,11 @@ def view_for(encoder: Encoder, cache: FeatureCache, report: Silent | None = None
     return View.of_reference(states)
 
 
-def reads(encoder: Encoder, texts: Sequence[str]) -> bool:
+def reads_words(encoder: Encoder, texts: Sequence[str]) -> bool:
     """Whether the encoder's tokenizer knows the words of these texts, or pieces of them that are more than letters."""
-    tokenizer = encoder.tokenizer
-    with TOKENIZING:
-        ids = list(chain.from_iterable(tokenizer(list(texts), add_special_tokens=False)["input_ids"]))
-    words = sum(len(text.split()) for text in texts)
-    return len(ids) <= MOST_PIECES * words and ids.count(tokenizer.unk_token_id) <= MOST_UNKNOWN * len(ids)
+    ids = list(chain.from_iterable(encoder.model.pieces(texts)))
+    words, unknown = sum(len(text.split()) for text in texts), ids.count(encoder.tokenizer.unk_token_id)
+    return len(ids) <= MOST_PIECES * words and unknown <= MOST_UNKNOWN * len(ids)
 
 
 def reciprocal_rank(scores: NDArray[np.float32], relevant: NDArray[np.int64]) -> float:

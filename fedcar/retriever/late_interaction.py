@@ -303,6 +303,8 @@ class _Asked(NamedTuple):
 
 def _best_within(best: NDArray[np.float32], windows: NDArray[np.int64]) -> NDArray[np.float32]:
     """The best of each sentence (m, S) and windows of sentences (w, 2) -> the best of each window (m, w)."""
+    if not best.shape[1]:
+        return np.zeros((len(best), len(windows)), dtype=np.float32)
     behind = np.concatenate([best, best[:, :1]], axis=1)  # so that a window may end with the last sentence
     result: NDArray[np.float32] = np.maximum.reduceat(behind, windows.ravel(), axis=1)[:, ::2]
     return result

@@ -87,7 +87,7 @@ def _parts(folder: Path, mapped: bool) -> Parts:
         evidence,
         np.array([settings["weights"][name] for name in WEIGHT_NAMES], dtype=np.float32),
         ridge,
-        Calibration(**settings["calibration"]),
+        Calibration.of_json(settings["calibration"]),
         TrainingRecord.from_json(settings["training"]),
         RowIndex.read(folder),
         settings.get("fedcar"),

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedcar.common.files import default_cache
+from fedcar.common.files import encoders_folder
 from fedcar.common.folders import opened_folder
 from fedcar.common.tensors import mapped_tensors
 from fedcar.encoder.model_files import find, fingerprint, fingerprint_with
@@ -79,13 +79,13 @@ def quick_searcher(folder: str | Path, encoder: str | Path | None = None) -> Sea
 
 def place_of(state_fingerprint: str, pooling: str) -> Path:
     """Where the cache keeps an encoder for quick starts."""
-    return default_cache() / "encoders" / f"{state_fingerprint[:24]}-{pooling}-quick-{FORMAT}"
+    return encoders_folder() / f"{state_fingerprint[:24]}-{pooling}-quick-{FORMAT}"
 
 
 def place_of_frequencies(feature_map: FeatureMap) -> Path:
     """Where it keeps the random frequencies of a map, which are the same for equal widths and seeds."""
     widths = len(feature_map.centre), feature_map.layer_centre.size
-    return default_cache() / "encoders" / f"frequencies-{widths[0]}-{widths[1]}-{feature_map.seed}-{FORMAT}"
+    return encoders_folder() / f"frequencies-{widths[0]}-{widths[1]}-{feature_map.seed}-{FORMAT}"
 
 
 def stored_encoder(place: Path) -> StoredEncoder | None:

@@ -317,14 +317,14 @@ def without_empty(states: NDArray[np.void], texts: Sequence[str]) -> NDArray[np.
 def _encoder_of(folder: Path, about: Mapping[str, Any], name: str) -> Encoder:
     """The encoder that a retriever's folder tells of, found under this name; refused where it is another one."""
     found = Encoder.load(name, about["pooling"], offline=True, manner=Manner.of(about.get("manner")))
-    if "state_fingerprint" in about and found.state_fingerprint != about["state_fingerprint"]:
-        message = "trained with other modules behind the encoder's pooling; give the original encoder's folder"
-        raise FedcarError(f"{folder}: {message}")
     if found.fingerprint != about["fingerprint"]:
         raise FedcarError(
             f"{folder}: trained with an encoder of fingerprint {about['fingerprint'][:12]}, but "
             f"{found.name} has {found.fingerprint[:12]}; give the original encoder's folder"
         )
+    if "state_fingerprint" in about and found.state_fingerprint != about["state_fingerprint"]:
+        message = "trained with other modules behind the encoder's pooling; give the original encoder's folder"
+        raise FedcarError(f"{folder}: {message}")
     return found
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from fedcar.collection.collection import Document
 from fedcar.common.vectors import top_k
 from fedcar.errors import FedcarError, FedcarWarning
-from fedcar.retriever.calibration import Calibration
+from fedcar.retriever.calibration import Calibration, Scored
 from fedcar.retriever.evidence import Evidence, at_once
 from fedcar.retriever.foreign import warn_of_other_languages
 from fedcar.retriever.row_index import RowIndex
@@ -92,6 +92,8 @@ class Passage:
 class Hit:
     """One document found; `confidence` is the estimated probability that it answers the question.
 
+    Of a question that has an answer; None where nothing supports an estimate.
+
     `passage` is what of its text answers best: one of the windows of a document that is longer than the encoder takes,
     all of another's text; None where there is a title alone.
 
@@ -101,7 +103,7 @@ class Hit:
 
     id: str
     score: float
-    confidence: float
+    confidence: float | None
     title: str
     text: str
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -112,8 +114,9 @@ class Hit:
 class Answer:
     """The hits of one question, best first; not `answered` where the retriever does not know.
 
-    None where it cannot tell, for the `reason` that no threshold could be learned. Where neither encoder nor documents
-    know anything of a question, the confidence is 0 and the `reason` says so.
+    None where it cannot tell, for the `reason` that no threshold could be learned. With a risk it is answered where the
+    promise of `Calibration.limit` holds. Where neither encoder nor documents know anything of a question, the
+    confidence is 0 and the `reason` says so.
     """
 
     query: str
@@ -148,20 +151,23 @@ class Searcher:
     calibration: Calibration = field(default_factory=Calibration)
     row_index: RowIndex | None = field(default=None, kw_only=True)
 
-    def search(self, question: str, k: int = 5) -> Answer:
+    def search(self, question: str, k: int = 5, risk: float | None = None) -> Answer:
         """The k best documents for the question; fewer where there are fewer, never an empty document.
 
         A hundred documents are weighed, those best by encoder and words. For more than a hundred the next hundreds are,
         and each stands behind the one before; the confidence of what comes after the first hundred is 0.
+        `risk` is the share of wrong first hits among the answers that is allowed: see `Calibration.limit`.
         """
-        return self.search_many([question], k)[0]
+        return self.search_many([question], k, risk)[0]
 
-    def search_many(self, questions: Sequence[str], k: int = 5) -> list[Answer]:
+    def search_many(self, questions: Sequence[str], k: int = 5, risk: float | None = None) -> list[Answer]:
         """What `search` gives for each question, in batches: scores up to the last digits, which a batch decides."""
         if any(not question.strip() for question in questions):
             raise FedcarError("the question is empty; ask something")
         if k < 1:
             raise FedcarError(f"k is {k}; it must be 1 or more")
+        if risk is not None and not 0 < risk < 1:
+            raise FedcarError(f"risk is {risk:g}; give a share of wrong answers between 0 and 1, such as .05")
         if k > len(self.documents):
             message = f"k is {k}, but there are {len(self.documents)} documents; all are returned"
             warnings.warn(message, FedcarWarning, stacklevel=2)
@@ -170,10 +176,11 @@ class Searcher:
         return [
             answer
             for start in range(0, len(questions), READ_AT_ONCE)
-            for answer in self._answers(questions[start : start + READ_AT_ONCE], k)
+            for answer in self._answers(questions[start : start + READ_AT_ONCE], k, risk)
         ]
 
-    def _answers(self, questions: Sequence[str], k: int) -> Iterator[Answer]:
+    def _answers(self, questions: Sequence[str], k: int, risk: float | None) -> Iterator[Answer]:
+        least, reason = self.calibration.limit(risk)
         reading = self.encoder.read(questions, self.evidence.deep)
         depth = k + min(k, int(self.empty.sum()))  # empty documents are candidates and no hits
         step = at_once(CHUNK, max(self.evidence.vector_count, FEATURES * depth))
@@ -182,21 +189,24 @@ class Searcher:
             states = reading.states[part]
             candidates, evidence = self.evidence_for(questions[part], states, reading.tokens[part], k=depth)
             scores = self.scores(questions[part], states, candidates, evidence, reading.adapted[part])
-            first = scores[:, : self.evidence.together]
-            confidences, answered = self.calibration.confidences(first), self.calibration.answers(first)
+            together = self.evidence.together
+            first = Scored(scores[:, :together], evidence[:, :together], states["pooled"])
+            confidences, trust = self.calibration.confidences(first.scores), self.calibration.trust(first)
             strange = self._strange(questions[part])
-            confidences = np.where(strange[:, None], 0.0, confidences)
             vectors = self.evidence.vectors(states)
             for row, question in enumerate(questions[part]):
                 tokens = reading.tokens[start + row] if self.evidence.deep else None
                 passage = partial(self._passage, question, vectors[row], tokens)
-                hits = tuple(self._hits(candidates[row], scores[row], confidences[row], k, passage))
+                confidence = None if confidences is None else confidences[row] * (not strange[row])
+                hits = tuple(self._hits(candidates[row], scores[row], confidence, k, passage))
                 if strange[row]:
                     yield Answer(question, False, hits, STRANGE)
-                elif hits and (reason := self.calibration.no_threshold):
+                elif hits and least is None:
                     yield Answer(question, None, hits, reason)
                 else:
-                    yield Answer(question, bool(hits) and bool(answered[row]), hits)
+                    yield Answer(
+                        question, bool(hits) and bool(trust[row] >= (least or 0.0)), hits, reason if hits else None
+                    )
 
     def _strange(self, questions: Sequence[str]) -> NDArray[np.bool_]:
         """Of which questions neither the encoder, nor a document, nor what was learned of words knows anything (n,)."""
@@ -211,7 +221,7 @@ class Searcher:
         self,
         candidates: NDArray[np.int64],
         scores: NDArray[np.float32],
-        confidences: NDArray[np.float64],
+        confidences: NDArray[np.float64] | None,
         k: int,
         passage: Callable[[int, Document], Passage | None],
     ) -> Iterator[Hit]:
@@ -221,7 +231,9 @@ class Searcher:
         places = [place for part in order for place in part if np.isfinite(scores[place])]
         for place in places[:k]:
             document = self.documents[candidates[place]]
-            confidence = float(confidences[place]) if place < len(confidences) else 0.0
+            confidence = None
+            if confidences is not None:
+                confidence = float(confidences[place]) if place < len(confidences) else 0.0
             about = document.title, document.text, document.metadata
             found = passage(int(candidates[place]), document)
             yield Hit(document.id, float(scores[place]), confidence, *about, found)
@@ -343,6 +355,11 @@ class Searcher:
     def scores_of(self, questions: Questions) -> NDArray[np.float32]:
         """Scores of prepared questions (n, c)."""
         return self.scores(questions.texts, questions.states, questions.candidates, questions.evidence)
+
+    def scored(self, questions: Questions, scores: NDArray[np.float32] | None = None) -> Scored:
+        """What confidence in prepared questions is drawn from; `scores` (n, c) where they are known already."""
+        scores = self.scores_of(questions) if scores is None else scores
+        return Scored(scores, questions.evidence, questions.hidden_states)
 
     def ranked(self, questions: Questions, scores: NDArray[np.float32], k: int = 10) -> list[list[str]]:
         """Scores (n, c) -> the ids of the k best candidates of each question, without those that score -inf."""

@@ -23,7 +23,6 @@ What other folders take:
     gradient.prepared: A head of its own for this training, with the layers that the settings ask for.
     gradient.with_learned: What the head learns is in the unit of the score: it counts once.
     job.Job: What stands before anything is learned: search over the documents, and the questions made ready.
-    job.LEAST_CHOICE: how many public questions choose at least, where there are so many.
     job.NO_QUESTIONS: no questions: where nothing is to be learned from, or chosen by.
     job.Splits: Which of a collection's questions a job reads: to learn from, to choose by, and those that nothing
         answers.

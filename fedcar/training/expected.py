@@ -41,7 +41,7 @@ def expected(documents: int, questions: int, labels: bool, curve: Sequence[Point
     Labels and texts are different kinds. Where no point has about as many, the nearest one tells.
     """
     if not questions or not documents:
-        return {"gain over hybrid": "none: no training questions"}
+        return {"gain over hybrid": "none: too few questions to learn from and to check"}
     density = questions / documents
     alike = [point for point in (learning_curve() if curve is None else curve) if point.labels == labels]
     if not alike:

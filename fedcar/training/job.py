@@ -16,12 +16,14 @@ from fedcar.common.progress import Silent
 from fedcar.encoder.cache import FeatureCache
 from fedcar.errors import FedcarError
 from fedcar.privacy.statement import Statement, plain_words, to_json
+from fedcar.retriever.calibration import Calibration
 from fedcar.retriever.foreign import warn_of_other_languages
 from fedcar.retriever.prepare import prepare as made_ready
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.record import TrainingRecord
 from fedcar.retriever.retriever import Retriever
-from fedcar.training.selection import Candidate, calibrated
+from fedcar.training.confidence import calibrated
+from fedcar.training.selection import Candidate
 
 NO_QUESTIONS = Judged((), ())
 CHOICE_SHARE, LEAST_CHOICE = 0.2, 50  # of public questions: those that choose and train no row; half where they are few
@@ -130,15 +132,26 @@ def prepare_privately(untrained: Retriever, judged: Judged, features: FeatureCac
 
 
 def conclude(
-    job: Job, chosen: Candidate, record: TrainingRecord, claim: Statement | None = None, clock: Clock | None = None
+    job: Job,
+    chosen: Candidate,
+    record: TrainingRecord,
+    claim: Statement | None = None,
+    clock: Clock | None = None,
+    *,
+    in_one_place: bool = True,
 ) -> Retriever:
     """What was kept, with confidence and threshold from the selection questions, and the record of its training.
 
-    The claim, where there is one, goes with it and is said. With `clock` the record has the seconds so far.
+    The claim, where there is one, goes with it and is said. With `clock` the record has the seconds so far. Where the
+    training questions are not in one place, nothing is learned of confidence that only who has all of them could know.
     """
     retriever = chosen.retriever
-    if not job.private or len(job.selection) >= LEAST_CHOICE:  # fewer say nothing of confidence
+    if not job.private:
+        retriever = calibrated(retriever, job.selection, job.unanswered, job.training if in_one_place else None)
+    elif len(job.selection) >= LEAST_CHOICE:
         retriever = calibrated(retriever, job.selection, job.unanswered)
+    else:  # no question may be asked about confidence
+        retriever = replace(retriever, calibration=Calibration())
     if clock is not None:
         clock.lap("train")
         record = replace(record, seconds=clock.seconds, peak_memory_mb=peak_memory_mb())

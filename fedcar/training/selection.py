@@ -12,7 +12,6 @@ import numpy as np
 from fedcar.common.progress import Silent
 from fedcar.common.vectors import top_k
 from fedcar.evaluation.metrics import DEPTH
-from fedcar.retriever.calibration import Calibration
 from fedcar.retriever.evidence import Evidence
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
@@ -29,7 +28,7 @@ ALLOWED = 1e-9
 
 
 class Score(NamedTuple):
-    """What candidates are compared by, in this order.
+    """What epochs, the weights of a federation and public questions choose by, in this order; `select` goes by `Gain`.
 
     Whether it is not below hybrid search on document folds; success@1 on selection questions, with that on document
     folds counting by their share; MRR@10 on selection questions. `success` and `unseen` are the two parts.
@@ -248,7 +247,7 @@ class FoldView:
 def candidate(name: str, fitted: Fitted, selection: Questions, standard: Standard, report: Silent) -> Candidate:
     best = Candidate(name, *best_gain(fitted, selection, standard))
     unseen = f", {best.score.unseen:.3f} on documents left out" if standard.share else ""
-    below = "" if best.gain.sure else " (not surely better than hybrid: not kept)"
+    below = "" if best.gain.sure else " (not surely above hybrid)"
     report.say(f"{name}: {best.score.success:.3f} of the selection questions right{unseen}{below}")
     return best
 
@@ -300,12 +299,3 @@ def cheaper_unless_better(
     verdict = "surely better" if better else "not surely better, so the cheaper one stays"
     report.say(f"{dearer.name} against {cheaper.name}: {numbers}; {verdict}")
     return kept
-
-
-def calibrated(retriever: Retriever, selection: Questions, unanswered: Questions) -> Retriever:
-    """With confidence and answer threshold from the selection questions and those of dev that nothing answers."""
-    if not len(selection):
-        return retriever
-    others = retriever.scores_of(unanswered) if len(unanswered) else None
-    calibration = Calibration.fit(retriever.scores_of(selection), selection.relevance > 0, others)
-    return replace(retriever, calibration=calibration)

@@ -203,7 +203,11 @@ def plan(
         **used,
         "method": options.method,
         **also,
-        "expected": expected(len(collection.documents), len(training), median_words(collection.documents) <= SHORT),
+        "expected": expected(
+            len(collection.documents),
+            len(training) if len(selection) else 0,
+            median_words(collection.documents) <= SHORT,
+        ),
         "documents sent to": options.questions_from or "nobody",
     }
 

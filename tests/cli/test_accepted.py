@@ -30,9 +30,10 @@ def an_empty_document(place: Place) -> Words:
     return place.train()
 
 
-def a_text_that_is_too_long(place: Place) -> Words:
+def a_question_that_is_too_long(place: Place) -> Words:
     for name in ("long", "longer"):
-        place.append("corpus.jsonl", json.dumps({"_id": name, "title": name, "text": "pump " * 1000}))
+        place.append("queries.jsonl", json.dumps({"_id": name, "text": f"{name} " + "pump " * 1000}))
+        place.append("qrels/train.tsv", f"{name}\tfan\t1")
     return place.train()
 
 
@@ -87,7 +88,7 @@ ACCEPTED: list[tuple[Callable[[Place], Words], str]] = [
     (no_train_split, "no train split (0 judged queries in qrels/train.tsv); nothing is trained"),
     (no_dev_split, "no dev split"),
     (an_empty_document, "1 of 7 documents empty; kept, never returned"),
-    (a_text_that_is_too_long, "2 texts are longer than 40 tokens"),
+    (a_question_that_is_too_long, "2 texts are longer than 40 tokens"),
     (crlf, "CRLF ends"),
     (a_bom, "a BOM begins corpus.jsonl"),
     (a_question_of_stop_words, "stop words"),

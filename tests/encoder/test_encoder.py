@@ -124,10 +124,8 @@ def test_a_batch_ends_before_it_is_mostly_padding() -> None:
     assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
     filled = [sum(lengths[batch[0]] - lengths[row] for row in batch) for batch in batches]
     assert max(filled) <= 20 and batches[0] == [40], "a long one is alone, not beside what it would fill up"
-    assert all(lengths[batch[0]] * len(batch) <= 400 for batch in batches)
-    for batch, following in zip(batches, batches[1:], strict=False):  # each ends where one more would be too much
-        padded = filled[batches.index(batch)] + lengths[batch[0]] - lengths[following[0]]
-        assert padded > 20 or lengths[batch[0]] * (len(batch) + 1) > 400
+    for batch, padding, following in zip(batches, filled, batches[1:], strict=False):  # one more would be too much
+        assert padding + lengths[batch[0]] - lengths[following[0]] > 20 or lengths[batch[0]] * (len(batch) + 1) > 400
 
 
 def test_batches_hold_every_row_once_within_the_token_budget() -> None:

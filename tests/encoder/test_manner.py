@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ import torch
 from fedcar.common.vectors import unit
 from fedcar.encoder.encoder import Encoder
 from fedcar.encoder.manner import FLAGS, Manner
+from fedcar.encoder.model import LOADING, TOKENIZING, FrozenModel
 from fedcar.encoder.reading import Tokens, behind_prompt
 from fedcar.errors import FedcarError, FedcarWarning
 
@@ -224,3 +227,28 @@ def test_a_copy_of_the_folder_elsewhere_is_the_same_encoder(made: Callable[..., 
     folder = made("bert", behind=[Dense(32, 8)], prompts={"query": QUERY})
     again = Path(shutil.copytree(folder, tmp_path / "again"))
     assert Encoder.load(again).state_fingerprint == Encoder.load(folder).state_fingerprint
+
+
+def test_a_prompt_that_leaves_no_room_is_one_line(encoder_folder: Path) -> None:
+    with pytest.raises(
+        FedcarError, match="--document-prompt .*: the prompt is 60 tokens long, and the encoder takes 40"
+    ):
+        Encoder.load(encoder_folder, document_prompt="fan " * 60)
+
+
+def test_a_module_that_is_missing_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(FedcarError, match='no module "2_Dense"'):
+        Manner(modules=("2_Dense",)).fingerprint(tmp_path)
+
+
+def test_the_tokenizer_is_read_before_it_is_locked(encoder_folder: Path) -> None:
+    """Who holds the lock of reading may wait for that of tokenising, so nobody may wait the other way round."""
+    model = pickle.loads(pickle.dumps(FrozenModel.load(encoder_folder)))
+    with LOADING:
+        thread = threading.Thread(target=model.tokenize, args=(["a lost card"],), daemon=True)
+        thread.start()
+        thread.join(0.5)
+        assert TOKENIZING.acquire(timeout=30), "held by who waits for the other"
+        TOKENIZING.release()
+    thread.join(30)
+    assert not thread.is_alive()

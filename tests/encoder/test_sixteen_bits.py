@@ -15,7 +15,7 @@ from fedcar.encoder import sixteen_bits
 from fedcar.encoder.adapter import Adapter
 from fedcar.encoder.encoder import Encoder
 from fedcar.encoder.model import FrozenModel
-from fedcar.encoder.runtimes import choice
+from fedcar.encoder.runtimes import choice, onnx_file
 from fedcar.errors import FedcarError
 
 TEXTS = ["a lost card", "how do I order another card", "my transfer has not come yet and I wait"]
@@ -125,3 +125,14 @@ def test_no_room_for_the_copy_in_16_bits_is_one_line(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(FedcarError, match="copy in 16 bits cannot be written .*; free space"):
         Encoder.load(tiny_model("llama")).encode(TEXTS)
+
+
+def test_a_large_model_with_an_adapter_goes_into_one_file(
+    halved: Callable[..., Path], all_large: None, tmp_path: Path
+) -> None:
+    model = FrozenModel.load(halved("llama"))
+    adapter = Adapter("diagonal", model.embedding_width)
+    with torch.no_grad():
+        adapter.difference.normal_(0, 0.05)
+    onnx_file.write(model, tmp_path / "both.onnx", adapter=adapter)
+    assert (tmp_path / "both.onnx").is_file()

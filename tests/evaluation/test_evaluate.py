@@ -53,7 +53,7 @@ def test_the_shape_is_the_contract(retriever: Retriever, toy: Collection, cache:
         for numbers in system.values():
             assert list(numbers) == ["queries", *MEASURES]
             assert all(0 <= numbers[name] <= 1 for name in MEASURES)
-    assert result["calibration"].keys() == {"ece", "coverage", "threshold"}
+    assert result["calibration"].keys() == {"ece", "coverage", "threshold", "ece@10", "at_risk"}
     assert result["unanswerable"].keys() == {"queries", "auroc"} and result["unanswerable"]["queries"] == 2
     assert len(result["risk_coverage"]) == 10 and result["risk_coverage"][-1].keys() == {"coverage", "risk"}
     assert result["difference"].pop("to") == "hybrid" and list(result["difference"]) == ["all", "seen", "unseen"]

@@ -23,6 +23,7 @@ from fedcar.encoder.encoder import Encoder
 from fedcar.errors import FedcarError
 from fedcar.export.bundle import load_bundle
 from fedcar.export.bundle_writing import check_search, write_bundle
+from fedcar.retriever.calibration import Calibration
 from fedcar.retriever.retriever import Retriever
 
 pytest.importorskip("onnxruntime")
@@ -66,7 +67,11 @@ def retriever_of(
         generator = torch.Generator().manual_seed(2)
         inserted.difference.data = torch.randn(inserted.difference.shape, generator=generator) * 0.2
         retriever = replace(retriever, encoder=encoder.with_adapter(inserted))
-    return retriever
+    width = encoder.dimension
+    calibration = Calibration(
+        1.0, threshold=0.5, hits=(0.1, 0.8, -0.2, 0.05), answerable=(0.1,) * 10, centre=(width**-0.5,) * width
+    )
+    return replace(retriever, calibration=calibration)
 
 
 @pytest.fixture(scope="module", params=SHAPES, ids=str)
@@ -115,6 +120,7 @@ def test_bundle_equals_retriever(pair: tuple[Retriever, Path]) -> None:
         for mine, wanted in zip(ours, theirs, strict=True):
             assert abs(mine.score - wanted.score) <= 1e-4 * max(1, abs(wanted.score))
             assert mine.id == wanted.id or abs(mine.score - wanted.score) <= 1e-5
+            assert mine.confidence is not None and wanted.confidence is not None
             assert abs(mine.confidence - wanted.confidence) <= 1e-4
             if mine.id == wanted.id:
                 assert (mine.title, mine.text) == (wanted.title, wanted.text)

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from fedcar.collection.languages import languages
 from fedcar.encoder.model_files import DEFAULT_ENCODER, find
 from fedcar.errors import FedcarWarning
-from fedcar.retriever.foreign import reads, warn_of_other_languages, warn_of_unread_documents
+from fedcar.retriever.foreign import is_made_for, warn_of_other_languages, warn_of_unread_documents
 
 GERMAN = "Wie entkalke ich die Maschine?"
 
@@ -56,7 +56,7 @@ def said(encoder: OfWords, questions: Sequence[str], language: str | None) -> li
 
 @pytest.mark.parametrize("language", languages())
 def test_the_default_encoder_was_made_for_english_alone(language: str) -> None:
-    assert reads(Packaged(), language) == (language == "en")
+    assert is_made_for(Packaged(), language) == (language == "en")
 
 
 def test_question_in_another_language_is_warned_of() -> None:

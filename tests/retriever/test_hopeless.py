@@ -15,7 +15,7 @@ import pytest
 from support.retrievers import made
 
 from fedcar.collection.collection import Collection, Document
-from fedcar.collection.words import whole_words
+from fedcar.collection.wording import AS_BEFORE
 from fedcar.common.vectors import unit
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
@@ -29,7 +29,7 @@ from fedcar.export.bundle_writing import write_bundle
 from fedcar.head.view import View
 from fedcar.retriever import hopeless, quick_writing
 from fedcar.retriever.evidence import Evidence
-from fedcar.retriever.hopeless import reads, reciprocal_rank, view_for
+from fedcar.retriever.hopeless import reads_words, reciprocal_rank, view_for
 from fedcar.retriever.quick import quick_searcher
 from fedcar.retriever.quick_writing import leave_quick_start
 from fedcar.retriever.retriever import Retriever
@@ -47,21 +47,19 @@ class WordCounts:
 
     def __init__(self, drowned: float = 0.0, pieces: int = 1, unknown: bool = False) -> None:
         self.drowned, self.pieces, self.share_unknown, self.read = drowned, pieces, unknown, 0
-        self.untrained = self.public = self
-        self.model = SimpleNamespace(without_remarks=nullcontext)
+        self.untrained = self.public = self.for_documents = self
+        self.model = SimpleNamespace(without_remarks=nullcontext, pieces=self.token_ids)
+        self.tokenizer = SimpleNamespace(unk_token_id=0)
         self.name = "counts"
 
-    def tokenizer(self, texts: Sequence[str], add_special_tokens: bool) -> dict[str, list[list[int]]]:
-        assert not add_special_tokens
-        return {"input_ids": [[0 if self.share_unknown else 7] * self.pieces * len(text.split()) for text in texts]}
-
-    tokenizer.unk_token_id = 0  # type: ignore[attr-defined]
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return [[0 if self.share_unknown else 7] * self.pieces * len(text.split()) for text in texts]
 
     def states(self, encoder: object, texts: Sequence[str]) -> np.ndarray:
         self.read += len(texts)
         found = np.zeros(len(texts), dtype=state_type(LAYERS, WIDTH))
         for row, text in enumerate(texts):
-            for word in whole_words(text):
+            for word in AS_BEFORE.words(text):
                 found["pooled"][row, 2 + zlib.crc32(word.encode()) % (WIDTH - 2)] += 1
         found["pooled"] = unit(found["pooled"])
         found["pooled"][:, 0] += self.drowned
@@ -109,7 +107,7 @@ def test_who_cannot_read_the_packaged_texts_is_not_judged_by_them(reader: WordCo
 
 
 def test_tiny_models_spell_and_are_not_judged(tiny_model: Callable[..., Path]) -> None:
-    assert not reads(Encoder.load(tiny_model("llama")), reference_texts())
+    assert not reads_words(Encoder.load(tiny_model("llama")), reference_texts())
 
 
 def test_equal_scores_are_no_find() -> None:
@@ -124,7 +122,7 @@ def test_sentence_encoders_keep_their_hidden_states(tmp_path: Path) -> None:
         encoder = Encoder.load(DEFAULT_ENCODER, offline=True)
     except FedcarError:
         pytest.skip("the default encoder is not installed")
-    assert reads(encoder, reference_texts())
+    assert reads_words(encoder, reference_texts())
     assert view_for(encoder, FeatureCache(tmp_path)) is None
 
 

@@ -28,6 +28,7 @@ from fedcar.errors import FedcarError, FedcarWarning
 from fedcar.export.bundle import load_bundle
 from fedcar.export.bundle_writing import write_bundle
 from fedcar.retriever import evidence, searcher
+from fedcar.retriever.calibration import Calibration
 from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.row_index import RowIndex, is_installed
 from fedcar.retriever.searcher import STRANGE, Answer, Searcher
@@ -191,7 +192,7 @@ def test_more_hits_begin_with_the_same(
     """With two weighed together: each pair stands behind the one before, and no document comes twice."""
     monkeypatch.setattr(evidence, "ALL_ARE_CANDIDATES", 3)
     monkeypatch.setattr(evidence, "CANDIDATES", 2)
-    retriever = retriever_of(kind)
+    retriever = replace(retriever_of(kind), calibration=Calibration(1.0))
     searchers: list[Searcher] = [retriever]
     if kind == "labels":
         write_bundle(retriever, tmp_path / "bundle")
@@ -279,7 +280,8 @@ def test_a_question_of_which_nothing_is_known_is_not_answered(
 ) -> None:
     """Emoji, another script: every such text has one state. One known word, or one that a document has, is enough."""
     encoder, cache = Encoder.load(tiny_model("bert"), "mean"), FeatureCache(tmp_path / "cache")
-    retriever = made(kind, Collection.read(toy_collection).documents, encoder, cache)
+    made_one = made(kind, Collection.read(toy_collection).documents, encoder, cache)
+    retriever = replace(made_one, calibration=Calibration(1.0))
     write_bundle(retriever, tmp_path / "bundle")
     for either in (retriever, load_bundle(tmp_path / "bundle")):
         answers = either.search_many(["🦄🦄", "pump 🦄", "Ωμέγα"])

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedcar.common.files import default_cache
+from fedcar.common.files import encoders_folder
 from fedcar.common.folders import made_once
 from fedcar.encoder.runtimes import onnx, onnx_file, openvino
 from fedcar.encoder.runtimes.names import EXACT
@@ -20,11 +20,6 @@ if TYPE_CHECKING:
     from fedcar.encoder.reading import Runtime
 
 PACKAGES = {"openvino": ("openvino",), "onnx": ("onnxruntime", "onnxscript")}
-
-
-def encoders_folder() -> Path:
-    """Where runtimes' files of encoders are kept."""
-    return default_cache() / "encoders"
 
 
 def is_installed(name: str) -> bool:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fedcar.encoder.model import FrozenModel, states_of
+from fedcar.encoder.model import FrozenModel
+from fedcar.encoder.pooling import states_of
 from fedcar.encoder.runtimes.onnx import INPUTS, OUTPUTS, library
 from fedcar.errors import FedcarError, first_line
 
@@ -49,7 +50,7 @@ class _TwoTables(nn.Module):
     def __init__(self, embedding: nn.Module, adapter: Adapter) -> None:
         super().__init__()
         self.embedding = embedding
-        self.folded = copy.deepcopy(embedding)
+        self.folded = copy.deepcopy(embedding).float()
         folded: Any = self.folded
         with torch.no_grad():
             folded.weight.copy_(adapter(folded.weight))

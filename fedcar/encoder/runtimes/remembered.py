@@ -108,13 +108,12 @@ def _memory() -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _record(found: object) -> Record:
+def _record(found: Any) -> Record:  # noqa: ANN401 - whatever stands in the file
     """As it was written; what is no record, one of an older version among them, is as good as none."""
     try:
-        assert isinstance(found, dict)
         tried = {name: Known(**known) for name, known in found["tried"].items()}
         fastest = {agreement: Fastest(**one) for agreement, one in found["fastest"].items()}
-    except (AssertionError, KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError):
         return Record()
     known = {agreement: one for agreement, one in fastest.items() if one.name in NAMES}
     return Record(tried, known)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from fedcar.encoder.model import FrozenModel, in_bfloat16
+from fedcar.encoder.model import FrozenModel
 from fedcar.encoder.runtimes.torch_float32 import TorchFloat32
+from fedcar.encoder.sixteen_bits import in_bfloat16
 
 
 def torch_bfloat16(model: FrozenModel) -> TorchFloat32:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fedcar.encoder.model import FrozenModel, states_of
+from fedcar.encoder.model import FrozenModel
+from fedcar.encoder.pooling import states_of
 from fedcar.encoder.reading import States
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedcar.common.files import encoders_folder
 from fedcar.common.folders import remove_unfinished
 from fedcar.common.measure import free_memory
-from fedcar.encoder.runtimes.building import encoders_folder
 from fedcar.encoder.runtimes.names import EXACT
 from fedcar.encoder.runtimes.trial import EVENTS, ORDER
 
@@ -134,7 +134,7 @@ class _Process:
     def __init__(self, order: dict[str, Any], share: float) -> None:
         self.order, self.share = order, share
         self.events: list[dict[str, Any]] = []
-        self.step = ""
+        self.step = self._begun = ""
         self._limit = START_SECONDS
         free = free_memory()
         self._memory = None if free is None else free * SHARE_OF_MEMORY
@@ -191,9 +191,10 @@ class _Process:
                     process.wait(POLL_SECONDS)
 
     def _read(self, text: str) -> bool:
-        """Whether the text tells of a new step."""
+        """Whether the text, with what was left of the one before, tells of a new step; a line may come in pieces."""
         further = False
-        for event in map(json.loads, filter(None, text.split("\n"))):
+        *lines, self._begun = (self._begun + text).split("\n")
+        for event in map(json.loads, filter(None, lines)):
             if "step" in event:
                 self.step, further = event["step"], True
                 self._limit = MOST_SECONDS if self._limit == START_SECONDS else self._limit

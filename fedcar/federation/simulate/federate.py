@@ -114,7 +114,7 @@ def federate(
     told = {**asdict(rounds), "partition": federation.kind, "clients": len(parts), "mixture_rounds": mixture_rounds}
     record = TrainingRecord(asdict(steps), learned.history, len(job.training), federation=told)
     claim = no_guarantee(chosen.name, DELTA) if federation.recipe == "paper" else None
-    retriever = conclude(job, chosen, record, claim)
+    retriever = conclude(job, chosen, record, claim, in_one_place=False)
     measures = measure(retriever)
     seconds.lap("evaluate")
     return Federation(

@@ -117,9 +117,7 @@ def over_flower(cache: Path | None, deadline: float | None, report: Silent) -> I
                 shares[client].write(folder / "collections" / name)
             manner = untrained.encoder.model.manner
             prompts = manner.query_prompt, manner.document_prompt
-            deployment.serve(
-                folder / "collections" / "device-001", encoder, pooling, prompts=prompts if any(prompts) else None
-            )
+            deployment.serve(folder / "collections" / "device-001", encoder, pooling, prompts=prompts)
             deployment.threads = max(1, deployment.threads // len(nodes))
             for name, client in nodes.items():
                 ledger = None if ledgers is None else ledgers.resolve() / file_name(client)

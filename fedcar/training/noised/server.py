@@ -21,11 +21,9 @@ from fedcar.head.head import START_SCALE
 from fedcar.privacy.clip import next_clip_norm
 from fedcar.privacy.errors import BudgetError
 from fedcar.privacy.statement import Statement
-from fedcar.retriever.calibration import Calibration
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.weights import LEARNED, weights_of
-from fedcar.training.job import LEAST_CHOICE
 from fedcar.training.noised.clients import NoisedClients, NoisedRequest
 from fedcar.training.noised.plan import (
     HELD_OUT,
@@ -353,9 +351,6 @@ class PrivateTraining:
                 self.report.say("nothing trained under this budget was better on the public dev questions than search")
         else:
             retriever = self.retriever(state)
-            few = self.selection is None or len(self.selection) < LEAST_CHOICE
-            if few and name == "head":
-                retriever = replace(retriever, calibration=planned_calibration(self.plan.documents))
         self.outcome.retriever, self.outcome.name = retriever, name
         if reached is not None:
             self.outcome.selection = reached.success
@@ -363,16 +358,6 @@ class PrivateTraining:
             self.report.say(f"kept: {name} ({reached.success:.3f} of the public dev questions right)")
         chosen = choices(self.plan, self.public)
         self.outcome.statement = self.plan.statement(tuple(self.clients.given), self.clients.units, chosen)
-
-
-def planned_calibration(documents: int) -> Calibration:
-    """Confidence and threshold where no question may be asked about them, by how many documents there are alone.
-
-    Measured on parts of the training splits of banking77, sms_spam and ag_news at epsilon .5 to 8: the expected
-    calibration error is .02 to .05, and of the questions answered from this confidence on .94 to .99 are right.
-    """
-    temperature = min(max(0.8 + 0.115 * math.log(documents), 0.85), 1.4)
-    return Calibration(temperature, threshold=0.85)
 
 
 def retriever_of(untrained: Retriever, state: Mapping[str, Tensor], adapter: Adapter | None) -> Retriever:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -217,8 +218,17 @@ def test_an_encoder_with_grouped_query_attention_is_trained_with_every_runtime_t
         assert "error: --runtime openvino-bf16: " in result.err and "Traceback" not in result.err
 
 
-class Slow:
-    """A runtime that is torch after so many seconds: of waiting, or of work."""
+def test_what_a_trial_tells_may_come_in_pieces() -> None:
+    process = watching._Process({}, 0.5)
+    assert not process._read('{"step": "to') and process.step == ""
+    assert process._read('rch"}\n{"of": "torch", "cosine": 1.0, "seco') and process.step == "torch"
+    assert not process._read('nds": 50.0}\n{"st')
+    assert process.events == [{"of": "torch", "cosine": 1.0, "seconds": 50.0}]
+    assert process._limit == 100.0, "as long as torch would need for everything"
+
+
+class Noted:
+    """Torch, which notes when it runs."""
 
     def __init__(self, encoder: Encoder, events: list[str], name: str) -> None:
         self.exact, self.events, self.name = building.built(encoder.model, "torch"), events, name
@@ -228,12 +238,17 @@ class Slow:
         return self.exact.run(token_ids, mask)
 
 
-def test_runtimes_are_timed_in_turns_by_both_clocks(encoder: Encoder) -> None:
+def test_runtimes_are_timed_in_turns_by_both_clocks(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By clocks that go on by a second a look; eight of the wall's are over after two turns of four looks and one."""
     events: list[str] = []
     batch = padded(encoder.tokenize(TEXTS), encoder.model.padding_id)
-    found = trial.in_turns({name: Slow(encoder, events, name) for name in ("first", "second")}, [batch], 0.05)
-    assert events[:4] == ["first", "second", "first", "second"] and set(found) == {"first", "second"}
-    assert all(0 <= times["cpu"] < np.inf and 0 < times["wall"] < np.inf for times in found.values())
+    runtimes = {name: Noted(encoder, events, name) for name in ("first", "second")}
+    wall, cpu = itertools.count(), itertools.count(step=3)
+    monkeypatch.setattr(trial.time, "perf_counter", lambda: next(wall))
+    monkeypatch.setattr(trial.time, "process_time", lambda: next(cpu))
+    found = trial.in_turns(runtimes, [batch], 8)
+    assert events == ["first", "second", "first", "second"]
+    assert found == {name: {"wall": 1, "cpu": 3} for name in runtimes}
 
 
 def outcome(seconds: dict[str, tuple[float, float]], others: float | None) -> Trial:

@@ -61,7 +61,7 @@ def test_a_join_file_holds_no_secret(joined: Path, place: ServerFolder) -> None:
     assert "PRIVATE" not in content and place.secret.read_text() not in content
     assert json.loads(content).keys() == {
         "format", "fedcar", "node", "id", "key", "address", "ca", "documents", "encoder", "pooling",
-        "encoder_fingerprint",
+        "encoder_fingerprint", "query_prompt", "document_prompt",
     }  # fmt: skip
 
 

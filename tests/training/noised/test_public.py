@@ -24,13 +24,14 @@ from fedcar.encoder.reference import reference_states
 from fedcar.federation.simulate.noised import SharedOut
 from fedcar.privacy.accountant import epsilon_of
 from fedcar.privacy.noise import NoiseSource
+from fedcar.retriever.calibration import NO_CONFIDENCE, Calibration
 from fedcar.retriever.retriever import Retriever
 from fedcar.training import train as training
 from fedcar.training.job import Splits, for_rows_and_for_choice
 from fedcar.training.noised.clients import InTurn, NoisedClient
 from fedcar.training.noised.plan import PrivatePlan, make_plan
 from fedcar.training.noised.public import PULL, PublicQuestions, PublicTeacher
-from fedcar.training.noised.server import PrivateTraining, planned_calibration
+from fedcar.training.noised.server import PrivateTraining
 from fedcar.training.noised.sums import ClippedSums
 from fedcar.training.noised.whitening import usual_vectors, whitening
 from fedcar.training.selection import Standard
@@ -247,7 +248,7 @@ def test_whitening_knows_documents_and_reference_texts_alone(collection: Collect
     assert not torch.allclose(whitening(other), found)
 
 
-def test_confidence_without_public_questions_follows_from_the_plan(
+def test_without_public_questions_nothing_is_said_of_confidence(
     collection: Collection, encoder: Path, tmp_path: Path
 ) -> None:
     found = train(
@@ -259,14 +260,12 @@ def test_confidence_without_public_questions_follows_from_the_plan(
         method="head",
         against_advice=True,
     )
-    assert found.calibration == planned_calibration(len(collection.documents))
+    assert found.calibration == Calibration()
     assert found.training.privacy["selection"]["confidence and answer threshold"] == "fixed in advance"
-    assert planned_calibration(1).threshold == 0.85
-    assert (
-        planned_calibration(2).temperature
-        < planned_calibration(77).temperature
-        < planned_calibration(10**6).temperature
-    )
+    answer = found.search("is it loud?")
+    assert answer.answered is None and answer.reason == NO_CONFIDENCE
+    assert {hit.confidence for hit in answer} == {None}
+    assert found.search("is it loud?", risk=0.05).reason == NO_CONFIDENCE
     found.save(tmp_path / "retriever")
     assert Retriever.load(tmp_path / "retriever").calibration == found.calibration
 
@@ -334,4 +333,4 @@ def test_few_or_one_sided_public_questions_leave_class_sums_and_confidence_alone
     )
     names = [release["name"] for release in found.training.privacy["releases"]]
     assert names == ["count", "class sums", "head"], "five documents have no public question"
-    assert 0.5 < found.calibration.temperature < 2
+    assert found.calibration == Calibration(), "thirty questions choose, and it takes fifty"
