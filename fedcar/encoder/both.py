@@ -91,7 +91,7 @@ class Both(Encoder):
 
 
 class Price(NamedTuple):
-    """What a second encoder costs: milliseconds a question, one at a time, and megabytes of float32 weights."""
+    """What a second encoder costs: milliseconds a question, one at a time, and megabytes of weights in memory."""
 
     milliseconds: float
     megabytes: float
@@ -104,7 +104,8 @@ def price_of(encoder: Encoder, texts: Sequence[str]) -> Price:
         start = time.perf_counter()
         encoder.encode_states([text])
         took.append(1000 * (time.perf_counter() - start))
-    return Price(float(np.median(took[1:] or [0.0])), 4e-6 * parameter_count(encoder.folder))
+    bytes_each = 2 if encoder.model.is_large else 4
+    return Price(float(np.median(took[1:] or [0.0])), 1e-6 * bytes_each * parameter_count(encoder.folder))
 
 
 def names_of(name: str | Path) -> tuple[str, ...]:

@@ -30,7 +30,8 @@ class TrainingSettings:
     and head, through the frozen blocks), or `auto`: from cheap to dear, keeping what selection prefers. `encoder` is a
     model's name, folder or GGUF file, to be read with `pooling` and with `query_prompt` and `document_prompt` before
     every text (by default what the model declares), or one that is loaded. Two names joined by "+" are two
-    encoders beside each other: the first is as if it were alone, and ridge over both is kept where it is surely better.
+    encoders beside each other: the first is as if it were alone, and ridge or head over both is kept where it is
+    surely better.
     `questions_from` is the address of an OpenAI-compatible server whose `questions_model` is sent the documents (no
     question) and asked what users would ask of them: pseudo-queries for ridge.
 
@@ -147,8 +148,8 @@ def check_both(options: TrainingSettings) -> None:
     two = named.beside is not None if isinstance(named, Encoder) else len(names_of(named)) > 1
     if two and options.epsilon is not None:
         raise FedcarError(f"--epsilon: {BOTH}")
-    if two and options.method not in ("auto", "ridge"):
-        raise FedcarError(f"--method {options.method}: reads one encoder; name one, or give --method ridge or auto")
+    if two and options.method == "adapter":
+        raise FedcarError("--method adapter: trains through one encoder; name one, or give another method")
 
 
 def both_loaded(options: TrainingSettings) -> Encoder:

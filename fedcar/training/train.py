@@ -21,7 +21,10 @@ from fedcar.common.progress import Silent
 from fedcar.encoder.both import price_of
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
+from fedcar.encoder.reference import reference_states
 from fedcar.errors import FedcarWarning
+from fedcar.head.feature_map import FeatureMap
+from fedcar.head.head import Head
 from fedcar.retriever.evidence import SHORT, median_words, reads_tokens
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.record import TrainingRecord
@@ -111,22 +114,23 @@ def train(
     both = prepare(collection, untrained, features, report, Splits.in_one_place(collection, seed))
     job = replace(both, untrained=replace(untrained, encoder=encoder.alone))
     clock.lap("encode")
-    view, course, candidates = FoldView.of(untrained, job.training, seed), Course(resume=resume), []
+    view, course = FoldView.of(untrained, job.training, seed), Course(resume=resume)
+    candidates, over_both = list[Candidate](), list[Candidate]()
     if enough(job, options.questions_from):
         if checkpoint is not None:
             kept_in = Checkpoint(Path(checkpoint), fingerprints(collection, encoder, steps))
             course = replace(course, checkpoint=kept_in)
-        candidates = trained_candidates(job, options.method, steps, pseudo_of(job, options), view, course)
+        pseudo = pseudo_of(job, options)
+        candidates = trained_candidates(job, options.method, steps, pseudo, view, course)
+        over_both = candidates_over_both(both, candidates, steps, pseudo, view)
     chosen = select(job.untrained, job.selection, candidates, view.standard, report)
-    if encoder.beside is not None and candidates:
-        over_both = candidate_over_both(both, candidates, pseudo_of(job, options), view, seed)
-        if over_both is not None:
-            candidates.append(over_both)
-            chosen = cheaper_unless_better(chosen, over_both, job.selection, view.standard.share, report)
+    if over_both:
+        dearer = max(over_both, key=lambda one: one.gain[:2])
+        chosen = cheaper_unless_better(chosen, dearer, job.selection, view.standard.share, report)
     record = TrainingRecord(
         settings=asdict(steps),
         questions=len(job.training),
-        selection={candidate.name: candidate.score.success for candidate in candidates},
+        selection={candidate.name: candidate.score.success for candidate in (*candidates, *over_both)},
         history=course.history.records,
     )
     claim = no_guarantee(chosen.name, options.delta) if options.recipe == "paper" else None
@@ -242,11 +246,7 @@ def trained_candidates(
     if dear:
         report.say(f"head: {dear}")
     elif method in ("auto", "head", "adapter"):
-        folds = view.folds[:1] if settings.method == "adapter" else view.folds
-        fitted = fit(mixed, training, selection, settings, course, report, folds, standard)
-        if settings.method == "head" and few:
-            again = partial(with_mixture, job.untrained)
-            fitted = with_proof(fitted, again, training, selection, settings, report)
+        fitted = fitted_head(mixed, job, settings, view, course)
         candidates.append(candidate(settings.method, fitted, selection, standard, report))
     if method == "auto" and not dear and is_small(job.untrained.encoder):
         chosen = suited(of_adapter(settings), job.untrained)
@@ -255,25 +255,63 @@ def trained_candidates(
     return candidates
 
 
-def candidate_over_both(
-    both: Job, candidates: Sequence[Candidate], pseudo: PseudoQueries, view: FoldView, seed: int
-) -> Candidate | None:
-    """The better ridge of those tried, solved again over the states of both encoders; None where none was tried.
+def candidates_over_both(
+    both: Job, candidates: Sequence[Candidate], settings: Settings, pseudo: PseudoQueries, view: FoldView
+) -> list[Candidate]:
+    """The better ridge and the head, those of them that were tried, learned again over the states of both encoders.
 
-    What the second encoder costs is said.
+    Nothing where there is one encoder; what the second costs is said.
     """
+    names, second = [one.name for one in candidates], both.untrained.encoder.beside
     tried = [one for one in candidates if one.name in ("ridge", "ridge+pseudo")]
-    second = both.untrained.encoder.beside
-    if not tried or second is None:
-        return None
-    better, training, selection = max(tried, key=lambda one: one.gain[:2]), both.training, both.selection
-    mixed = with_mixture(both.untrained, training)
-    joined = pseudo if better.name == "ridge+pseudo" else PseudoQueries()
-    fitted = fit_ridge(mixed, training, both.features, seed, joined, few=len(selection) < FEW)
+    if second is None or not (tried or "head" in names):
+        return []
+    training, selection, report, few = both.training, both.selection, both.report, len(both.selection) < FEW
     price = price_of(second, selection.texts)
     costs = f"{price.milliseconds:.1f} ms a question more, {price.megabytes:,.0f} MB of weights"
-    both.report.say(f"{second.name} beside {both.untrained.encoder.name}: {costs}")
-    return candidate(f"{better.name}+both", fitted, selection, view.standard, both.report)
+    report.say(f"{second.name} beside {both.untrained.encoder.name}: {costs}")
+    over_both = []
+    if tried:
+        better = max(tried, key=lambda one: one.gain[:2])
+        joined = pseudo if better.name == "ridge+pseudo" else PseudoQueries()
+        mixed = with_mixture(both.untrained, training)
+        fitted = fit_ridge(mixed, training, both.features, settings.seed, joined, few=few)
+        over_both.append(candidate(f"{better.name}+both", fitted, selection, view.standard, report))
+    if "head" in names:
+        of_both = with_head_over_both(both, settings.seed)
+        mixed = with_mixture(of_both.untrained, training)
+        fitted = fitted_head(mixed, of_both, settings, view, Course())
+        over_both.append(candidate("head+both", fitted, selection, view.standard, report))
+    return over_both
+
+
+def with_head_over_both(both: Job, seed: int) -> Job:
+    """The same with an untrained head over the states of both encoders."""
+    head, reference = both.untrained.head, reference_states(both.untrained.encoder, both.features)
+    centres = [FeatureMap.of_reference(states).centre for states in (reference, reference["beside"])]
+    of_both = Head(
+        head.embeddings.numpy(),
+        centre=np.concatenate(centres),
+        kind=head.kind,
+        pre_classifier=head.pre_classifier,
+        seed=seed,
+        beside=len(centres[1]),
+    )
+    return replace(both, untrained=replace(both.untrained, head=of_both))
+
+
+def fitted_head(mixed: Retriever, job: Job, settings: Settings, view: FoldView, course: Course) -> Fitted:
+    """Gradient steps over the evidence, `mixed` with its learned weights.
+
+    Where there are few questions to choose by, with what training questions say of it that were left out.
+    """
+    training, selection, report = job.training, job.selection, job.report
+    folds = view.folds[:1] if settings.method == "adapter" else view.folds
+    fitted = fit(mixed, training, selection, settings, course, report, folds, view.standard)
+    if settings.method == "head" and len(selection) < FEW:
+        again = partial(with_mixture, job.untrained)
+        fitted = with_proof(fitted, again, training, selection, settings, report)
+    return fitted
 
 
 def too_dear(training: Questions, settings: Settings) -> str:

@@ -118,6 +118,20 @@ def kept(collection: Collection, names: Sequence[Path], cache: Path) -> Retrieve
         return train(collection, encoder=f"{names[0]}+{names[1]}", cache=cache, method="ridge")
 
 
+@pytest.fixture(scope="module")
+def kept_head(collection: Collection, names: Sequence[Path], cache: Path) -> Retriever:
+    """The same of a head."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedcar.training.train.cheaper_unless_better", lambda chosen, dearer, *others: dearer)
+        return train(collection, encoder=f"{names[0]}+{names[1]}", cache=cache, method="head", epochs=3)
+
+
+@pytest.fixture(params=["ridge", "head"])
+def over_both(request: pytest.FixtureRequest) -> Retriever:
+    """Each of them."""
+    return request.getfixturevalue({"ridge": "kept", "head": "kept_head"}[request.param])
+
+
 def hits(searcher: Any) -> list[list[tuple[str, float]]]:
     return [[(hit.id, pytest.approx(hit.score, abs=2e-4)) for hit in searcher.search(text, 4)] for text in QUESTIONS]
 
@@ -153,22 +167,39 @@ def test_what_was_kept_reads_the_second_encoder_when_it_searches(kept: Retriever
     assert not np.allclose(kept.ridge.scores(QUESTIONS, states), kept.ridge.scores(QUESTIONS, other))
 
 
-def test_saved_and_loaded_it_is_the_same(kept: Retriever, names: Sequence[Path], tmp_path: Path) -> None:
-    kept.save(tmp_path / "kept")
-    assert hits(Retriever.load(tmp_path / "kept")) == hits(kept)
-    assert hits(Retriever.load(tmp_path / "kept", f"{names[0]}+{names[1]}")) == hits(kept)
+def test_a_head_over_both_reads_the_second_encoder_too(kept_head: Retriever) -> None:
+    assert kept_head.training.method == "head+both"
+    assert kept_head.head.beside and kept_head.ridge is None
+    states = kept_head.encoder.encode_states(QUESTIONS)
+    other = states.copy()
+    other["beside"] = states["beside"][::-1]
+    assert not np.allclose(kept_head.learned(QUESTIONS, states), kept_head.learned(QUESTIONS, other))
+
+
+def test_saved_and_loaded_it_is_the_same(over_both: Retriever, names: Sequence[Path], tmp_path: Path) -> None:
+    over_both.save(tmp_path / "kept")
+    assert hits(Retriever.load(tmp_path / "kept")) == hits(over_both)
+    assert hits(Retriever.load(tmp_path / "kept", f"{names[0]}+{names[1]}")) == hits(over_both)
     with pytest.raises(FedcarError, match="give the original encoder's folder"):
         Retriever.load(tmp_path / "kept", f"{names[0]}+{names[0]}")
     told = json.loads(fedcar("info", tmp_path / "kept", "--json").out)
-    assert kept.encoder.beside is not None
-    assert told["encoder"]["fingerprint"] == kept.encoder.fingerprint
-    assert told["beside"]["fingerprint"] == kept.encoder.beside.fingerprint
+    assert over_both.encoder.beside is not None
+    assert told["encoder"]["fingerprint"] == over_both.encoder.fingerprint
+    assert told["beside"]["fingerprint"] == over_both.encoder.beside.fingerprint
 
 
 def test_one_that_keeps_one_encoder_is_not_given_two(alone: Retriever, names: Sequence[Path], tmp_path: Path) -> None:
     alone.save(tmp_path / "alone")
     with pytest.raises(FedcarError, match=r"keeps one encoder alone; give its folder, without '\+'"):
         Retriever.load(tmp_path / "alone", f"{names[0]}+{names[1]}")
+
+
+def test_documents_come_and_go_under_a_head(kept_head: Retriever) -> None:
+    added = refined(kept_head.add([Document("sprinkler", "Sprinkler", "The sprinkler waters the lawn at night.")]), 1)
+    assert added.head.beside and bool(added.head.active[-1])
+    states = added.encoder.encode_states(["Sprinkler"])
+    assert added.learned(["Sprinkler"], states)[0, :, 0].argmax() == len(added.documents) - 1
+    assert hits(added.remove(["sprinkler"])) == hits(kept_head)
 
 
 def test_documents_come_and_go(kept: Retriever) -> None:
@@ -179,31 +210,32 @@ def test_documents_come_and_go(kept: Retriever) -> None:
     assert hits(added.remove(["sprinkler"])) == hits(kept)
 
 
-def test_bundle_and_quick_start_search_alike(kept: Retriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bundle_and_quick_start_search_alike(
+    over_both: Retriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(quick_writing, "PACKAGES", ("onnxruntime", "onnxscript"))
-    write_bundle(kept, tmp_path / "bundle")
+    write_bundle(over_both, tmp_path / "bundle")
     bundle = load_bundle(tmp_path / "bundle")
-    assert hits(bundle) == hits(kept)
+    assert hits(bundle) == hits(over_both)
     told = json.loads(fedcar("info", tmp_path / "bundle", "--json").out)
-    assert kept.encoder.beside is not None
-    assert told["beside"]["fingerprint"] == kept.encoder.beside.fingerprint
-    kept.save(tmp_path / "kept")
+    assert over_both.encoder.beside is not None
+    assert told["beside"]["fingerprint"] == over_both.encoder.beside.fingerprint
+    over_both.save(tmp_path / "kept")
     assert quick_searcher(tmp_path / "kept") is None
-    leave_quick_start(kept)
+    leave_quick_start(over_both)
     quick = quick_searcher(tmp_path / "kept")
     assert quick is not None
-    assert hits(quick) == hits(kept)
+    assert hits(quick) == hits(over_both)
 
 
 @pytest.mark.parametrize(
     ("words", "line"),
     [
         (("--epsilon", 3), "--epsilon: two encoders beside each other are for `fedcar train` without --epsilon"),
-        (("--method", "head"), "--method head: reads one encoder; name one, or give --method ridge or auto"),
-        (("--method", "adapter"), "--method adapter: reads one encoder; name one, or give --method ridge or auto"),
+        (("--method", "adapter"), "--method adapter: trains through one encoder; name one, or give another method"),
     ],
 )
 def test_what_two_encoders_are_not_for_is_one_line(
