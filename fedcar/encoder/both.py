@@ -63,20 +63,15 @@ class Both(Encoder):
         reading = self.alone.read(texts, tokens)
         return reading._replace(states=joined(reading.states, self._second.encode_states(texts)))
 
-    def encode_parts(
-        self, parts: Iterable[Sequence[str]], progress: Progress | None = None
-    ) -> Iterator[NDArray[np.void]]:
-        """Joined records of each part; progress is the first's."""
-        for texts in parts:
-            yield joined(self.alone.encode_states(texts, progress), self._second.encode_states(texts))
-
     def read_parts(
         self, parts: Iterable[Sequence[str]], progress: Progress | None = None
     ) -> Iterator[tuple[NDArray[np.void], Sequence[TokenStates]]]:
-        """The same with the first's token states."""
-        parts = list(parts)
-        for texts, (states, tokens) in zip(parts, self.alone.read_parts(parts, progress), strict=True):
-            yield joined(states, self._second.encode_states(texts)), tokens
+        """What `read` gives of each part."""
+        for texts in parts:
+            reading = self.read(texts)
+            if progress is not None:
+                progress(len(texts))
+            yield reading.states, reading.tokens
 
     def _encoded(
         self, texts: Sequence[str], token_ids: Sequence[Sequence[int]], progress: Progress | None
@@ -98,12 +93,16 @@ class Price(NamedTuple):
 
 
 def price_of(encoder: Encoder, texts: Sequence[str]) -> Price:
-    """Measured on some of these texts on this machine; 0 milliseconds where there are none."""
+    """Measured on some of these texts on this machine; 0 milliseconds where there are none.
+
+    By the clock or by CPU time, whichever is less: other work on the machine counts in the one, several threads in the
+    other.
+    """
     took = []
     for text in (texts[0], *texts)[: TIMED + 1] if texts else ():  # the first one once more: it may build something
-        start = time.perf_counter()
+        clock, used = time.perf_counter(), time.process_time()
         encoder.encode_states([text])
-        took.append(1000 * (time.perf_counter() - start))
+        took.append(1000 * min(time.perf_counter() - clock, time.process_time() - used))
     bytes_each = 2 if encoder.model.is_large else 4
     return Price(float(np.median(took[1:] or [0.0])), 1e-6 * bytes_each * parameter_count(encoder.folder))
 

@@ -101,9 +101,6 @@ class FeatureCache:
 
     def keep(self, encoder: Encoder, texts: Sequence[str], states: NDArray[np.void]) -> None:
         """Put down the states of texts that were read for another end; those that are there already stay."""
-        if encoder.beside is not None:
-            self.keep(encoder.beside, texts, states["beside"])
-            encoder, states = encoder.alone, states[list(encoder.model.state_type.names or ())]
         with self._place(encoder, texts) as place:
             self._rows(place, encoder, dict(zip(map(_key, texts), states, strict=True)))
 

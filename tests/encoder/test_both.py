@@ -46,7 +46,8 @@ def test_records_hold_the_states_of_both(first: Encoder, second: Encoder, tmp_pa
 
 def test_each_encoder_keeps_its_own_place_in_the_cache(first: Encoder, second: Encoder, tmp_path: Path) -> None:
     both, cache = Both(first, second), FeatureCache(tmp_path)
-    cache.keep(both, TEXTS, both.encode_states(TEXTS))
+    for encoder in (first, second):
+        cache.keep(encoder, TEXTS, encoder.encode_states(TEXTS))
     of_both = cache.states(both, TEXTS)
     assert len(list(tmp_path.glob("*-mean-*"))) + len(list(tmp_path.glob("*-last-*"))) == 2
     for encoder, states in ((first, of_both), (second, of_both["beside"])):
