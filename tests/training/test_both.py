@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,17 @@ import pytest
 from support.command import fedcar, tree
 
 from fedcar import train
-from fedcar.collection.collection import Collection, Document
+from fedcar.collection.collection import Collection, Document, Judged, Query
 from fedcar.common.progress import Silent
+from fedcar.encoder.both import Both
+from fedcar.encoder.cache import FeatureCache
+from fedcar.encoder.encoder import Encoder
 from fedcar.errors import FedcarError
 from fedcar.export.bundle import load_bundle
 from fedcar.export.bundle_writing import write_bundle
+from fedcar.export.stock import export
 from fedcar.retriever import quick_writing
+from fedcar.retriever.prepare import prepare
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.quick import quick_searcher
 from fedcar.retriever.quick_writing import leave_quick_start
@@ -229,6 +235,92 @@ def test_bundle_and_quick_start_search_alike(
     quick = quick_searcher(tmp_path / "kept")
     assert quick is not None
     assert hits(quick) == hits(over_both)
+
+
+class Stop(BaseException):
+    """What ends a training at a moment of its own choosing."""
+
+
+class StopsAt(Said):
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.left = number
+
+    def say(self, line: str) -> None:
+        super().say(line)
+        self.left -= line.startswith("epoch ")
+        if not self.left:
+            raise Stop
+
+
+@pytest.mark.parametrize("epoch", [2, 5], ids=["first alone", "both"])
+def test_a_head_over_both_resumed_equals_uninterrupted(
+    epoch: int,
+    collection: Collection,
+    names: Sequence[Path],
+    cache: Path,
+    kept_head: Retriever,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fedcar.training.train.cheaper_unless_better", lambda chosen, dearer, *others: dearer)
+    options = {"encoder": f"{names[0]}+{names[1]}", "cache": cache, "method": "head", "epochs": 3}
+    options["checkpoint"] = tmp_path / "checkpoint"
+    with pytest.raises(Stop):
+        train(collection, report=StopsAt(epoch), **options)
+    resumed, report = tmp_path / "resumed", Said()
+    train(collection, report=report, resume=True, **options).save(resumed)
+    assert sum(line.startswith("epoch ") for line in report.lines) == (3 - 1 + 3 if epoch == 2 else 0 + 3)
+    kept_head.save(tmp_path / "whole")
+    for file in ("head.safetensors", "documents.jsonl"):
+        assert (resumed / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+@pytest.mark.parametrize("export_format", ["transformers", "onnx"])
+def test_a_stock_folder_holds_one_encoder(export_format: str, over_both: Retriever, tmp_path: Path) -> None:
+    line = rf"--format {export_format}: its rows are over two encoders, .* give --format bundle"
+    with pytest.raises(FedcarError, match=line):
+        export(over_both, tmp_path / "out", export_format)
+    assert not (tmp_path / "out").exists()
+
+
+def test_questions_that_were_read_once_are_not_read_again_by_the_second(
+    names: Sequence[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, features = Both(*map(Encoder.load, names)), FeatureCache(tmp_path)
+    document = Document("pump", "Pump", "The pump stands in the cellar. " * 20)
+    untrained = Retriever.untrained([document], both, features)
+    assert untrained.evidence.deep, "token states are compared, so that questions are read by token"
+    judged = Judged((Query("one", QUESTIONS[0]),), ({"pump": 1},))
+    first = prepare(untrained, judged, features, Silent(), "questions")
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("the second encoder was asked")
+
+    assert both.beside is not None
+    monkeypatch.setattr(both.beside, "_encoded", refuse)
+    again = prepare(untrained, judged, features, Silent(), "questions")
+    np.testing.assert_array_equal(again.states["beside"]["pooled"], first.states["beside"]["pooled"])
+
+
+@pytest.mark.parametrize("second", ["{0}+{1}", "no/such/folder", "{0}/missing.gguf", "+"])
+def test_a_second_encoder_that_cannot_be_read_is_one_line(
+    second: str, collection_folder: Path, names: Sequence[Path], tmp_path: Path
+) -> None:
+    pair = f"{names[0]}+{second.format(*names)}"
+    result = fedcar("train", collection_folder, "-o", tmp_path / "out", "--encoder", pair)
+    assert result.code == 1 and not (tmp_path / "out").exists()
+    assert "--encoder" in result.err and result.err.count("\n") == 1
+
+
+def test_a_copy_of_the_first_encoder_is_no_second(
+    collection_folder: Path, names: Sequence[Path], tmp_path: Path
+) -> None:
+    shutil.copytree(names[0], tmp_path / "copy")
+    pair = f"{names[0]}+{tmp_path / 'copy'}"
+    result = fedcar("train", collection_folder, "-o", tmp_path / "out", "--encoder", pair)
+    assert result.code == 1
+    assert "names one encoder twice" in result.err
 
 
 @pytest.mark.parametrize(
