@@ -94,6 +94,9 @@ def export(
     if export_format == "bundle":
         write_bundle(retriever, folder, precision)
         return
+    if retriever.encoder.beside is not None:
+        message = "its rows are over two encoders, and a stock folder holds one; give --format bundle"
+        raise FedcarError(f"--format {export_format}: {message}")
     try:
         with new_folder(Path(folder)) as temporary, warnings.catch_warnings():
             warnings.simplefilter("ignore", FedcarWarning)  # about the encoder, said when it was loaded
