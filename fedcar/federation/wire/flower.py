@@ -25,13 +25,13 @@ import httpx
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.cli.build import build_fab_from_files
-from flwr.common.constant import SubStatus
+from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE, SubStatus
 from flwr.common.serde import fab_to_proto, run_from_proto
 from flwr.proto import control_pb2, fleet_pb2, runtime_pb2
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 from flwr.proto.node_pb2 import Node as FlowerNode
 from flwr.proto.run_pb2 import GetRunRequest
-from flwr.supercore.constant import TaskType
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER, TaskType
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.inflatable import inflatable_utils
@@ -56,6 +56,9 @@ from fedcar.federation.wire.parts import REPLY_PARTS, REQUEST_PARTS, InParts
 from fedcar.federation.wire.payload import REPLIES, REQUESTS, Form, Payload, checked, joined, parts
 
 ASKED, ANSWERED = {**REQUESTS, **REQUEST_PARTS}, {**REPLIES, **REPLY_PARTS}
+SIGNED_BY = {"key": FLEET_HTTP_PUBLIC_KEY_HEADER, "time": TIMESTAMP_HEADER, "signature": FLEET_HTTP_SIGNATURE_HEADER}
+CLOCK_AHEAD, CLOCK_BEHIND = float(SYSTEM_TIME_TOLERANCE), float(TIMESTAMP_TOLERANCE)  # seconds a device's clock may be
+CLOCK_LINE = "this device's clock is"  # how the front's answer begins to a device that knows the time otherwise
 NODE_POLL = 0.5  # seconds between two questions of a SuperNode for messages; Flower's own are 3
 TASK_POLL = 0.1  # between two looks for what is on this machine: a task, a reply
 OBJECT_POLL = 0.05
@@ -350,9 +353,10 @@ def knows(address: str, ca: bytes, key: EllipticCurvePrivateKey, node: int, *, m
             if error.response.status_code in (502, 503, 504):
                 raise FedcarError(f"{address}: the server is starting; try again in a few seconds") from error
             if error.response.status_code == httpx.codes.UNAUTHORIZED:
+                if error.response.text.startswith(CLOCK_LINE):
+                    raise FedcarError(f"{address}: {error.response.text[:200].strip()}; set both by NTP") from error
                 raise FedcarError(
-                    f"{address}: does not know this device's key (or the clocks differ by minutes); have its .pub "
-                    "file enrolled there"
+                    f"{address}: does not know this device's key; have its .pub file enrolled there"
                 ) from error
         except (httpx.HTTPError, ValueError) as error:
             raise FedcarError(f"{address}: does not answer ({error}); is fedcar serve running there?") from error
