@@ -27,8 +27,10 @@ class Connection(H11Protocol):
 
     place: Place
     places: Places
+    limit: asyncio.TimerHandle
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.limit.cancel()  # which would keep what is gone until it ends
         self.places.leave(self.place)
         super().connection_lost(exc)
 
@@ -95,12 +97,13 @@ class Listener(uvicorn.Server):
 
         place = self.places.take(host, close)
         connection.place, connection.places, connection.app_state["place"] = place, self.places, place
-        loop.call_later(STRANGER_SECONDS, end)
+        connection.limit = loop.call_later(STRANGER_SECONDS, end)
         try:
             await loop.connect_accepted_socket(
                 lambda: connection, connected, ssl=self.config.ssl, ssl_handshake_timeout=STRANGER_SECONDS
             )
         except (OSError, asyncio.CancelledError):
+            connection.limit.cancel()
             self.places.leave(place)
             connected.close()
 

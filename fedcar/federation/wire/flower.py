@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any, cast
 
 import httpx
@@ -60,6 +60,8 @@ SIGNED_BY = {"key": FLEET_HTTP_PUBLIC_KEY_HEADER, "time": TIMESTAMP_HEADER, "sig
 CLOCK_AHEAD, CLOCK_BEHIND = float(SYSTEM_TIME_TOLERANCE), float(TIMESTAMP_TOLERANCE)  # seconds a device's clock may be
 CLOCK_LINE = "this device's clock is"  # how the front's answer begins to a device that knows the time otherwise
 NODE_POLL = 0.5  # seconds between two questions of a SuperNode for messages; Flower's own are 3
+NODE_REST = 4.0  # the most, where nothing has come for long; from 5 on each question would need TLS anew
+PATIENCE = 0.05  # of the time that nothing has come, until the next question
 TASK_POLL = 0.1  # between two looks for what is on this machine: a task, a reply
 OBJECT_POLL = 0.05
 TASK_HEARTBEAT = 10.0
@@ -114,7 +116,7 @@ def supernode_command(port: int, address: str, ca: Path, key: Path, secret: Path
 
 
 def supernode() -> None:
-    """Flower's SuperNode, which asks the server for messages every NODE_POLL seconds, the worker every TASK_POLL."""
+    """Flower's SuperNode, which asks the server for messages every NODE_POLL seconds, or NODE_REST where it rests."""
     from flwr.supernode import start_client_internal
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
@@ -124,9 +126,29 @@ def supernode() -> None:
 
 def made_ready(module: ModuleType) -> None:
     """Flower's module of a SuperNode's work, with our waits, and with `pull_objects` of our own."""
-    patient = SimpleNamespace(sleep=lambda seconds: time.sleep(NODE_POLL if seconds > 1 else TASK_POLL))
-    vars(module).update(time=patient, pull_objects=pull_objects)
+    rest = Rest()
+
+    def pulled(*arguments: Any, **options: Any) -> dict[str, bytes]:  # noqa: ANN401 - as Flower's own
+        rest.quiet = 0.0
+        return pull_objects(*arguments, **options)
+
+    vars(module).update(time=rest, pull_objects=pulled)
     look_again_sooner()
+
+
+class Rest:
+    """Stands for the module `time` in a SuperNode: the longer no message came, the later the next question for one."""
+
+    def __init__(self) -> None:
+        self.quiet = 0.0
+
+    def sleep(self, seconds: float) -> None:
+        """As long as is good here; Flower sleeps above a second where no message was there."""
+        wait = TASK_POLL
+        if seconds > 1:
+            wait = min(NODE_REST, max(NODE_POLL, PATIENCE * self.quiet))
+            self.quiet += wait
+        time.sleep(wait)
 
 
 def pull_objects(*arguments: Any, **options: Any) -> dict[str, bytes]:  # noqa: ANN401 - as Flower's own
