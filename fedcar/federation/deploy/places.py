@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 Group = tuple[str, str]  # what it is of, and which one
 
-STRANGERS = 256  # connections that have not shown a device's signature, in all
-OF_ONE_ADDRESS = 128  # of them from one address (of IPv6: one network of 64 bits)
+STRANGERS = 128  # connections that have not shown a device's signature, in all
+OF_ONE_ADDRESS = 64  # of them from one address (of IPv6: one network of 64 bits)
 OF_ONE_DEVICE = 16  # connections of one enrolled device, and so its requests at once; Flower uses four
 
 
