@@ -18,20 +18,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any, cast
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.cli.build import build_fab_from_files
-from flwr.common.constant import SubStatus
+from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE, SubStatus
 from flwr.common.serde import fab_to_proto, run_from_proto
 from flwr.proto import control_pb2, fleet_pb2, runtime_pb2
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 from flwr.proto.node_pb2 import Node as FlowerNode
 from flwr.proto.run_pb2 import GetRunRequest
-from flwr.supercore.constant import TaskType
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER, TaskType
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.inflatable import inflatable_utils
@@ -56,7 +56,12 @@ from fedcar.federation.wire.parts import REPLY_PARTS, REQUEST_PARTS, InParts
 from fedcar.federation.wire.payload import REPLIES, REQUESTS, Form, Payload, checked, joined, parts
 
 ASKED, ANSWERED = {**REQUESTS, **REQUEST_PARTS}, {**REPLIES, **REPLY_PARTS}
+SIGNED_BY = {"key": FLEET_HTTP_PUBLIC_KEY_HEADER, "time": TIMESTAMP_HEADER, "signature": FLEET_HTTP_SIGNATURE_HEADER}
+CLOCK_AHEAD, CLOCK_BEHIND = float(SYSTEM_TIME_TOLERANCE), float(TIMESTAMP_TOLERANCE)  # seconds a device's clock may be
+CLOCK_LINE = "this device's clock is"  # how the front's answer begins to a device that knows the time otherwise
 NODE_POLL = 0.5  # seconds between two questions of a SuperNode for messages; Flower's own are 3
+NODE_REST = 4.0  # the most, where nothing has come for long; from 5 on each question would need TLS anew
+PATIENCE = 0.05  # of the time that nothing has come, until the next question
 TASK_POLL = 0.1  # between two looks for what is on this machine: a task, a reply
 OBJECT_POLL = 0.05
 TASK_HEARTBEAT = 10.0
@@ -111,7 +116,7 @@ def supernode_command(port: int, address: str, ca: Path, key: Path, secret: Path
 
 
 def supernode() -> None:
-    """Flower's SuperNode, which asks the server for messages every NODE_POLL seconds, the worker every TASK_POLL."""
+    """Flower's SuperNode, which asks the server for messages every NODE_POLL seconds, or NODE_REST where it rests."""
     from flwr.supernode import start_client_internal
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
@@ -121,9 +126,29 @@ def supernode() -> None:
 
 def made_ready(module: ModuleType) -> None:
     """Flower's module of a SuperNode's work, with our waits, and with `pull_objects` of our own."""
-    patient = SimpleNamespace(sleep=lambda seconds: time.sleep(NODE_POLL if seconds > 1 else TASK_POLL))
-    vars(module).update(time=patient, pull_objects=pull_objects)
+    rest = Rest()
+
+    def pulled(*arguments: Any, **options: Any) -> dict[str, bytes]:  # noqa: ANN401 - as Flower's own
+        rest.quiet = 0.0
+        return pull_objects(*arguments, **options)
+
+    vars(module).update(time=rest, pull_objects=pulled)
     look_again_sooner()
+
+
+class Rest:
+    """Stands for the module `time` in a SuperNode: the longer no message came, the later the next question for one."""
+
+    def __init__(self) -> None:
+        self.quiet = 0.0
+
+    def sleep(self, seconds: float) -> None:
+        """As long as is good here; Flower sleeps above a second where no message was there."""
+        wait = TASK_POLL
+        if seconds > 1:
+            wait = min(NODE_REST, max(NODE_POLL, PATIENCE * self.quiet))
+            self.quiet += wait
+        time.sleep(wait)
 
 
 def pull_objects(*arguments: Any, **options: Any) -> dict[str, bytes]:  # noqa: ANN401 - as Flower's own
@@ -350,9 +375,10 @@ def knows(address: str, ca: bytes, key: EllipticCurvePrivateKey, node: int, *, m
             if error.response.status_code in (502, 503, 504):
                 raise FedcarError(f"{address}: the server is starting; try again in a few seconds") from error
             if error.response.status_code == httpx.codes.UNAUTHORIZED:
+                if error.response.text.startswith(CLOCK_LINE):
+                    raise FedcarError(f"{address}: {error.response.text[:200].strip()}; set both by NTP") from error
                 raise FedcarError(
-                    f"{address}: does not know this device's key (or the clocks differ by minutes); have its .pub "
-                    "file enrolled there"
+                    f"{address}: does not know this device's key; have its .pub file enrolled there"
                 ) from error
         except (httpx.HTTPError, ValueError) as error:
             raise FedcarError(f"{address}: does not answer ({error}); is fedcar serve running there?") from error

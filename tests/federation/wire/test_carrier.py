@@ -125,6 +125,24 @@ def test_a_supernode_forgets_a_message_whose_run_ended_before_its_parts_came(mon
     assert not list(state.get_messages_legacy(run_ids=[7], is_reply=False))
 
 
+def test_a_device_at_rest_asks_less_often_until_a_message_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits a twentieth of the time that nothing came, from half a second to four; other waits stay as short."""
+    waits: list[float] = []
+    monkeypatch.setattr(flower.time, "sleep", waits.append)
+    monkeypatch.setattr(flower.inflatable_utils, "pull_objects", lambda: {})
+    module = SimpleNamespace()
+    flower.made_ready(module)
+    for _ in range(120):
+        module.time.sleep(3)
+    assert waits[:20] == [flower.NODE_POLL] * 20, "ten seconds, in which a run asks the next"
+    assert waits == sorted(waits) and waits[-1] == flower.NODE_REST == max(waits)
+    assert all(wait <= max(flower.NODE_POLL, flower.PATIENCE * sum(waits[:n])) for n, wait in enumerate(waits))
+    module.time.sleep(0.5)
+    module.pull_objects()
+    module.time.sleep(3)
+    assert waits[-2:] == [flower.TASK_POLL, flower.NODE_POLL]
+
+
 @pytest.fixture
 def session(monkeypatch: pytest.MonkeyPatch) -> flower.Session:
     """A session whose SuperLink is played: `HttpGrid._runtime_client`."""
