@@ -131,6 +131,8 @@ def session(monkeypatch: pytest.MonkeyPatch) -> flower.Session:
     from flwr.supercore.run import Run
 
     class Played:
+        _client = SimpleNamespace(event_hooks={"response": []})
+
         def PullTaskInput(self, request: object) -> object:
             state = SimpleNamespace(node_id=1)
             return SimpleNamespace(run=None, task_id=1, context=state)
