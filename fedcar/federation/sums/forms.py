@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fedcar.federation.sums.additive import statistics_of, sums_of
 from fedcar.federation.wire.schema import MOST_GRAMS, ROUNDING
-from fedcar.head.closed_form import Statistics
 from fedcar.head import feature_map
+from fedcar.head.closed_form import Statistics
 from fedcar.head.feature_map import LAYER_WEIGHT
 from fedcar.head.naive_bayes import BUCKETS, NaiveBayes
 from fedcar.training.ridge import STRENGTHS, RidgeSums

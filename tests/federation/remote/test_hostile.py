@@ -13,8 +13,11 @@ import torch
 from support.wire import Spoil, over_wire
 
 from fedcar.collection.collection import Collection
+from fedcar.encoder.encoder import Encoder
+from fedcar.federation.remote.network import RemoteNetwork
 from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.federation.simulate.federate import Federation, federate
+from fedcar.federation.simulate.noised import federate_under_epsilon
 from fedcar.federation.wire.payload import Payload, refusal
 from fedcar.training.target import Target
 
@@ -60,6 +63,11 @@ def loudest(gram: torch.Tensor) -> torch.Tensor:
     return torch.full_like(gram, 1.7e308)
 
 
+def infinite(reply: Payload) -> Payload:
+    moved = {name: one + float("inf") for name, one in reply.tensors.items() if one.is_floating_point()}
+    return replace(reply, tensors={**reply.tensors, **moved})
+
+
 NAMES = {f"row_questions{number}": ["int64", [1]] for number in range(100_000)}
 HUGE = {"row_questions": ["int64", [2**32, 2**32]]}
 LARGE = {"row_questions": ["int64", [25 << 20]]}
@@ -83,11 +91,7 @@ LIES: dict[str, tuple[str, Spoil]] = {
     "another type": ("head", spoiled("sums", tensors(gradient=lambda gradient: gradient.float()))),
     "seconds without end": ("head", spoiled("train", values(seconds=float("inf")))),
     "more right than asked": ("head", spoiled("train", values(right=10**9))),
-    "an update of infinities": (
-        "head", lambda request, reply: reply if reply.kind != "train" else replace(
-            reply, tensors={name: torch.full_like(one, float("inf")) for name, one in reply.tensors.items()}
-        ),
-    ),
+    "an update of infinities": ("head", spoiled("train", infinite)),
     "a gram of 1e30 beside the diagonal": ("ridge", spoiled("statistics", tensors(gram=beside_the_diagonal))),
     "words counted 3e38 times": ("ridge", spoiled("statistics", tensors(data=lambda data: data * 0 + 3e38))),
     "no questions but statistics": ("ridge", spoiled("statistics", tensors(counts=lambda counts: counts * 0))),
@@ -98,8 +102,10 @@ LIES: dict[str, tuple[str, Spoil]] = {
 
 @pytest.mark.parametrize("lie", LIES)
 def test_a_lie_names_its_device_and_ends_nothing(
-    collection: Collection, encoder: Path, cache: Path, tmp_path: Path, lie: str
+    collection: Collection, encoder: Path, cache: Path, tmp_path: Path, lie: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    enrol = RemoteNetwork.enrol
+    monkeypatch.setattr(RemoteNetwork, "enrol", lambda network, share: enrol(network, 0.5))  # as `fedcar run` does
     method, spoil = LIES[lie]
     lines: list[str] = []
     with over_wire(tmp_path / "d", encoder, cache, spoil={"client-2": spoil}, say=lines.append) as over:
@@ -120,12 +126,17 @@ def test_one_empty_budget_ends_nothing_for_the_others(
     def empty(request: Payload, reply: Payload) -> Payload:
         return refusal("budget") if request.kind == "noised" and request.values["number"] > 0 else reply
 
-    target = Target(8.0, against_advice=True, noise_seed=1)
+    def private(run: Path, over: Any) -> Any:
+        return federate_under_epsilon(
+            collection, Target(8.0, against_advice=True), run=run, clients=3, encoder=Encoder.load(encoder),
+            cache=cache, over=over, rounds=RoundSettings(rounds=3),
+        )  # fmt: skip
+
     with over_wire(tmp_path / "one", encoder, cache, spoil={"client-2": empty}) as over:
-        found = train(collection, encoder, cache, tmp_path / "run", over, "head", target=target)
+        found = private(tmp_path / "run", over)
     assert found.refusal is None and len(found.rounds) > 2
     assert [record.clients for record in found.rounds[1:]] == [["client-1", "client-3"]] * (len(found.rounds) - 1)
     assert "budget" in found.rounds[1].failed["client-2"]
     with over_wire(tmp_path / "two", encoder, cache, spoil={"client-1": empty, "client-2": empty}) as over:
-        found = train(collection, encoder, cache, tmp_path / "other", over, "head", target=target)
+        found = private(tmp_path / "other", over)
     assert "client-1, client-2: exchange 1 would cross" in str(found.refusal)
