@@ -112,10 +112,11 @@ def spoiled(tensor: torch.Tensor, dice: random.Random) -> torch.Tensor:
     if tensor.numel():
         flat = tensor.reshape(-1)
         place = dice.randrange(len(flat))
-        least = torch.finfo(tensor.dtype).min if tensor.is_floating_point() else -7
-        wrong = (
-            [math.nan, math.inf, -math.inf, least, 1e30, -1.0, 0.0] if tensor.is_floating_point() else [least, 2**30]
-        )
+        if tensor.is_floating_point():
+            wrong = [math.nan, math.inf, -math.inf, torch.finfo(tensor.dtype).min, 1e4, -1.0, 0.0]
+        else:
+            most = 1 if tensor.dtype == torch.bool else torch.iinfo(tensor.dtype).max
+            wrong = [most, 0 if tensor.dtype in (torch.bool, torch.uint8) else -7]
         flat[place if how == 5 else slice(None)] = dice.choice(wrong)
     return tensor
 
