@@ -8,7 +8,9 @@ calls an app is an empty one.
 from __future__ import annotations
 
 import hashlib
+import hmac
 import os
+import secrets
 import sys
 import threading
 import time
@@ -16,7 +18,8 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -50,10 +53,18 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
-from fedcar.errors import FedcarError
+from fedcar.errors import FedcarError, quoted
 from fedcar.federation.wire.exchange import Away
-from fedcar.federation.wire.parts import REPLY_PARTS, REQUEST_PARTS, InParts
-from fedcar.federation.wire.payload import REPLIES, REQUESTS, Form, Payload, checked, joined, parts
+from fedcar.federation.wire.objects import (
+    MOST_ARRAYS,
+    MOST_BYTES,
+    MOST_OBJECTS,
+    Coming,
+    check_object,
+    refuse_what_is_too_large,
+)
+from fedcar.federation.wire.parts import REPLY_PARTS, REQUEST_PARTS, InParts, rubbish
+from fedcar.federation.wire.payload import REPLIES, REQUESTS, Form, Payload, ReplyError, checked, joined, parts
 
 ASKED, ANSWERED = {**REQUESTS, **REQUEST_PARTS}, {**REPLIES, **REPLY_PARTS}
 SIGNED_BY = {"key": FLEET_HTTP_PUBLIC_KEY_HEADER, "time": TIMESTAMP_HEADER, "signature": FLEET_HTTP_SIGNATURE_HEADER}
@@ -193,18 +204,22 @@ def payload_of(content: RecordDict, forms: Mapping[str, Form]) -> Payload:
     kind = str(values.pop("kind", ""))
     pieces: dict[str, list[Array]] = {}
     if "tensors" in content:
+        arrays = content.array_records["tensors"]
+        size = sum(len(array.data) for array in arrays.values())
+        if len(arrays) > MOST_ARRAYS or size > MOST_BYTES:
+            raise ReplyError(f"{len(arrays)} arrays of {size} bytes in one message")
         for key, array in content.array_records["tensors"].items():
             name, _, number = key.rpartition("#")
             if number != str(len(pieces.setdefault(name, []))):
-                raise ValueError(f"part {key[:60]!r} out of turn")
+                raise ReplyError(f"part {quoted(key)} out of turn")
             pieces[name].append(array)
     checked(Payload(kind, values, dict.fromkeys(pieces)), forms)  # type: ignore[arg-type] # names before content
     tensors = {}
-    for name, arrays in pieces.items():
-        first = arrays[0]
-        if any((array.dtype, array.shape) != (first.dtype, first.shape) for array in arrays):
-            raise ValueError(f"the parts of {name[:60]!r} do not agree")
-        tensors[name] = joined([array.data for array in arrays], first.dtype, tuple(first.shape))
+    for name, found in pieces.items():
+        first = found[0]
+        if any((array.dtype, array.shape) != (first.dtype, first.shape) for array in found):
+            raise ReplyError(f"the parts of {quoted(name)} do not agree")
+        tensors[name] = joined([array.data for array in found], first.dtype, tuple(first.shape))
     return Payload(kind, values, tensors)
 
 
@@ -251,22 +266,20 @@ class Link:
         return Session(self, run, token)
 
 
-@dataclass
-class Coming:
-    """A reply that was announced, and those of its parts that are there."""
-
-    message: str
-    missing: list[str]
-    parts: dict[str, bytes] = field(default_factory=dict)
-
-
 class Session:
-    """Sends payloads to nodes and collects what they reply, until it is closed."""
+    """Sends payloads to nodes and collects what they reply, until it is closed.
+
+    Formal guarantees:
+        nobody_answers_for_another: a message has a secret that its receiver alone is told, and a reply without it is
+            none. Flower believes what a reply says of its sender.
+    """
 
     def __init__(self, link: Link, run: int, token: str) -> None:
         self.link, self.run = link, run
         self.coming: dict[str, Coming] = {}
+        self.secrets: dict[str, str] = {}  # of messages that are on their way
         self.grid = HttpGrid(link.address, False, link.ca, token=token)
+        self.grid._runtime_client._client.event_hooks["response"].append(refuse_what_is_too_large)
         self.grid._retry_invoker.max_tries = 3
         self.grid._retry_invoker.should_giveup = is_final
         task_input = self.grid._runtime_client.PullTaskInput(runtime_pb2.PullTaskInputRequest())
@@ -278,10 +291,12 @@ class Session:
         """Send one payload, which is void after `seconds`; the message's id."""
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = self.run, self.node, self.task
         kind = "train" if payload.kind == "train" else "query"
-        message = Message(records(checked(payload, ASKED)), node, kind, ttl=max(seconds, 10.0))
+        secret = secrets.token_hex(16)
+        message = Message(records(checked(payload, ASKED)), node, kind, ttl=max(seconds, 10.0), group_id=secret)
         (message_id,) = self.grid.push_messages([message])
         if not message_id:
             raise ValueError("not connected")
+        self.secrets[str(message_id)] = secret
         return str(message_id)
 
     def collect(self, ids: Iterable[str]) -> list[tuple[str, Payload | str]]:
@@ -292,13 +307,25 @@ class Session:
         """
         message_ids = set(ids)
         self.coming = {name: coming for name, coming in self.coming.items() if name in message_ids}
+        self.secrets = {name: secret for name, secret in self.secrets.items() if name in message_ids}
         client = self.grid._runtime_client
+        replies: list[tuple[str, Payload | str]] = []
         if wanted := message_ids - set(self.coming):
             pulled = client.PullMessages(runtime_pb2.PullAppMessagesRequest(message_ids=wanted))
             for message, tree in zip(pulled.messages_list, pulled.message_object_trees, strict=True):
-                pieces = list(dict.fromkeys(piece.object_id for piece in iterate_object_tree(tree)))
-                self.coming[message.metadata.reply_to_message_id] = Coming(message.metadata.message_id, pieces)
-        replies: list[tuple[str, Payload | str]] = []
+                name, metadata = message.metadata.reply_to_message_id, message.metadata
+                pieces = list(
+                    dict.fromkeys(one.object_id for one in islice(iterate_object_tree(tree), MOST_OBJECTS + 1))
+                )
+                coming = Coming(metadata.message_id, pieces)
+                if not hmac.compare_digest(metadata.group_id.encode(), self.secrets.get(name, "").encode()):
+                    self._let_go(coming)
+                    replies.append((name, Away("somebody else answered in its place")))
+                elif len(pieces) > MOST_OBJECTS:
+                    self._let_go(coming)
+                    replies.append((name, rubbish(ReplyError(f"more than {MOST_OBJECTS} parts in one message"))))
+                else:
+                    self.coming[name] = coming
         for name, coming in list(self.coming.items()):
             try:
                 if not self._whole(coming):
@@ -306,23 +333,28 @@ class Session:
                 replies.append((name, _reply(coming)))
             except inflatable_utils.ObjectPullError:
                 replies.append((name, Away("its answer was lost on the way")))
+            except ReplyError as error:
+                self._let_go(coming)
+                replies.append((name, rubbish(error)))
             del self.coming[name]
         return replies
 
     def _whole(self, coming: Coming) -> bool:
         """Pull the parts that are there; whether that is all of them."""
-        client, node = self.grid._runtime_client, self.grid.node
-        pull = make_pull_object_fn_protobuf(client.PullObject, node, self.run)
+        pull = make_pull_object_fn_protobuf(self.grid._runtime_client.PullObject, self.grid.node, self.run)
         while coming.missing:
             try:
-                coming.parts[coming.missing[0]] = pull(coming.missing[0])
+                coming.take(pull(coming.missing[0]))
             except inflatable_utils.ObjectUnavailableError:
                 return False
-            del coming.missing[0]
-        client.ConfirmMessageReceived(
-            ConfirmMessageReceivedRequest(node=node, run_id=self.run, message_object_id=coming.message)
-        )
+        self._let_go(coming)
         return True
+
+    def _let_go(self, coming: Coming) -> None:
+        """The SuperLink need not keep this reply any longer."""
+        self.grid._runtime_client.ConfirmMessageReceived(
+            ConfirmMessageReceivedRequest(node=self.grid.node, run_id=self.run, message_object_id=coming.message)
+        )
 
     def there(self) -> dict[int, str]:
         """The nodes that are online, each with the time since when."""
@@ -350,12 +382,14 @@ def is_final(error: Exception) -> bool:
 def _reply(coming: Coming) -> Payload | str:
     """What came, as a payload of the allow-list or why it is none: no device can send what ends the run."""
     try:
+        for content in coming.parts.values():
+            check_object(content)
         message = cast(Message, inflatable_utils.inflate_object_from_contents(coming.message, coming.parts))
         if message.has_error():
             return Away(f"no answer (Flower's error {message.error.code})")
         return payload_of(message.content, ANSWERED)
     except Exception as error:  # whatever these parts are
-        return f"sent rubbish: {(str(error).splitlines() or [type(error).__name__])[0]}"[:200]
+        return rubbish(error)
 
 
 # -------------------------------------------------------------------- the device's side
@@ -422,7 +456,8 @@ def _work_once(address: str, token: str, answer: Answer) -> None:
                 return  # its run ended, and the SuperNode has forgotten the message
             try:
                 request = payload_of(message.content, ASKED)
-            except (ValueError, TypeError, KeyError):
+            except Exception as error:  # whatever the server sent, it hears that it was not understood
+                print(f"a message that was not understood: {rubbish(error)}", file=sys.stderr)  # noqa: T201 - its log
                 request = Payload("unknown")
             reply = Message(records(checked(answer(request), ANSWERED)), reply_to=message)
             del message, request

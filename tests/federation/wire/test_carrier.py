@@ -149,6 +149,8 @@ def session(monkeypatch: pytest.MonkeyPatch) -> flower.Session:
     from flwr.supercore.run import Run
 
     class Played:
+        _client = SimpleNamespace(event_hooks={"response": []})
+
         def PullTaskInput(self, request: object) -> object:
             state = SimpleNamespace(node_id=1)
             return SimpleNamespace(run=None, task_id=1, context=state)
@@ -208,6 +210,29 @@ def test_a_reply_whose_parts_are_on_their_way_is_not_waited_for(session: flower.
     content.clear()  # the SuperLink has given it up
     assert session.collect(["asked"]) == [("asked", flower.Away("its answer was lost on the way"))]
     assert asked[2:] == [["asked"]] and session.coming == {}
+
+
+def test_nobody_answers_for_another(session: flower.Session) -> None:
+    """Who does not know a message's secret is no sender of its reply: its receiver is asked again, nothing is read."""
+    from flwr.proto import message_pb2, runtime_pb2
+
+    let_go: list[str] = []
+
+    class Link:
+        def PullMessages(self, request: object) -> object:
+            metadata = message_pb2.Metadata(message_id="forged", reply_to_message_id="asked", group_id="guessed")
+            return runtime_pb2.PullAppMessagesResponse(
+                messages_list=[message_pb2.Message(metadata=metadata)],
+                message_object_trees=[message_pb2.ObjectTree(object_id="forged")],
+            )
+
+        def ConfirmMessageReceived(self, request: object) -> None:
+            let_go.append(request.message_object_id)
+
+    flower.HttpGrid._runtime_client = Link()
+    session.secrets = {"asked": "secret"}
+    assert session.collect(["asked"]) == [("asked", flower.Away("somebody else answered in its place"))]
+    assert let_go == ["forged"] and session.coming == {}
 
 
 def test_parts_that_are_no_reply_are_a_line_not_the_end() -> None:
