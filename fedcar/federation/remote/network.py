@@ -67,7 +67,7 @@ class RemoteNetwork:
 
     Formal guarantees:
         a device that never answers, answers late or sends rubbish costs a line in the history, not the run.
-        every_field_is_parsed_before_anything_is_computed: nothing is asked without saying what may come back (see
+        a_lie_names_its_device_and_ends_nothing: nothing is asked without saying what may come back (see
             `fedcar.federation.wire.schema`); `marked` has who sent what is none of that, and the last reason.
     """
 
