@@ -267,9 +267,9 @@ def select(
     others = candidate("none", searches, selection, standard, Silent())
     first = replace(before, gain=NO_GAIN)
     best = max((first, others, *candidates), key=lambda tried: tried.gain[:2])
-    numbers = f"{best.score.success:.3f} of the selection questions right, before {before.score.success:.3f}"
-    search = ", search as it was without training" if best.name == "none" else ""
-    report.say(f"kept: {best.name}{search} ({numbers})")
+    right = "right" if best.name == "none" else "of the selection questions right"
+    search = ", so search alone" if best.name == "none" else ""
+    report.say(f"kept: {best.name}{search} ({best.score.success:.3f} {right}, before {before.score.success:.3f})")
     return best
 
 
