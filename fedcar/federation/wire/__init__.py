@@ -39,9 +39,9 @@ What other folders take:
     schema.count: The schema of counts of right held-out questions, by weights.
     schema.enrol: The schema of a device's numbers when it enrols.
     schema.noised: What a device gives out under epsilon, of these forms.
-    schema.spread: Squared distances of features (width,) and how many there are;
+    schema.spread: Squared distances of features (width,), and how many there are.
     schema.statistics: Sums of ridge over the questions that a device enrolled with.
-    schema.sums: Loss, gradient and Hessian of questions whose features are so far apart, at the weights (F,).
+    schema.sums: Loss, gradient and Hessian of questions whose features are so far apart, at weights (F,).
     schema.taught: The schema of counts of right questions, by ridge's strengths.
     schema.train: An update whose tensors may have these forms (see `compress.forms`).
     schema.unseen: The schema of counts on questions of documents left out.

@@ -65,15 +65,12 @@ from fedcar.federation.wire.objects import (
 )
 from fedcar.federation.wire.parts import REPLY_PARTS, REQUEST_PARTS, InParts, rubbish
 from fedcar.federation.wire.payload import REPLIES, REQUESTS, Form, Payload, ReplyError, checked, joined, parts
+from fedcar.federation.wire.rest import TASK_POLL, Rest
 
 ASKED, ANSWERED = {**REQUESTS, **REQUEST_PARTS}, {**REPLIES, **REPLY_PARTS}
 SIGNED_BY = {"key": FLEET_HTTP_PUBLIC_KEY_HEADER, "time": TIMESTAMP_HEADER, "signature": FLEET_HTTP_SIGNATURE_HEADER}
 CLOCK_AHEAD, CLOCK_BEHIND = float(SYSTEM_TIME_TOLERANCE), float(TIMESTAMP_TOLERANCE)  # seconds a device's clock may be
 CLOCK_LINE = "this device's clock is"  # how the front's answer begins to a device that knows the time otherwise
-NODE_POLL = 0.5  # seconds between two questions of a SuperNode for messages; Flower's own are 3
-NODE_REST = 4.0  # the most, where nothing has come for long; from 5 on each question would need TLS anew
-PATIENCE = 0.05  # of the time that nothing has come, until the next question
-TASK_POLL = 0.1  # between two looks for what is on this machine: a task, a reply
 OBJECT_POLL = 0.05
 TASK_HEARTBEAT = 10.0
 ACQUIRE = frozenset({"/flwr.proto.Runtime/AcquireTask"})
@@ -127,7 +124,7 @@ def supernode_command(port: int, address: str, ca: Path, key: Path, secret: Path
 
 
 def supernode() -> None:
-    """Flower's SuperNode, which asks the server for messages every NODE_POLL seconds, or NODE_REST where it rests."""
+    """Flower's SuperNode, which asks the server for messages as often as `Rest` says."""
     from flwr.supernode import start_client_internal
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
@@ -145,21 +142,6 @@ def made_ready(module: ModuleType) -> None:
 
     vars(module).update(time=rest, pull_objects=pulled)
     look_again_sooner()
-
-
-class Rest:
-    """Stands for the module `time` in a SuperNode: the longer no message came, the later the next question for one."""
-
-    def __init__(self) -> None:
-        self.quiet = 0.0
-
-    def sleep(self, seconds: float) -> None:
-        """As long as is good here; Flower sleeps above a second where no message was there."""
-        wait = TASK_POLL
-        if seconds > 1:
-            wait = min(NODE_REST, max(NODE_POLL, PATIENCE * self.quiet))
-            self.quiet += wait
-        time.sleep(wait)
 
 
 def pull_objects(*arguments: Any, **options: Any) -> dict[str, bytes]:  # noqa: ANN401 - as Flower's own
@@ -314,9 +296,8 @@ class Session:
             pulled = client.PullMessages(runtime_pb2.PullAppMessagesRequest(message_ids=wanted))
             for message, tree in zip(pulled.messages_list, pulled.message_object_trees, strict=True):
                 name, metadata = message.metadata.reply_to_message_id, message.metadata
-                pieces = list(
-                    dict.fromkeys(one.object_id for one in islice(iterate_object_tree(tree), MOST_OBJECTS + 1))
-                )
+                nodes = islice(iterate_object_tree(tree), MOST_OBJECTS + 1)
+                pieces = list(dict.fromkeys(one.object_id for one in nodes))
                 coming = Coming(metadata.message_id, pieces)
                 if not hmac.compare_digest(metadata.group_id.encode(), self.secrets.get(name, "").encode()):
                     self._let_go(coming)

@@ -24,7 +24,7 @@ from fedcar.federation.deploy import server as deploy  # noqa: E402
 from fedcar.federation.deploy.folder import ServerFolder  # noqa: E402
 from fedcar.federation.deploy.link import link_of  # noqa: E402
 from fedcar.federation.deploy.processes import Child, free_port  # noqa: E402
-from fedcar.federation.wire import flower  # noqa: E402
+from fedcar.federation.wire import flower, rest  # noqa: E402
 from fedcar.federation.wire.exchange import Exchange  # noqa: E402
 from fedcar.federation.wire.payload import REPLIES, REQUESTS, Payload  # noqa: E402
 
@@ -128,19 +128,19 @@ def test_a_supernode_forgets_a_message_whose_run_ended_before_its_parts_came(mon
 def test_a_device_at_rest_asks_less_often_until_a_message_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     """It waits a twentieth of the time that nothing came, from half a second to four; other waits stay as short."""
     waits: list[float] = []
-    monkeypatch.setattr(flower.time, "sleep", waits.append)
+    monkeypatch.setattr(rest.time, "sleep", waits.append)
     monkeypatch.setattr(flower.inflatable_utils, "pull_objects", lambda: {})
     module = SimpleNamespace()
     flower.made_ready(module)
     for _ in range(120):
         module.time.sleep(3)
-    assert waits[:20] == [flower.NODE_POLL] * 20, "ten seconds, in which a run asks the next"
-    assert waits == sorted(waits) and waits[-1] == flower.NODE_REST == max(waits)
-    assert all(wait <= max(flower.NODE_POLL, flower.PATIENCE * sum(waits[:n])) for n, wait in enumerate(waits))
+    assert waits[:20] == [rest.NODE_POLL] * 20, "ten seconds, in which a run asks the next"
+    assert waits == sorted(waits) and waits[-1] == rest.NODE_REST == max(waits)
+    assert all(wait <= max(rest.NODE_POLL, rest.PATIENCE * sum(waits[:n])) for n, wait in enumerate(waits))
     module.time.sleep(0.5)
     module.pull_objects()
     module.time.sleep(3)
-    assert waits[-2:] == [flower.TASK_POLL, flower.NODE_POLL]
+    assert waits[-2:] == [rest.TASK_POLL, rest.NODE_POLL]
 
 
 @pytest.fixture
