@@ -97,7 +97,8 @@ def folders() -> list[Folder]:
             "`state_fingerprint` of `encoder`. One with modules behind its pooling, or several poolings: "
             "`late.own_mean` U8. One whose cosines find nothing: `view.centres`, `view.directions` and `view.shares` "
             "F32, in `evidence.safetensors` and `ridge.safetensors`. Two encoders beside each other, where "
-            "the second was kept: `beside` of `encoder`, and `beside.*` in `ridge.safetensors` or the head's `centres`.",
+            "the second was kept: `beside` of `encoder`, and `beside.*` in `ridge.safetensors` or the head's "
+            "`centres`.",
             ("ridge", "head", "adapter", "federated", "noised"),
             {
                 "retriever.json": "which encoder (by hash), head, weights, calibration, and the record of the training",
