@@ -53,12 +53,16 @@ def _by_signs(path: Path, form: _Form) -> list[tuple[int, list[str]]]:
     sign = re.escape(form.delimiter)
     suspect = re.compile(rf'(?:^|{sign}) +"(?!"(?!\s*(?:{sign}|$)))')
     if any(suspect.search(line) for _, line in text_lines(path)):
+        without_blanks = replace(form, blank_before_quote=True)
         try:
-            rows = list(_rows(path, form))
-            loose = any(cell.startswith(" ") and cell.lstrip(" ").startswith('"') for _, row in rows for cell in row)
+            rows, others = list(_rows(path, form)), list(_rows(path, without_blanks))
         except FedcarError:
-            loose = True
-        form = replace(form, blank_before_quote=loose)
+            return list(_rows(path, without_blanks))
+        cells, other = ([cell for _, row in read for cell in row] for read in (rows, others))
+        same_number = len(cells) == len(other)
+        if same_number and all(two in (one, one.lstrip(" ")) for one, two in zip(cells, other, strict=True)):
+            return rows  # nothing but blanks would change: none of them stands before a quote
+        return others
     return list(_rows(path, form))
 
 

@@ -112,6 +112,12 @@ def test_what_has_no_one_meaning_is_refused(tmp_path: Path, name: str, content: 
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_quote_inside_quotes_takes_no_blanks_from_other_cells(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('text,label\n;," """\n ,", "\n')
+    assert [tuple(row.values.values()) for row in Table.read(path).rows] == [(";", ' "'), (" ", ", ")]
+
+
 CELL = st.text(alphabet=st.sampled_from(list("ab é\"',;\t|\n ")), min_size=1, max_size=8)
 
 

@@ -119,8 +119,16 @@ def refusal(status: int, says: str) -> Response:
 
 
 async def taken_in(parts: AsyncIterator[bytes], spool: SpooledTemporaryFile[bytes]) -> None:
+    """All parts; OSError where there is no room for them, once the last has come: a sender hears no answer before."""
+    full: OSError | None = None
     async for part in parts:
-        spool.write(part)
+        try:
+            if full is None:
+                spool.write(part)
+        except OSError as error:
+            full = error
+    if full is not None:
+        raise full
 
 
 async def pieces(spool: SpooledTemporaryFile[bytes], last: bool = False) -> AsyncIterator[bytes]:
