@@ -199,7 +199,7 @@ def run_rounds(
     selection.active = state.tensors.get(FIXED[0], selection.active)
     for _ in range(state.round, settings.rounds):
         received = state
-        state, record = federated_round(state, enrolled, settings, clients, selection)
+        state, record = federated_round(state, enrolled, settings, clients, selection, selection.chances)
         selection.heard(received.round, received.tensors, record.held_out)
         client_states = {name: client.kept() for name, client in clients.clients.items()}
         folder.write(state, client_states, selection.best, record)
