@@ -37,6 +37,7 @@ from fedcar.federation.job.job import (
 from fedcar.federation.remote import held_out
 from fedcar.federation.remote.mixture import RemoteMixture
 from fedcar.federation.remote.network import RemoteNetwork
+from fedcar.federation.rounds.aggregate import MANY, MOST_WEIGHT, counted
 from fedcar.federation.rounds.record import Watch
 from fedcar.federation.rounds.run_folder import RunFolder
 from fedcar.federation.rounds.settings import RoundSettings
@@ -64,7 +65,7 @@ def train_over(network: RemoteNetwork, untrained: Retriever, run: ServedRun) -> 
     questions = sum(members.values())
     report.say(f"{len(members)} devices with {questions} training questions")
     settings = fitted(options.method, options.adapter, rounds.seed, untrained.encoder, untrained.evidence.deep)
-    settings, rounds = matched(settings, rounds, questions, len(members))
+    settings, rounds = matched(settings, rounds, questions_that_count(members), len(members))
     together = {**asdict(rounds), **asdict(settings), "devices": sorted(members)}
     folder = RunFolder(run.folder)
     folder.belongs_to = {
@@ -98,16 +99,25 @@ def kept_enrolment(run: Path, network: RemoteNetwork, quorum: float, report: Sil
     file = run / ENROLMENT
     if file.exists():
         for key, counts in load_file(file).items():
-            questions, name = key.split("@", 1)
-            network.clients[name].enrolled = Enrolled(name, int(questions), counts)
+            numbers, name = key.split("@", 1)
+            questions, _, to_count_on = numbers.partition("+")
+            network.clients[name].enrolled = Enrolled(name, int(questions), counts, int(to_count_on or 0))
         network.clients = {name: client for name, client in network.clients.items() if client.enrolled is not None}
     else:
         for name, reason in network.enrol(quorum).items():
             report.say(f"{name} takes no part: {reason}")
         enrolled = [client.enrol() for client in network.clients.values()]
         with written_whole(file) as new:
-            save_file({f"{member.questions}@{member.client}": member.row_questions for member in enrolled}, new)
+            parts = {f"{one.questions}+{one.held_out}@{one.client}": one.row_questions for one in enrolled}
+            save_file(parts, new)
     return {name: client.enrol().questions for name, client in network.clients.items()}
+
+
+def questions_that_count(members: Mapping[str, int]) -> int:
+    """The federation's n, by which everybody's penalty is scaled: from five devices on by n_i as it counts."""
+    if len(members) < MANY:
+        return sum(members.values())
+    return round(sum(counted(list(members.values()), MOST_WEIGHT)))
 
 
 def kept_mixture(run: Path, network: RemoteNetwork) -> tuple[Any, int]:

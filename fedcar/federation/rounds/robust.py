@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from fedcar.federation.rounds.aggregate import MANY, MOST_WEIGHT, Tensors, aggregate, counted, is_clipped
+from fedcar.federation.rounds.aggregate import MANY, Tensors, aggregate, counted, is_clipped
 from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.federation.rounds.update import Enrolled, ServerState, Update
 
@@ -134,12 +134,12 @@ def share_right(counts: Sequence[tuple[float, float]]) -> float:
     """The share of right answers, by each device's word: (right, questions).
 
     Of all questions together; where five devices or more say something the median of their shares, each counting by
-    its questions, at most three times the usual number: a minority that lies moves it no further than others differ.
+    its questions, at most the usual number: a minority that lies moves it no further than others differ.
     """
     told = sorted((right / questions, questions) for right, questions in counts if questions > 0)
     if len(told) < MANY:
         return sum(right for right, _ in counts) / max(1, sum(questions for _, questions in counts))
-    weights = counted([questions for _, questions in told], MOST_WEIGHT)
+    weights = counted([questions for _, questions in told], 1.0)
     upto, middle = np.cumsum(weights), sum(weights) / 2
     place = int(np.searchsorted(upto, middle))
     return told[place][0]

@@ -24,6 +24,7 @@ Given = TypeVar("Given")
 ROUNDS = 30
 TOLERANCE = 1e-9
 HALVINGS = 20
+FAR = 30.0  # times the median of what devices' questions count together
 STRANGE = 4.0  # times the median of devices' mean squared spreads
 DISAGREED = 0.01  # nats a question that the usual device would win by other weights
 
@@ -254,17 +255,22 @@ def usual(sums: Sequence[PooledSums], counted: Sequence[float], pull: Pull, weig
 def agreed(sums: Mapping[str, PooledSums], counted: Sequence[float], pull: Pull, weights: Tensor) -> bool:
     """Whether the usual device would win next to nothing by other weights: half the Newton decrement, a question.
 
-    Where it would win more, somebody has pulled the weights away from where most devices want them.
+    Where it would win more, and more than few questions do by chance (a half for each weight), somebody has pulled the
+    weights away from where most devices want them.
     """
     middle = usual(list(sums.values()), counted, pull, weights)
     places = pull.speaks.nonzero().squeeze(1)
     gradient, hessian = middle.gradient[places], middle.hessian[places][:, places]
     step = torch.linalg.lstsq(hessian, gradient[:, None]).solution[:, 0]
-    return bool(float(gradient @ step) / 2 < DISAGREED) and bool(torch.isfinite(step).all())
+    won, by_chance = float(gradient @ step) / 2, len(places) / median(counted)
+    return bool(torch.isfinite(step).all()) and won < max(DISAGREED, by_chance)
 
 
 def strangest(sums: Mapping[str, PooledSums], counted: Sequence[float], pull: Pull, weights: Tensor) -> str:
-    """The device whose gradient a question is farthest from the median, in spreads."""
+    """The device that says it has far more questions than most, or whose gradient is farthest from theirs."""
+    most = max(range(len(counted)), key=lambda place: counted[place])
+    if counted[most] > FAR * median(counted):
+        return list(sums)[most]
     gradients = torch.stack([one.gradient / count for one, count in zip(sums.values(), counted, strict=True)])
     away = (gradients - gradients.median(0).values) / pull.strength.clamp(min=1e-12).sqrt()
     return list(sums)[int(away[:, pull.speaks].norm(dim=1).argmax())]

@@ -1,0 +1,72 @@
+"""Noised sums of many clients, of which some may be hostile: what is made of them is post-processing and costs nothing.
+
+Below five clients nothing is done here: two that contradict each other cannot be told apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import median_low
+
+import torch
+from torch import Tensor
+
+Answer = Mapping[str, Tensor]
+
+MANY = 5  # clients, from which on no one of them is taken at its word
+MOST_UNITS = 3.0  # times the median: a noised count counts no more
+LONGEST = 1.5  # times the median length; noise makes honest sums about equally long
+CONTRADICTS = 4.0  # standard deviations of the noise
+CONTRADICTION = "its class sums contradict those of all others together"
+SPREAD_OF_A_MEDIAN = 1.26  # of normal numbers, by that of their mean
+
+
+def flat(answer: Answer) -> Tensor:
+    return torch.cat([tensor.flatten().double() for _, tensor in sorted(answer.items())])
+
+
+def contradicting(answers: Mapping[str, Answer], deviation: float) -> dict[str, str]:
+    """Whose class sums point away from those of all others together, by more than the noise on its own can.
+
+    Questions of one document lie around its direction whoever asks them, so honest sums point the same way or, where
+    clients have no document in common, nowhere. The inner product with the others' sum is then that of noise alone.
+    """
+    if len(answers) < MANY:
+        return {}
+    vectors = {name: flat(answer) for name, answer in cut(answers).items()}
+    whole = torch.stack(list(vectors.values())).sum(0)
+    refused = {}
+    for name, vector in vectors.items():
+        others = whole - vector
+        errors = float(vector @ others) / max(deviation * float(others.norm()), 1e-300)
+        if errors < -CONTRADICTS:
+            refused[name] = f"{CONTRADICTION} ({-errors:.0f} standard deviations)"
+    return refused if len(refused) <= (len(answers) - 1) // 2 else {}
+
+
+def cut(answers: Mapping[str, Answer]) -> dict[str, Answer]:
+    """Sums no longer than 1.5 times the median of five clients or more; counts, and sums of fewer, as they are."""
+    counts = all(tensor.numel() <= 3 for answer in answers.values() for tensor in answer.values())
+    if len(answers) < MANY or counts:
+        return dict(answers)
+    lengths = {name: float(flat(answer).norm()) for name, answer in answers.items()}
+    longest = LONGEST * median_low(lengths.values())
+    return {
+        name: answer
+        if lengths[name] <= longest
+        else {key: tensor * (longest / lengths[name]) for key, tensor in answer.items()}
+        for name, answer in answers.items()
+    }
+
+
+def usual_counts(answers: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Held-out questions, right by search, right as trained (3,), of all clients together, by their weights.
+
+    From five clients on by medians: of the questions, of what search gets right, and of what training adds to that.
+    """
+    each = torch.stack([answer.double() for _, answer in sorted(answers.items())])
+    weight = torch.tensor([weights.get(name, 1.0) for name in sorted(answers)], dtype=torch.float64)
+    if len(each) < MANY:
+        return weight @ each
+    questions, search = each[:, 0].quantile(0.5), each[:, 1].quantile(0.5)
+    return weight.sum() * torch.stack([questions, search, search + (each[:, 2] - each[:, 1]).quantile(0.5)])
