@@ -15,7 +15,7 @@ Answer = Mapping[str, Tensor]
 
 MANY = 5  # clients, from which on no one of them is taken at its word
 MOST_UNITS = 3.0  # times the median: a noised count counts no more
-LONGEST = 1.5  # times the median length; noise makes honest sums about equally long
+LONGEST = 1.1  # times the median length; noise makes honest sums about equally long
 CONTRADICTS = 4.0  # standard deviations of the noise
 CONTRADICTION = "its class sums contradict those of all others together"
 SPREAD_OF_A_MEDIAN = 1.26  # of normal numbers, by that of their mean
@@ -31,21 +31,26 @@ def contradicting(answers: Mapping[str, Answer], deviation: float) -> dict[str, 
     Questions of one document lie around its direction whoever asks them, so honest sums point the same way or, where
     clients have no document in common, nowhere. The inner product with the others' sum is then that of noise alone.
     """
-    if len(answers) < MANY:
-        return {}
+    refused: dict[str, str] = {}
     vectors = {name: flat(answer) for name, answer in cut(answers).items()}
-    whole = torch.stack(list(vectors.values())).sum(0)
-    refused = {}
-    for name, vector in vectors.items():
-        others = whole - vector
-        errors = float(vector @ others) / max(deviation * float(others.norm()), 1e-300)
-        if errors < -CONTRADICTS:
-            refused[name] = f"{CONTRADICTION} ({-errors:.0f} standard deviations)"
-    return refused if len(refused) <= (len(answers) - 1) // 2 else {}
+    while len(answers) >= MANY and len(refused) < (len(answers) - 1) // 2:
+        whole = torch.stack(list(vectors.values())).sum(0)
+        errors = {name: _errors(vector, whole - vector, deviation) for name, vector in vectors.items()}
+        worst = min(errors, key=lambda name: errors[name])
+        if errors[worst] > -CONTRADICTS:
+            break
+        refused[worst] = f"{CONTRADICTION} ({-errors[worst]:.0f} standard deviations)"
+        del vectors[worst]
+    return refused
+
+
+def _errors(vector: Tensor, others: Tensor, deviation: float) -> float:
+    """How far a sum points along the others', in standard deviations of its noise."""
+    return float(vector @ others) / max(deviation * float(others.norm()), 1e-300)
 
 
 def cut(answers: Mapping[str, Answer]) -> dict[str, Answer]:
-    """Sums no longer than 1.5 times the median of five clients or more; counts, and sums of fewer, as they are."""
+    """Sums no longer than 1.1 times the median of five clients or more; counts, and sums of fewer, as they are."""
     counts = all(tensor.numel() <= 3 for answer in answers.values() for tensor in answer.values())
     if len(answers) < MANY or counts:
         return dict(answers)
