@@ -343,10 +343,10 @@ def figure(points: Sequence[dict[str, Any]]) -> str:
     for column, measure in enumerate(MEASURES):
         start = left + column * (panel + gap)
         parts.append(f'<text x="{start}" y="18">gain over hybrid search, {measure}</text>')
-        for value in np.arange(np.ceil(low * 10) / 10, high + 1e-9, 0.1):
+        for value in np.arange(np.ceil(low * 10), 10 * high + 1e-9) / 10:
             _, y = place(numbers[0], value, start)
             parts.append(f'<line x1="{start}" y1="{y:.1f}" x2="{start + panel}" y2="{y:.1f}" stroke="#dddddd"/>')
-            parts.append(f'<text x="{start - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.1f}</text>')
+            parts.append(f'<text x="{start - 6}" y="{y + 4:.1f}" text-anchor="end">{value + 0.0:.1f}</text>')
         for number in numbers:
             x, _ = place(number, low, start)
             parts.append(f'<text x="{x:.1f}" y="{height - 40}" text-anchor="middle">{number}</text>')

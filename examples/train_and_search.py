@@ -25,7 +25,8 @@ def main(encoder: str = "all-MiniLM-L6-v2") -> None:
     answer = again.search("the hippo leaves water behind", k=3)
     print({True: "answered", False: "it does not know", None: answer.reason}[answer.answered])
     for hit in answer:
-        print(f"{hit.confidence:.2f} {hit.id}: {hit.title}")
+        sure = "" if hit.confidence is None else f"{hit.confidence:.2f} "  # None where no dev questions support one
+        print(f"{sure}{hit.id}: {hit.title}")
 
 
 if __name__ == "__main__":

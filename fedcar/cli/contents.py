@@ -81,6 +81,8 @@ def _of_searcher(opened: Parts | Bundle) -> dict[str, Any]:
         about["encoder"] = {name: encoder[name] for name in ("name", "pooling", "fingerprint")}
         manner = encoder.get("manner", {})
         about["encoder"] |= {name: manner[name] for name in ("query_prompt", "document_prompt") if manner.get(name)}
+        if (second := encoder.get("beside")) is not None:
+            about["beside"] = {name: second[name] for name in ("name", "pooling", "fingerprint")}
         about |= {"adapter": opened.adapter_variant, "precision": "fp32"}
         trained = {"collection": (training.collection or {}).get("name"), "questions": training.questions}
     else:
@@ -90,6 +92,10 @@ def _of_searcher(opened: Parts | Bundle) -> dict[str, Any]:
         about["encoder"] = {"name": origin.get("encoder"), "pooling": opened.encoder.pooling}
         about["encoder"]["fingerprint"] = origin.get("fingerprint")
         about["encoder"] |= {"query_prompt": opened.encoder.prompt} if opened.encoder.prompt else {}
+        if (stored := opened.encoder.beside) is not None:
+            second = origin.get("beside", {})
+            about["beside"] = {"name": second.get("encoder"), "pooling": stored.pooling}
+            about["beside"]["fingerprint"] = second.get("fingerprint")
         about |= {"adapter": opened.encoder.adapter, "precision": opened.encoder.precision}
         trained = {"collection": origin.get("collection"), "questions": origin.get("questions")}
     language = opened.evidence.wording.language

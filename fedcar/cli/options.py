@@ -99,10 +99,10 @@ encoder_option = click.option(
     "--encoder",
     default=None,
     callback=given,
-    help="A model on the hub, a folder, a file.gguf, or smollm2.  [default: all-MiniLM-L6-v2]",
+    help="A model on the hub, a folder, a file.gguf, smollm2; to train, two: A+B.  [default: all-MiniLM-L6-v2]",
 )
 moved_encoder = click.option("--encoder", type=FOLDER, help="Where the encoder lies, if it has moved since training.")
-POOLING = "mean, last, cls, max, mean_sqrt_len_tokens or weightedmean.  [default: what the model declares]"
+POOLING = "mean, last, cls, max, mean_sqrt_len_tokens, weightedmean, or several: cls+mean.  [default: as declared]"
 PROMPT = "Text before every {0}, as the model was trained.  [default: what the model declares]"
 pooling_option = click.option("--pooling", help=POOLING)
 prompt_options = together(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
@@ -231,7 +232,7 @@ def print_answer(console: Console, answer: Answer, heading: bool = False) -> Non
     elif answer.answered is False:
         console.print("no confident answer; the nearest documents:")
     for rank, hit in enumerate(answer.hits, 1):
-        text = one_line(hit.text if hit.passage is None else _in_its_place(hit.passage, hit.text))
+        text = one_line(hit.text if hit.passage is None else _in_its_place(hit.passage, hit.text, answer.query))
         line = Text(f"{rank}. ")
         line.append(one_line(hit.title or hit.id), style="bold")
         sure = "" if hit.confidence is None else f"  confidence {hit.confidence:.2f}"
@@ -244,9 +245,23 @@ def print_answer(console: Console, answer: Answer, heading: bool = False) -> Non
         console.print(Text(answer.reason, style="dim"))
 
 
-def _in_its_place(passage: Passage, text: str) -> str:
-    """The passage with signs that there is more of the text before and behind it."""
-    return f"{'… ' if passage.start else ''}{passage.text}{' …' if passage.end < len(text.rstrip()) else ''}"
+def _in_its_place(passage: Passage, text: str, question: str) -> str:
+    """The passage from the sentence that has most of the question's words, with signs of what is left out."""
+    start = passage.start + _nearest_sentence(passage.text, question)
+    return f"{'… ' if start else ''}{text[start : passage.end]}{' …' if passage.end < len(text.rstrip()) else ''}"
+
+
+def _nearest_sentence(text: str, question: str) -> int:
+    """Where the sentence begins that shares most stems with the question; those of few sentences count for more."""
+    from fedcar.collection.wording import Wording
+    from fedcar.collection.words import sentences
+
+    wording = Wording.of([text])
+    asked, starts = set(wording.stems(question)), sentences(text)
+    shared = [asked.intersection(wording.stems(text[start:end])) for start, end in starts]
+    often = Counter(stem for stems in shared for stem in stems)
+    best = max(range(len(starts)), key=lambda row: sum(1 / often[stem] for stem in shared[row]))
+    return starts[best][0]
 
 
 def one_line(text: str) -> str:

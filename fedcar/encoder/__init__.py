@@ -4,6 +4,9 @@ What other folders take:
     adapter.Adapter: y_t = A x_t for every token embedding x_t (arXiv 2509.16508, section III).
     adapter.SoftEmbedding: The model's own embedding module with the adapter behind it.
     adapter.parse_variant: `full`, `diagonal` or `lowrank:R` -> (name, rank); rank is 0 where it has no meaning.
+    both.Both: The first encoder, whose records of questions hold those of the second too, in the field "beside".
+    both.names_of: The encoders that a name joins by "+", one or two.
+    both.price_of: what a second encoder costs, in milliseconds a question and megabytes of weights.
     cache.FeatureCache: Hidden states on disk, memory-mapped, keyed by encoder fingerprint, pooling, length limit
         and text.
     encoder.Encoder: Turns a text into one hidden state h of shape (d,), through a frozen model and an adapter if it
@@ -15,6 +18,7 @@ What other folders take:
     manner.modules_of: The folders and kinds of the modules, in order; nothing where the folder names none.
     model.FrozenModel: A Hugging Face model in a folder; any number of encoders and threads share one.
     model.LOADING: the lock of whoever reads a model.
+    model_files.BOTH: in words, where two encoders beside each other are not to be had.
     model_files.DEFAULT_ENCODER: the name of the encoder that is taken where none is given.
     model_files.find: The folder that holds the model, and its revision where it comes from the hub.
     model_files.fingerprint: sha256 over the weights, the configuration and the tokenizer files: equal encoders,

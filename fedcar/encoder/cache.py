@@ -17,7 +17,7 @@ import numpy as np
 from fedcar.common.files import default_cache, lock_of
 from fedcar.encoder.encoder import Encoder
 from fedcar.encoder.model_files import MAX_TOKENS
-from fedcar.encoder.reading import Progress
+from fedcar.encoder.reading import Progress, joined
 from fedcar.encoder.runtimes.names import EXACT
 from fedcar.errors import FedcarError, typed_path
 
@@ -66,12 +66,16 @@ class FeatureCache:
         self, encoder: Encoder, texts: Sequence[str], progress: Progress | None = None
     ) -> NDArray[np.float32]:
         """Texts -> hidden states h (n, d), float32, from disk where they are there, else encoded and kept."""
-        hidden_states: NDArray[np.float32] = self._found(encoder, texts, progress, "pooled")
+        hidden_states: NDArray[np.float32] = self._found(encoder.alone, texts, progress, "pooled")
         return hidden_states
 
     def states(self, encoder: Encoder, texts: Sequence[str], progress: Progress | None = None) -> NDArray[np.void]:
-        """Texts -> records (n,) of `FrozenModel.state_type`: the hidden state and the mean states of lower layers."""
-        return self._found(encoder, texts, progress)
+        """Texts -> records (n,) of `FrozenModel.state_type`: the hidden state and the mean states of lower layers.
+
+        Of two encoders beside each other each has its own place here; their records are joined.
+        """
+        states = self._found(encoder.alone, texts, progress)
+        return states if encoder.beside is None else joined(states, self._found(encoder.beside, texts, None))
 
     def _found(
         self, encoder: Encoder, texts: Sequence[str], progress: Progress | None, field_alone: str | None = None

@@ -63,6 +63,8 @@ class Encoder:
         documents: bool = False,
     ) -> None:
         self.model = model
+        self.alone: Encoder = self  # without a second one
+        self.beside: Encoder | None = None  # the second one, see `both`
         self.adapter = adapter
         self.untrained: Encoder = untrained or (self if adapter is None else Encoder(model, documents=documents))
         self.halved = halved

@@ -100,7 +100,8 @@ def opened(file: Path) -> Content:
         content = Content(file, dict(reader.fields), {tensor.name: tensor for tensor in reader.tensors})
         _ = content.architecture
     except Exception as error:  # the library raises many kinds; each means that the file is not what it should be
-        raise FedcarError(f"{file}: not a whole GGUF file ({first_line(error)}); fetch it again") from error
+        reason = f" ({first_line(error)})" if isinstance(error, OSError) else ""
+        raise FedcarError(f"{file}: not a whole GGUF file{reason}; fetch it again") from error
     return content
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 DEFAULT_ENCODER_ON_THE_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+BOTH = "two encoders beside each other are for `fedcar train` without --epsilon; name one encoder"
 MAX_TOKENS = 256  # kept of a text
 SMOLLM2 = "smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -40,6 +41,8 @@ def find(name: str, offline: bool) -> tuple[Path, str | None]:
     """
     if name and Path(name).is_dir():
         return Path(name).resolve(), None
+    if "+" in name and not Path(name).exists():
+        raise FedcarError(f"--encoder {name!r}: {BOTH}")
     if name.endswith(".gguf"):
         if not Path(name).is_file():
             raise FedcarError(f"--encoder {name!r}: no such file; give a GGUF file that exists")
@@ -95,7 +98,7 @@ def _packaged_smollm2() -> Path:
 
 def named(name: str) -> str:
     """The name of an encoder as it is kept: of a file where it lies from the root, any other as it is."""
-    return str(Path(name).resolve()) if name.endswith(".gguf") else name
+    return str(Path(name).resolve()) if name.endswith(".gguf") and Path(name).is_file() else name
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -75,6 +75,16 @@ def state_type(layers: int, dimension: int, width: int | None = None) -> np.dtyp
     return np.dtype([("pooled", np.float32, (dimension,)), ("layers", np.float16, (layers, width or dimension))])
 
 
+def joined(states: NDArray[np.void], beside: NDArray[np.void]) -> NDArray[np.void]:
+    """Records (n,) of one encoder that hold those of a second in the field "beside"."""
+    names = states.dtype.names or ()
+    result = np.empty(len(states), [*((name, states.dtype[name]) for name in names), ("beside", beside.dtype)])
+    for name in names:
+        result[name] = states[name]
+    result["beside"] = beside
+    return result
+
+
 def encoded(
     runtime: Runtime,
     token_ids: Sequence[Sequence[int]],

@@ -17,6 +17,7 @@ from fedcar.encoder.reading import (
     Tokens,
     all_unknown,
     behind_prompt,
+    joined,
     read,
     state_type,
 )
@@ -51,15 +52,27 @@ class StoredEncoder:
     width: int | None = None  # of a token's state, where it is not that of a text's vector
     prompt: str = ""
     left_out: int = 0  # tokens of the prompt that are read and not pooled
+    prefix: str = ""  # of its files' names
+    beside: StoredEncoder | None = None  # a second one, whose states are joined to a question's; see `Both`
 
     @classmethod
     def of(cls, folder: Path, settings: Mapping[str, Any]) -> StoredEncoder:
         """The files of a folder, with the settings that `stored_writing.write_encoder` gave."""
-        return cls(folder, **{**settings, "layers": tuple(settings["layers"])})
+        second = settings.get("beside")
+        beside = None if second is None else cls.of(folder, second)
+        return cls(folder, **{**settings, "layers": tuple(settings["layers"]), "beside": beside})
 
     def open(self) -> None:
         """Read its files now, not when the first text comes: by then somebody may have replaced them."""
         _ = self._runtime, self._tokenizer
+        if self.beside is not None:
+            self.beside.open()
+
+    def lies_in(self, folder: Path) -> None:
+        """A copy finds the files there, where they were put after they were opened."""
+        self.folder = folder
+        if self.beside is not None:
+            self.beside.folder = folder
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or another process needs; it opens the files anew."""
@@ -67,7 +80,7 @@ class StoredEncoder:
 
     @cached_property
     def _runtime(self) -> OnnxRuntime:
-        return OnnxRuntime(self.folder / MODEL)
+        return OnnxRuntime(self.folder / f"{self.prefix}{MODEL}")
 
     @cached_property
     def _tokenizer(self) -> Any:  # noqa: ANN401 - the library has no types
@@ -75,7 +88,7 @@ class StoredEncoder:
             from tokenizers import Tokenizer
         except ImportError as error:
             raise FedcarError("tokenizers is not installed; pip install 'fedcar[bundle]'") from error
-        tokenizer = Tokenizer.from_file(str(self.folder / TOKENIZER))
+        tokenizer = Tokenizer.from_file(str(self.folder / f"{self.prefix}{TOKENIZER}"))
         tokenizer.enable_truncation(self.max_tokens - (self.end is not None))
         return tokenizer
 
@@ -89,10 +102,16 @@ class StoredEncoder:
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Texts -> hidden states (n, d), float32, not normalised."""
-        return self.read(texts, tokens=False).adapted
+        return self._read_alone(texts, tokens=False).adapted
 
     def read(self, texts: Sequence[str], tokens: bool = True) -> Reading:
-        """As `Encoder.read`: everything that searching asks of questions, by one pass."""
+        """As `Encoder.read`: everything that searching asks of questions, by one pass, or one of each encoder."""
+        reading = self._read_alone(texts, tokens)
+        if self.beside is None:
+            return reading
+        return reading._replace(states=joined(reading.states, self.beside.read(texts, tokens=False).states))
+
+    def _read_alone(self, texts: Sequence[str], tokens: bool) -> Reading:
         rows = self._rows(texts)
         size = TOKENS_PER_BATCH if self.precision == "fp32" else 1
         return read(

@@ -18,11 +18,14 @@ from fedcar.errors import FedcarError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+BESIDE = "beside-"
 LEAST_COSINE = {"fp32": 0.999999, "int8": 0.9}
 
 
-def write_encoder(encoder: Encoder, folder: Path, precision: str = "fp32") -> dict[str, Any]:
+def write_encoder(encoder: Encoder, folder: Path, precision: str = "fp32", prefix: str = "") -> dict[str, Any]:
     """Write model and tokenizer into the folder; gives the settings that `StoredEncoder.of` wants beside them.
+
+    Files of an encoder beside it begin with "beside-".
 
     Raises FedcarError where ONNX cannot express the encoder, or its tokenizer is not one of the `tokenizers` library.
     """
@@ -31,8 +34,8 @@ def write_encoder(encoder: Encoder, folder: Path, precision: str = "fp32") -> di
     if backend is None:
         raise FedcarError(f"{encoder.folder}: its tokenizer has no tokenizer.json; take --format transformers")
     content = json.loads(backend.to_str()) | {"truncation": None, "padding": None}
-    (folder / TOKENIZER).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    onnx_file.write(model, folder / MODEL, precision, encoder.adapter)
+    (folder / f"{prefix}{TOKENIZER}").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    onnx_file.write(model, folder / f"{prefix}{MODEL}", precision, encoder.adapter)
     return {
         "pooling": encoder.pooling,
         "precision": precision,
@@ -45,6 +48,8 @@ def write_encoder(encoder: Encoder, folder: Path, precision: str = "fp32") -> di
         "unknown_id": tokenizer.unk_token_id,
         **({"width": encoder.width} if encoder.width != encoder.dimension else {}),
         **({"prompt": encoder.prompt, "left_out": encoder.left_out} if encoder.prompt else {}),
+        **({"prefix": prefix} if prefix else {}),
+        **({"beside": write_encoder(encoder.beside, folder, precision, BESIDE)} if encoder.beside is not None else {}),
     }
 
 
@@ -54,6 +59,8 @@ def check_encoder(encoder: Encoder, stored: StoredEncoder, what: str, texts: Seq
         message = "its tokenizer cannot be written so that it makes the same tokens; take --format transformers"
         raise FedcarError(f"{encoder.folder}: {message}")
     check_states(encoder, what, stored.precision, texts, stored.encode(texts))
+    if encoder.beside is not None and stored.beside is not None:
+        check_encoder(encoder.beside, stored.beside, what, texts)
 
 
 def check_states(

@@ -209,7 +209,7 @@ def calibration_errors(
 
 def at_risk(calibration: Calibration, scored: Scored, correct: NDArray[np.float64]) -> dict[str, float | None] | None:
     """How many of the queries are answered at a risk of .05, and how many of those wrongly; None without a promise."""
-    if calibration.limit(RISK).trust is None:
+    if calibration.counts is None:
         return None
     answered = calibration.answers(scored, RISK)
     wrong = float(1 - correct[answered].mean()) if answered.any() else None

@@ -92,7 +92,7 @@ def load_bundle(folder: str | Path) -> Bundle:
     folder = Path(folder).absolute()
     with opened_folder(folder, KIND) as place:
         bundle = replace(read_bundle(place), folder=folder, seal=seal_of(place))
-    bundle.encoder.folder = folder  # where a copy of it alone finds the files
+    bundle.encoder.lies_in(folder)
     return bundle
 
 

@@ -26,6 +26,7 @@ from fedcar.version import __version__
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from fedcar.encoder.encoder import Encoder
     from fedcar.retriever.retriever import Retriever
 
 ROWS = {"fp32": "float32", "int8": "int8"}
@@ -82,14 +83,19 @@ def _origin(retriever: Retriever) -> dict[str, Any]:
     """What `info` tells of the retriever that it was made of; under epsilon questions are not counted there either."""
     encoder, training = retriever.encoder, retriever.training
     return {
-        "encoder": Path(encoder.name).name if Path(encoder.name).exists() else encoder.name,
-        "fingerprint": encoder.fingerprint,
+        **_named(encoder),
         "method": training.method,
         "collection": (training.collection or {}).get("name"),
         "questions": training.questions,
         "privacy": {name: (training.privacy or {}).get(name) for name in ("epsilon", "delta", "unit")},
         "fedcar": __version__,
+        **({} if encoder.beside is None else {"beside": _named(encoder.beside)}),
     }
+
+
+def _named(encoder: Encoder) -> dict[str, str]:
+    name = Path(encoder.name).name if Path(encoder.name).exists() else encoder.name
+    return {"encoder": name, "fingerprint": encoder.fingerprint}
 
 
 def _write_documents(documents: Sequence[Document], file: Path) -> dict[str, NDArray[Any]]:

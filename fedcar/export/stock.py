@@ -94,6 +94,9 @@ def export(
     if export_format == "bundle":
         write_bundle(retriever, folder, precision)
         return
+    if retriever.encoder.beside is not None:
+        message = "its rows are over two encoders, and a stock folder holds one; give --format bundle"
+        raise FedcarError(f"--format {export_format}: {message}")
     try:
         with new_folder(Path(folder)) as temporary, warnings.catch_warnings():
             warnings.simplefilter("ignore", FedcarWarning)  # about the encoder, said when it was loaded
@@ -259,12 +262,20 @@ def _readme(retriever: Retriever, files: str) -> str:
     if head.query_map:
         steps.append("score += (q @ map.T) @ embeddings.T")
     left_out = ["the mixture with words, sentences and tokens", "the calibration"]
+    if retriever.evidence.windows.number:
+        left_out.insert(0, "the windows of long documents, of which search takes the best")
+    if retriever.evidence.view is not None:
+        left_out.insert(0, "the view that cosines are taken in: the plain cosines of this encoder say little")
     if retriever.ridge is not None:
         left_out.insert(0, "the rows in closed form and the words of the training questions, which are no vectors of h")
     return README.format(
         encoder=Path(encoder.name).name if Path(encoder.name).exists() else encoder.name,
         adapter=adapter,
-        prompt=f" Every question is read with {encoder.prompt!r} in front of it." if encoder.prompt else "",
+        prompt="".join(
+            f" Every {what} is read with {one.prompt!r} in front of it."
+            for what, one in (("question", encoder), ("document", encoder.for_documents))
+            if one.prompt
+        ),
         files=files.format(pooling=encoder.pooling, tokens=encoder.model.max_tokens),
         documents=len(retriever.documents),
         dimension=encoder.dimension,

@@ -9,6 +9,8 @@ What other folders take:
     closed_form.Statistics: All that ridge needs of n questions: gram = sum phi phi^T (D, D), cross = sum phi y^T
         (D, documents), counts.
     closed_form.solve: The ridge solution; `strength` is the penalty on the squared weights.
+    feature_map.Beside: What a map takes of a second encoder.
+    feature_map.FREQUENCIES: random frequencies of each of the two sets.
     feature_map.FeatureMap: phi(question) of shape (D,): nothing in it is fitted to a question, so sums over clients
         are exact.
     feature_map.LAYER_WEIGHT: how much the inner layers count beside the pooled state.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,7 +28,8 @@ class FeatureMap:
     Yu et al. 2016) and of the mean states of lower layers. `centre` (d,), `layer_centre` (k, d) and `layer_spread` are
     the means and the distance from them of the packaged reference texts, the same everywhere. `drawn` holds the two
     sets of frequencies where they need not be drawn from the seed again, which takes a third of a second. Of a hopeless
-    encoder what its `view` makes of the states stands in the hidden state's place.
+    encoder what its `view` makes of the states stands in the hidden state's place. With a second encoder `beside` the
+    first, its own three are the fourth part.
     """
 
     centre: NDArray[np.float32]
@@ -36,6 +38,7 @@ class FeatureMap:
     seed: int = 0
     drawn: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
     view: View | None = None
+    beside: Beside | None = None
 
     @classmethod
     def of_reference(cls, states: NDArray[np.void], seed: int = 0, view: View | None = None) -> FeatureMap:
@@ -47,7 +50,7 @@ class FeatureMap:
 
     @property
     def dimension(self) -> int:
-        return len(self.centre) + 4 * FREQUENCIES
+        return len(self.centre) + 4 * FREQUENCIES + (self.beside.dimension if self.beside is not None else 0)
 
     @property
     def frequencies(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -58,12 +61,57 @@ class FeatureMap:
 
     def __call__(self, states: NDArray[np.void]) -> NDArray[np.float32]:
         """States of questions, records (n,) of `FrozenModel.state_type` -> features (n, D), float32."""
+        parts = self.parts(states, *self.frequencies)
+        parts += [] if self.beside is None else [self.beside(states)]
+        return np.concatenate(parts, axis=1, dtype=np.float32)
+
+    def parts(
+        self, states: NDArray[np.void], of_hidden: NDArray[np.float32], of_layers: NDArray[np.float32]
+    ) -> list[NDArray[np.float32]]:
+        """The three parts, (n, .) each, with these frequencies."""
         hidden = centred(_hidden(states, self.view), self.centre)
         layers = (_unit_layers(states) - self.layer_centre) / np.float32(self.layer_spread)
         layers = layers.reshape(len(states), self.layer_centre.size)
-        of_hidden, of_layers = self.frequencies
-        parts = (hidden, fourier(hidden, of_hidden), LAYER_WEIGHT * fourier(layers, of_layers))
-        return np.concatenate(parts, axis=1, dtype=np.float32)
+        return [hidden, fourier(hidden, of_hidden), LAYER_WEIGHT * fourier(layers, of_layers)]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a map takes of a second encoder: all that a map of its own gives, with half as many frequencies."""
+
+    own: FeatureMap
+
+    @classmethod
+    def of_reference(cls, states: NDArray[np.void], seed: int, view: View | None = None) -> Beside:
+        """From the second encoder's states on the reference texts, and the seed of the first's map."""
+        return cls(FeatureMap.of_reference(states, seed + 2, view))
+
+    @property
+    def dimension(self) -> int:
+        return len(self.own.centre) + 4 * (FREQUENCIES // 2)
+
+    def __call__(self, states: NDArray[np.void]) -> NDArray[np.float32]:
+        """Joined records (n,) -> (n, D)."""
+        of_hidden, of_layers = (drawn[: FREQUENCIES // 2] for drawn in self.own.frequencies)
+        return np.concatenate(self.own.parts(states["beside"], of_hidden, of_layers), axis=1, dtype=np.float32)
+
+    def tensors(self) -> dict[str, NDArray[Any]]:
+        """Everything but the seed, as plain arrays."""
+        own, view = self.own, {} if self.own.view is None else self.own.view.tensors()
+        spread = np.array([own.layer_spread], dtype=np.float64)
+        arrays: dict[str, NDArray[Any]] = {
+            "centre": own.centre,
+            "layer_centre": own.layer_centre,
+            "layer_spread": spread,
+        }
+        return arrays | {f"view.{name}": array for name, array in view.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, NDArray[Any]], seed: int) -> Beside:
+        """What `tensors` gave, with the seed of the first's map."""
+        of_view = below(tensors, "view.")
+        view, spread = View.from_tensors(of_view) if of_view else None, float(tensors["layer_spread"][0])
+        return cls(FeatureMap(tensors["centre"], tensors["layer_centre"], spread, seed + 2, view=view))
 
 
 def centred(hidden_states: NDArray[np.float32], centre: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -88,6 +136,11 @@ def fourier(vectors: NDArray[np.float32], frequency: NDArray[np.float32]) -> NDA
     angles = vectors @ frequency.T
     waves: NDArray[np.float32] = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
     return waves / np.float32(np.sqrt(len(frequency)))
+
+
+def below(tensors: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
+    """Those whose name begins so, by the rest of their name."""
+    return {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
 
 
 def _hidden(states: NDArray[np.void], view: View | None) -> NDArray[np.float32]:

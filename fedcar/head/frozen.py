@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedcar.common.vectors import unit
+from fedcar.head.inputs import inputs_of
 from fedcar.head.rows import Rows, products
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fedcar.head.head import Head
+
+PARTS = ("centre", "map", "inner", "outer", "centres")
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class FrozenHead:
     With g the question's vector (pre-classifier `inner`, `outer` and adapter applied), u its untrained one and M the
     query `map`, what training adds to the score of a document is s (g - u) . e_d + (M g) . e_d, and for an active one
     s x . r_d too. A linear head multiplies its rows with x = g less `centre`, of unit length; a cosine head with x = g,
-    and r_d here is how far training turned e_d.
+    and r_d here is how far training turned e_d. `centres` are those of two encoders, where it is over both.
 
     Formal guarantees:
         frozen_head_equals_head: the same scores, to float32's last digits.
@@ -39,6 +42,7 @@ class FrozenHead:
     map: NDArray[np.float32] | None = None
     inner: NDArray[np.float32] | None = None
     outer: NDArray[np.float32] | None = None
+    centres: NDArray[np.float32] | None = None
 
     @classmethod
     def of(cls, head: Head, embeddings: Rows, kind: str = "float32") -> FrozenHead:
@@ -55,8 +59,9 @@ class FrozenHead:
         rows, linear = state["rows"][active], kind_of_head == "linear"
         if not linear:
             embedded = state["embeddings"][active]
+            embedded = np.pad(embedded, ((0, 0), (0, rows.shape[1] - embedded.shape[1])))
             rows = unit(embedded + rows) - embedded
-        parts = {name: state[name] for name in ("map", "inner", "outer") if name in state}
+        parts = {name: state[name] for name in ("map", "inner", "outer", "centres") if name in state}
         centre = state["centre"] if linear else None
         return cls(embeddings, Rows.of(rows, kind), active, float(np.exp(state["log_scale"])), centre, **parts)
 
@@ -71,6 +76,10 @@ class FrozenHead:
         result[self.active] = True
         return result
 
+    def inputs(self, states: NDArray[np.void]) -> NDArray[np.float32]:
+        """States of questions, records (n,) -> what everything here calls hidden states; see `Head.inputs`."""
+        return inputs_of(states, self.centres)
+
     def learned_scores(
         self,
         hidden_states: NDArray[np.float32],
@@ -84,7 +93,7 @@ class FrozenHead:
         query = unit(hidden_states)
         if self.inner is not None and self.outer is not None:
             query = unit(query + gelu(query @ self.inner.T) @ self.outer.T)
-        moved = np.float32(self.scale) * (query - unit(untrained))
+        moved = np.float32(self.scale) * (query - unit(untrained))[:, : self.embeddings.shape[1]]
         if self.map is not None:
             moved = moved + query @ self.map.T
         vectors = query if self.centre is None else unit(query - self.centre)
@@ -97,7 +106,7 @@ class FrozenHead:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Everything but the embeddings, for one file."""
-        parts = {name: getattr(self, name) for name in ("centre", "map", "inner", "outer")}
+        parts = {name: getattr(self, name) for name in PARTS}
         more = {f"head.{name}": array for name, array in parts.items() if array is not None}
         scale = np.array([self.scale], dtype=np.float64)
         return {**self.rows.arrays("head.rows"), "head.active": self.active, "head.scale": scale, **more}
@@ -105,7 +114,7 @@ class FrozenHead:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], embeddings: Rows) -> FrozenHead:
         """What `arrays` gave, and the embeddings."""
-        parts = {name: arrays.get(f"head.{name}") for name in ("centre", "map", "inner", "outer")}
+        parts = {name: arrays.get(f"head.{name}") for name in PARTS}
         rows = Rows.from_arrays(arrays, "head.rows")
         return cls(embeddings, rows, arrays["head.active"], float(arrays["head.scale"][0]), **parts)
 

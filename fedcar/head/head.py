@@ -12,6 +12,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from fedcar.errors import FedcarError
+from fedcar.head.inputs import inputs_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,6 +31,9 @@ class Head(nn.Module):
     `cosine`: score(q, d) = s cos(g(h), e_d + r_d). `linear`: score(q, d) = s (g(h) . e_d + x . r_d), where x is g(h)
     less the encoder's usual direction `centre` (d,), of unit length: weak decoders point nearly one way.
 
+    Over two encoders h is what `inputs` makes of both, d and `beside` wide, with nothing more to take off; rows and
+    layers are as wide, the embeddings those of the first, so that what is learned of the second begins with nothing.
+
     Formal guarantees:
         untrained_head_equals_mips: before training the order of documents is that of the cosine with e_d.
         untouched_rows_keep_their_embedding: a row that is not active never moves.
@@ -38,6 +42,7 @@ class Head(nn.Module):
     embeddings: Tensor
     centre: Tensor
     active: Tensor
+    centres: Tensor
 
     def __init__(
         self,
@@ -48,37 +53,47 @@ class Head(nn.Module):
         pre_classifier: int = 0,
         query_map: bool = False,
         seed: int = 0,
+        beside: int = 0,
     ) -> None:
         super().__init__()
         if kind not in KINDS:
             raise FedcarError(f'--head "{kind}": not known; give one of {", ".join(KINDS)}')
         if pre_classifier < 0:
             raise FedcarError(f"--pre-classifier {pre_classifier}: must be 0 (none) or the width of the layer")
-        documents, dimension = embeddings.shape
+        documents, dimension = len(embeddings), embeddings.shape[1] + beside
         self.kind = kind
+        self.beside = beside
         self.register_buffer("embeddings", functional.normalize(torch.tensor(embeddings), dim=1))
-        self.register_buffer("centre", torch.zeros(dimension) if centre is None else torch.tensor(centre))
+        usual = torch.zeros(dimension) if centre is None else torch.tensor(centre)
+        self.register_buffer("centre", torch.zeros(dimension) if beside else usual)
+        if beside:
+            self.register_buffer("centres", usual)
         self.register_buffer("active", torch.zeros(documents, dtype=torch.bool))
         self.rows = nn.Parameter(torch.zeros(documents, dimension))
         self.log_scale = nn.Parameter(torch.tensor(math.log(START_SCALE)))
         self.pre_classifier = pre_classifier
         self.query_map = query_map
         if query_map:
-            self.map = nn.Parameter(torch.zeros(dimension, dimension))
+            self.map = nn.Parameter(torch.zeros(embeddings.shape[1], dimension))
         if pre_classifier:
             generator = torch.Generator().manual_seed(seed)
             self.inner = nn.Parameter(torch.randn(pre_classifier, dimension, generator=generator) / dimension**0.5)
             self.outer = nn.Parameter(torch.zeros(dimension, pre_classifier))
 
+    def inputs(self, states: NDArray[np.void]) -> NDArray[np.float32]:
+        """States of questions, records (n,) of `FrozenModel.state_type` -> what everything here calls hidden states."""
+        return inputs_of(states, self.centres.numpy() if self.beside else None)
+
     def forward(self, hidden_states: Tensor, documents: Tensor | None = None) -> Tensor:
         """Hidden states (b, d) -> scores (b, n); of the chosen rows alone with `documents` (b, c): (b, c)."""
         query, scale = self.query_vectors(hidden_states), self.log_scale.exp()
         if self.kind == "cosine":
-            trained = functional.normalize(self.embeddings + self.rows * self.active.unsqueeze(1), dim=1)
-            vectors = torch.where(self.active.unsqueeze(1), trained, self.embeddings)
+            embeddings = functional.pad(self.embeddings, (0, self.beside))
+            trained = functional.normalize(embeddings + self.rows * self.active.unsqueeze(1), dim=1)
+            vectors = torch.where(self.active.unsqueeze(1), trained, embeddings)
             scores = scale * _products(query, vectors, documents)
         else:
-            scores = scale * _products(query, self.embeddings, documents) + self._of_rows(query, documents)
+            scores = scale * self._of_embeddings(query, documents) + self._of_rows(query, documents)
         return scores + _products(query @ self.map.T, self.embeddings, documents) if self.query_map else scores
 
     def learned(self, hidden_states: Tensor, untrained: Tensor, documents: Tensor | None = None) -> Tensor:
@@ -88,12 +103,16 @@ class Head(nn.Module):
         """
         original, scale = functional.normalize(untrained, dim=1), self.log_scale.exp()
         if self.kind == "cosine":
-            return self.forward(hidden_states, documents) - scale * _products(original, self.embeddings, documents)
+            return self.forward(hidden_states, documents) - scale * self._of_embeddings(original, documents)
         query = self.query_vectors(hidden_states)
-        moved = scale * (query - original)
+        moved = scale * (query - original)[:, : self.embeddings.shape[1]]
         if self.query_map:
             moved = moved + query @ self.map.T
         return _products(moved, self.embeddings, documents) + self._of_rows(query, documents)
+
+    def _of_embeddings(self, query: Tensor, documents: Tensor | None) -> Tensor:
+        """The first encoder's part of g(h) . e_d."""
+        return _products(query[:, : self.embeddings.shape[1]], self.embeddings, documents)
 
     def _of_rows(self, query: Tensor, documents: Tensor | None) -> Tensor | float:
         """What the rows of a linear head add to the score: s x . r_d."""
@@ -137,7 +156,8 @@ class Head(nn.Module):
 
     def _changed(self, left: slice | Tensor, new: Tensor) -> Head:
         state = self.state_dict()
-        by_row = {"embeddings": new, "rows": torch.zeros_like(new), "active": torch.zeros(len(new), dtype=torch.bool)}
+        rows, active = torch.zeros(len(new), self.rows.shape[1]), torch.zeros(len(new), dtype=torch.bool)
+        by_row = {"embeddings": new, "rows": rows, "active": active}
         for name, behind in by_row.items():
             chosen = state[name][left]
             state[name] = torch.cat([chosen, behind]) if len(behind) else chosen
@@ -157,7 +177,8 @@ class Head(nn.Module):
     @property
     def layers(self) -> dict[str, Any]:
         """What it was made with, beside the embeddings."""
-        return {"kind": self.kind, "pre_classifier": self.pre_classifier, "query_map": self.query_map}
+        beside = {"beside": self.beside} if self.beside else {}
+        return {"kind": self.kind, "pre_classifier": self.pre_classifier, "query_map": self.query_map, **beside}
 
     def __getstate__(self) -> dict[str, Any]:
         """Plain arrays: another process would get tensors as shared memory, which arrays over them do not survive."""

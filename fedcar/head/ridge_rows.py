@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedcar.collection.wording import AS_BEFORE, Wording
-from fedcar.head.feature_map import FeatureMap
+from fedcar.head.feature_map import Beside, FeatureMap, below
 from fedcar.head.naive_bayes import BUCKETS, NaiveBayes, csr, gram_counts
 from fedcar.head.rows import HALF, with_moved_bits
 from fedcar.head.view import View
@@ -124,7 +124,10 @@ class RidgeRows:
         """Everything but the seed, as plain arrays."""
         fixed, counts = self.feature_map, self.words.counts
         view = {} if fixed.view is None else fixed.view.tensors()
-        return {f"view.{name}": array for name, array in view.items()} | {
+        beside = {} if fixed.beside is None else fixed.beside.tensors()
+        named = {f"view.{name}": array for name, array in view.items()}
+        named |= {f"beside.{name}": array for name, array in beside.items()}
+        return named | {
             "weights": np.ascontiguousarray(self.weights),  # safetensors writes memory as it lies
             "documents": self.documents,
             "pseudo_documents": self.pseudo_documents,
@@ -145,9 +148,10 @@ class RidgeRows:
         drawn = None
         if "hidden_frequencies" in tensors:
             drawn = tensors["hidden_frequencies"], tensors["layer_frequencies"]
-        of_view = {name.removeprefix("view."): array for name, array in tensors.items() if name.startswith("view.")}
+        of_view, of_second = below(tensors, "view."), below(tensors, "beside.")
         view = View.from_tensors(of_view) if of_view else None
-        fixed = FeatureMap(tensors["centre"], tensors["layer_centre"], spread, seed, drawn, view)
+        beside = Beside.from_tensors(of_second, seed) if of_second else None
+        fixed = FeatureMap(tensors["centre"], tensors["layer_centre"], spread, seed, drawn, view, beside)
         parts = (tensors["word_counts"], tensors["word_grams"], tensors["word_starts"])
         words = NaiveBayes(csr(parts, shape=(number_of_documents, BUCKETS)))
         return cls(fixed, tensors["weights"], tensors["documents"], words, tensors["pseudo_documents"], wording)

@@ -17,6 +17,7 @@ What other folders take:
         knows the places.
     foreign.warn_of_other_languages: Warn (FedcarWarning) once of questions that are not in the documents' language,
         if the encoder reads one alone.
+    hopeless.view_for: What cosines are taken of instead of the hidden states, for a hopeless encoder.
     lexical.LexicalIndex: BM25 scores of documents for a query: bm25s' defaults with English stop words, or over
         `words` of one's own.
     parts.KIND: the kind of folder that a retriever is saved as.

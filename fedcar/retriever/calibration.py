@@ -26,7 +26,10 @@ OF_ANSWERABLE = 5.0  # the pull of its weights to 0
 REMOVED_SHARE, MOST_WEIGHT = 0.25, 5.0  # of questions made unanswerable, beside real ones; of a real one
 FOLDS = 5
 STEPS = np.arange(12.0, -8.25, -0.25)  # log-odds of trust at which answers are counted
+RISKS = tuple(percent / 100 for percent in range(1, 100))  # that are tried where another is not supported
 DOUBT = 0.01  # the chance that a promise about wrong answers does not hold
+OLD_PROMISE = "nothing is answered: this retriever promises nothing about wrong answers; train again"
+NO_PROMISE = f"nothing is answered: a promise takes {LEAST_QUESTIONS} dev questions (under epsilon public ones)"
 NO_CONFIDENCE = f"no confidence: it takes {LEAST_FOR_CONFIDENCE} dev questions (under epsilon public ones)"
 
 
@@ -195,20 +198,20 @@ class Calibration:
         mean. What is tested is whether so few of the dev questions of at least this trust would be wrong by chance, by
         the binomial law, down from all, the surest half, quarter and so on, which share the doubt of 1 %. So the share
         that is seen on dev must be lower than the risk: with 1,000 answered questions .05 takes .031 or less,
-        and fewer than 90 dev questions support no risk of .05.
+        and fewer than 90 dev questions support no risk of .05. Where nothing supports the promise, nothing is answered.
 
         Formal guarantees: a_promised_risk_is_kept.
         """
-        if self.temperature is None:
-            return Limit(None, NO_CONFIDENCE)
         if risk is None:
-            return Limit(self.threshold, self.no_threshold)
+            no_confidence = self.temperature is None
+            return Limit(None, NO_CONFIDENCE) if no_confidence else Limit(self.threshold, self.no_threshold)
         if self.counts is None:
-            few = f"no promise about wrong answers: fewer than {LEAST_QUESTIONS} dev questions"
-            return Limit(None, few if self.hits is not None else "no promise about wrong answers: train again")
+            return Limit(math.inf, NO_PROMISE if self.known is None else OLD_PROMISE)
         least = [step for step, _ in _passing(self.counts, risk)]
         if not least:
-            return Limit(math.inf, f"nothing is answered: the dev questions support no risk of {risk:g}")
+            lowest = next((one for one in RISKS if any(_passing(self.counts, one))), None)
+            other = "" if lowest is None else f"; the least that they support is {lowest:g}"
+            return Limit(math.inf, f"nothing is answered: the dev questions support no risk of {risk:g}{other}")
         return Limit(1 / (1 + math.exp(-min(least))))
 
     @property

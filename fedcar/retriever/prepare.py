@@ -44,9 +44,9 @@ def _read(
     parts = []
     chunks = [texts[start : start + TEXTS_AT_ONCE] for start in range(0, max(1, len(texts)), TEXTS_AT_ONCE)]
     encoder = retriever.encoder.untrained
-    for chunk, (states, tokens) in zip(chunks, encoder.read_parts(chunks, advance), strict=True):
-        cache.keep(encoder, chunk, states)
-        states = cache.states(encoder, chunk)  # those that were there before, where they were
+    for chunk, (states, tokens) in zip(chunks, encoder.alone.read_parts(chunks, advance), strict=True):
+        cache.keep(encoder.alone, chunk, states)
+        states = cache.states(encoder, chunk)  # those that were there before, and a second encoder's
         parts.append((states, *retriever.evidence_for(chunk, states, tokens)))
     states, candidates, evidence = map(np.concatenate, zip(*parts, strict=True))
     return states, candidates, evidence

@@ -43,6 +43,9 @@ def quick_searcher(folder: str | Path, encoder: str | Path | None = None) -> Sea
     """
     parts = read_parts(Path(folder), mapped=True)
     about = parts.encoder
+    second = about.get("beside")
+    if encoder is not None and second is not None:  # `Retriever.load` looks where both are
+        return None
     if encoder is not None and fingerprint(find(str(encoder), offline=True)[0]) != about["fingerprint"]:
         return None
     states = about.get("state_fingerprint", about["fingerprint"])
@@ -51,9 +54,12 @@ def quick_searcher(folder: str | Path, encoder: str | Path | None = None) -> Sea
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FedcarWarning)  # of a cache that is not the user's: nothing is kept here
             stored = stored_encoder(place_of(states, about["pooling"]))
+            if stored is not None and second is not None:
+                of_second = second.get("state_fingerprint", second["fingerprint"])
+                stored.beside = stored_encoder(place_of(of_second, second["pooling"]))
     except FedcarError:  # no cache at all
         return None
-    if stored is None:
+    if stored is None or (second is not None and stored.beside is None):
         return None
     ridge = parts.ridge
     if ridge is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from fedcar.common.files import write_json
 from fedcar.common.folders import check_folder, write_folder
 from fedcar.common.progress import Silent
+from fedcar.encoder.encoder import Encoder
 from fedcar.encoder.model_files import parameter_count
 from fedcar.encoder.stored import StoredEncoder
 from fedcar.encoder.stored_writing import check_encoder, write_encoder
@@ -42,7 +43,7 @@ def leave_quick_start(retriever: Retriever, report: Silent | None = None) -> Non
     """
     if any(find_spec(package) is None for package in PACKAGES):
         return
-    if parameter_count(retriever.encoder.folder) > MOST_PARAMETERS:
+    if any(parameter_count(encoder.folder) > MOST_PARAMETERS for encoder in _encoders(retriever)):
         return
     with suppress(FedcarError):  # no cache at all
         _leave_parts(retriever, report or Silent())
@@ -55,13 +56,21 @@ def _leave_parts(retriever: Retriever, report: Silent) -> None:
         place = place_of_frequencies(retriever.ridge.feature_map)
         _leave(place, FREQUENCIES_KIND, lambda folder: save_file(drawn, folder / FREQUENCIES))
 
-    def write(folder: Path) -> None:
-        with report.track("keeping the encoder for quick starts", 1) as advance:
-            write_json(folder / SETTINGS, _written(retriever, folder))
-            advance(1)
+    texts = [text for document in retriever.documents[:PROBES] if (text := document.full_text)]
+    for encoder in _encoders(retriever):
 
-    place = place_of(retriever.encoder.state_fingerprint, retriever.encoder.pooling)
-    _leave(place, KIND, write)
+        def write(folder: Path, encoder: Encoder = encoder) -> None:
+            with report.track("keeping the encoder for quick starts", 1) as advance:
+                write_json(folder / SETTINGS, _written(encoder, folder, texts))
+                advance(1)
+
+        _leave(place_of(encoder.state_fingerprint, encoder.pooling), KIND, write)
+
+
+def _encoders(retriever: Retriever) -> list[Encoder]:
+    """Its encoder, and the one beside it; each is kept by itself."""
+    encoder = retriever.encoder
+    return [encoder.alone] if encoder.beside is None else [encoder.alone, encoder.beside]
 
 
 def _leave(place: Path, kind: str, write: Callable[[Path], None]) -> None:
@@ -74,15 +83,14 @@ def _leave(place: Path, kind: str, write: Callable[[Path], None]) -> None:
         write_folder(place, kind, write)
 
 
-def _written(retriever: Retriever, folder: Path) -> dict[str, Any]:
+def _written(encoder: Encoder, folder: Path, texts: Sequence[str]) -> dict[str, Any]:
     """The settings of the encoder written into the folder, or the reason why there is none."""
-    texts = [text for document in retriever.documents[:PROBES] if (text := document.full_text)]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FedcarWarning)  # about long texts, said when they were first read
-            settings = write_encoder(retriever.encoder, folder)
+            settings = write_encoder(encoder, folder)
             stored = StoredEncoder.of(folder, settings)
-            check_encoder(retriever.encoder, stored, "the quick start", [*texts, "who?", "3.5 % or"])
+            check_encoder(encoder, stored, "the quick start", [*texts, "who?", "3.5 % or"])
     except FedcarError as error:
         if isinstance(error.__cause__, OSError | MemoryError):  # another time there may be room
             raise

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from fedcar.common.files import write_json
 from fedcar.common.folders import ANYTHING, write_folder
 from fedcar.common.progress import Silent
 from fedcar.encoder.adapter import Adapter
+from fedcar.encoder.both import Both, names_of
 from fedcar.encoder.encoder import Encoder
 from fedcar.encoder.manner import Manner
 from fedcar.encoder.reference import reference_states
@@ -256,14 +257,7 @@ class Retriever(Searcher):
         write_json(
             folder / "retriever.json",
             {
-                "encoder": {
-                    "name": str(self.encoder.folder) if Path(self.encoder.name).is_dir() else self.encoder.name,
-                    "revision": self.encoder.model.revision,
-                    "weights_sha256": self.encoder.model.weight_hash,
-                    "fingerprint": self.encoder.fingerprint,
-                    "pooling": self.encoder.pooling,
-                    **_manner_of(self.encoder),
-                },
+                "encoder": _about(self.encoder),
                 "adapter": adapter.variant if adapter is not None else None,
                 "head": self.head.layers,
                 "feature_seed": self.ridge.feature_map.seed if self.ridge is not None else None,
@@ -283,21 +277,17 @@ class Retriever(Searcher):
         """
         folder = Path(folder)
         parts = read_parts(folder)
-        about = parts.encoder
-        manner = Manner.of(about.get("manner"))
-        found = Encoder.load(encoder or about["name"], about["pooling"], offline=True, manner=manner)
-        if found.fingerprint != about["fingerprint"]:
-            raise FedcarError(
-                f"{folder}: trained with an encoder of fingerprint {about['fingerprint'][:12]}, but "
-                f"{found.name} has {found.fingerprint[:12]}; give the original encoder's folder"
-            )
-        if "state_fingerprint" in about and found.state_fingerprint != about["state_fingerprint"]:
-            message = "trained with other modules behind the encoder's pooling; give the original encoder's folder"
-            raise FedcarError(f"{folder}: {message}")
+        about, second = parts.encoder, parts.encoder.get("beside")
+        name, *further = names_of(encoder) if encoder else (about["name"],)
+        if further and second is None:
+            raise FedcarError(f"{folder}: keeps one encoder alone; give its folder, without '+'")
+        found = _encoder_of(folder, about, name)
         if parts.adapter_variant is not None:
             adapter = Adapter(parts.adapter_variant, next(iter(parts.adapter.values())).shape[0])
             adapter.load_state_dict({name: torch.from_numpy(array) for name, array in parts.adapter.items()})
             found = found.with_adapter(adapter)
+        if second is not None:
+            found = Both(found, _encoder_of(folder, second, further[0] if further else second["name"]))
         state = {name: torch.from_numpy(array) for name, array in parts.head.items()}
         return cls(
             found,
@@ -322,6 +312,33 @@ def without_empty(states: NDArray[np.void], texts: Sequence[str]) -> NDArray[np.
     """The states (n,) of these texts, with 0 for those that are empty."""
     states[[not text for text in texts]] = np.zeros(1, states.dtype)
     return states
+
+
+def _encoder_of(folder: Path, about: Mapping[str, Any], name: str) -> Encoder:
+    """The encoder that a retriever's folder tells of, found under this name; refused where it is another one."""
+    found = Encoder.load(name, about["pooling"], offline=True, manner=Manner.of(about.get("manner")))
+    if found.fingerprint != about["fingerprint"]:
+        raise FedcarError(
+            f"{folder}: trained with an encoder of fingerprint {about['fingerprint'][:12]}, but "
+            f"{found.name} has {found.fingerprint[:12]}; give the original encoder's folder"
+        )
+    if "state_fingerprint" in about and found.state_fingerprint != about["state_fingerprint"]:
+        message = "trained with other modules behind the encoder's pooling; give the original encoder's folder"
+        raise FedcarError(f"{folder}: {message}")
+    return found
+
+
+def _about(encoder: Encoder) -> dict[str, Any]:
+    """What a retriever's folder tells of its encoder, and of one beside it."""
+    return {
+        "name": str(encoder.folder) if Path(encoder.name).is_dir() else encoder.name,
+        "revision": encoder.model.revision,
+        "weights_sha256": encoder.model.weight_hash,
+        "fingerprint": encoder.fingerprint,
+        "pooling": encoder.pooling,
+        **_manner_of(encoder),
+        **({} if encoder.beside is None else {"beside": _about(encoder.beside)}),
+    }
 
 
 def _manner_of(encoder: Encoder) -> dict[str, object]:

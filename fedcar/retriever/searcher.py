@@ -69,6 +69,10 @@ class Learned(Protocol):
         """Which documents have a trained row (N,)."""
         ...
 
+    def inputs(self, states: NDArray[np.void]) -> NDArray[np.float32]:
+        """What it takes of the states of questions (n,), of one encoder or of two: (n, d)."""
+        ...
+
     def learned_scores(
         self,
         hidden_states: NDArray[np.float32],
@@ -314,9 +318,12 @@ class Searcher:
         shape = (len(texts), len(self.documents)) if candidates is None else candidates.shape
         learned = np.zeros((*shape, 2), dtype=np.float32)
         if self.is_trained:
-            if adapted is None:
-                adapted = states["pooled"] if self.encoder.adapter is None else self.encoder.encode(texts)
-            learned[..., 0] = self.head.learned_scores(adapted, states["pooled"], candidates)
+            untrained = self.head.inputs(states)
+            if self.encoder.adapter is None:
+                adapted = untrained
+            elif adapted is None:
+                adapted = self.encoder.encode(texts)
+            learned[..., 0] = self.head.learned_scores(adapted, untrained, candidates)
         return learned
 
     @property

@@ -190,11 +190,12 @@ def prepared(head: Head, settings: Settings) -> Head:
         return copy.deepcopy(head)
     return Head(
         head.embeddings.numpy(),
-        centre=head.centre.numpy(),
+        centre=(head.centres if head.beside else head.centre).numpy(),
         kind=head.kind,
         pre_classifier=head.pre_classifier,
         query_map=True,
         seed=settings.seed,
+        beside=head.beside,
     )
 
 
@@ -230,7 +231,7 @@ class Trainer:
                 recomputed=settings.gradient_checkpointing or self.encoder.model.is_large,
             )
             self.token_ids = self.encoder.tokenize(training.texts)
-        self.hidden_states = torch.from_numpy(np.ascontiguousarray(training.hidden_states))
+        self.hidden_states = torch.from_numpy(np.ascontiguousarray(self.head.inputs(training.states)))
         self.candidates = torch.from_numpy(training.candidates)
         self.every_document = training.candidates.shape[1] == len(retriever.documents)
         if self.every_document:  # sorted, so that all of them are 0, 1, 2, ...
@@ -361,7 +362,7 @@ class Trainer:
     @torch.inference_mode()
     def learned_of(self, questions: Questions) -> NDArray[np.float32]:
         """What the head adds so far for the questions' candidates (n, c)."""
-        untrained = torch.from_numpy(np.ascontiguousarray(questions.hidden_states))
+        untrained = torch.from_numpy(np.ascontiguousarray(self.head.inputs(questions.states)))
         hidden = torch.from_numpy(self.encoder.encode(questions.texts)) if self.token_ids else untrained
         learned: NDArray[np.float32] = self.learned(hidden, untrained, torch.from_numpy(questions.candidates)).numpy()
         return learned

@@ -71,7 +71,11 @@ def _rows_of(retriever: Retriever, chosen: NDArray[np.int64]) -> tuple[NDArray[n
         features = retriever.ridge.feature_map(retriever.encoder.untrained.encode_states(texts))
         wanted = np.ones(len(rows_of_texts), dtype=np.float32)
     else:
-        features, wanted = _missing(retriever.head, torch.from_numpy(retriever.encoder.encode(texts)), rows_of_texts)
+        if retriever.encoder.adapter is None:
+            hidden_states = retriever.head.inputs(retriever.encoder.encode_states(texts))
+        else:
+            hidden_states = retriever.encoder.encode(texts)
+        features, wanted = _missing(retriever.head, torch.from_numpy(hidden_states.copy()), rows_of_texts)
     targets = np.zeros((len(texts), len(solved)))
     targets[np.arange(len(rows_of_texts)), np.searchsorted(solved, rows_of_texts)] = wanted
     return solved, _solved(features.astype(np.float64), targets)

@@ -16,9 +16,10 @@ from fedcar.collection.wording import Wording
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.reference import reference_states
 from fedcar.head.closed_form import LeftOut, Ridge, Statistics, solve
-from fedcar.head.feature_map import FeatureMap
+from fedcar.head.feature_map import Beside, FeatureMap
 from fedcar.head.naive_bayes import NaiveBayes, gram_counts
 from fedcar.head.ridge_rows import RidgeRows
+from fedcar.retriever.hopeless import view_for
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.weights import APART, LEARNED, WEIGHT_NAMES, mixed_features, weights_of
@@ -107,7 +108,10 @@ class Summed(NamedTuple):
         cls, retriever: Retriever, training: Questions, cache: FeatureCache, seed: int, pseudo: PseudoQueries
     ) -> Summed:
         """With columns for all documents of these questions and pseudo-queries."""
-        fixed = FeatureMap.of_reference(reference_states(retriever.encoder, cache), seed, retriever.evidence.view)
+        reference, second = reference_states(retriever.encoder, cache), retriever.encoder.beside
+        fixed = FeatureMap.of_reference(reference, seed, retriever.evidence.view)
+        if second is not None:
+            fixed = replace(fixed, beside=Beside.of_reference(reference["beside"], seed, view_for(second, cache)))
         places, columns = columns_of(retriever, training, pseudo)
         document_rows = {retriever.documents[place].id: column for column, place in enumerate(places)}
         questions = RidgeQuestions.of(training, fixed, document_rows, retriever.evidence.wording)

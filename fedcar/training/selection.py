@@ -194,29 +194,33 @@ class AgainstHybrid:
         return result._replace(sure=result.sure and advantage >= -ALLOWED)
 
 
-def best_gain(fitted: Fitted, selection: Questions, standard: Standard) -> tuple[Retriever, Score, Gain]:
+def best_gain(fitted: Fitted, selection: Questions, standard: Standard) -> tuple[Retriever, Score, Gain, Proof]:
     """The retriever with that of its weightings whose gain over hybrid has the best bound; of equal ones the first."""
     retriever = fitted.retriever
     features, empty = retriever.features(selection), retriever.empty[selection.candidates]
     against = AgainstHybrid.of(selection, retriever.empty, standard)
 
-    def judged(weighting: Weighting) -> tuple[Gain, Score, NDArray[np.float32]]:
+    def judged(weighting: Weighting) -> tuple[Gain, Score, Weighting]:
         scores = np.where(empty, np.float32(-np.inf), features @ weighting.weights)
         score = standard.score(selection, scores, weighting.unseen)
-        return against.gain(scores, weighting), score, weighting.weights
+        return against.gain(scores, weighting), score, weighting
 
-    best, score, weights = max(map(judged, fitted.weightings), key=lambda one: one[0][:2])
-    return replace(retriever, weights=weights), score, best
+    best, score, weighting = max(map(judged, fitted.weightings), key=lambda one: one[0][:2])
+    return replace(retriever, weights=weighting.weights), score, best, weighting.proof
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One trained retriever, what the selection questions say of it, and what it wins over hybrid search."""
+    """One trained retriever, what the selection questions say of it, and what it wins over hybrid search.
+
+    `proof` is what training questions say that its mixture did not learn from.
+    """
 
     name: str
     retriever: Retriever
     score: Score
     gain: Gain = UNKNOWN
+    proof: Proof = Proof()
 
 
 @dataclass(frozen=True)
@@ -263,6 +267,36 @@ def select(
     others = candidate("none", searches, selection, standard, Silent())
     first = replace(before, gain=NO_GAIN)
     best = max((first, others, *candidates), key=lambda tried: tried.gain[:2])
-    numbers = f"{best.score.success:.3f} of the selection questions right, before {before.score.success:.3f}"
-    report.say(f"kept: {best.name} ({numbers})")
+    right = "right" if best.name == "none" else "of the selection questions right"
+    search = ", so search alone" if best.name == "none" else ""
+    report.say(f"kept: {best.name}{search} ({best.score.success:.3f} {right}, before {before.score.success:.3f})")
     return best
+
+
+def cheaper_unless_better(
+    cheaper: Candidate, dearer: Candidate, selection: Questions, share: float, report: Silent
+) -> Candidate:
+    """The dearer one where it is surely better, by the bound by which candidates are held against hybrid search.
+
+    `share` is that of documents without questions.
+
+    Formal guarantees:
+        second_encoder_stays_only_where_it_surely_pays: else what is kept is as if it had never been named.
+    """
+
+    def difference(ours: Measured | None, theirs: Measured | None) -> NDArray[np.float64] | None:
+        if ours is None or theirs is None or ours.questions.texts != theirs.questions.texts:
+            return None
+        return ours.values - theirs.values
+
+    values = [measures(selection, one.retriever.scores_of(selection)) for one in (dearer, cheaper)]
+    seen, left_out = values[0] - values[1], difference(dearer.proof.seen, cheaper.proof.seen)
+    if left_out is not None and len(selection) < FEW:
+        seen = np.concatenate([seen, left_out])
+    won = gain(seen, difference(dearer.proof.unseen, cheaper.proof.unseen), share)
+    better = won.sure and dearer.gain.sure
+    kept = dearer if better else cheaper
+    numbers = f"{won.success:+.3f} success@1, {won.ndcg:+.3f} nDCG@10"
+    verdict = "surely better" if better else "not surely better, so the cheaper one stays"
+    report.say(f"{dearer.name} against {cheaper.name}: {numbers}; {verdict}")
+    return kept

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TypedDict
 
 from fedcar.encoder.adapter import parse_variant
+from fedcar.encoder.both import Both, names_of
 from fedcar.encoder.encoder import Encoder
-from fedcar.encoder.model_files import DEFAULT_ENCODER, parameter_count
+from fedcar.encoder.model_files import BOTH, DEFAULT_ENCODER, parameter_count
 from fedcar.errors import FedcarError
 from fedcar.privacy.statement import PAPER_RECIPE
 from fedcar.retriever.retriever import Retriever
@@ -28,7 +29,9 @@ class TrainingSettings:
     `method`: `ridge` (rows in closed form), `head` (rows by gradient steps on cached hidden states), `adapter` (adapter
     and head, through the frozen blocks), or `auto`: from cheap to dear, keeping what selection prefers. `encoder` is a
     model's name, folder or GGUF file, to be read with `pooling` and with `query_prompt` and `document_prompt` before
-    every text (by default what the model declares), or one that is loaded.
+    every text (by default what the model declares), or one that is loaded. Two names joined by "+" are two
+    encoders beside each other: the first is as if it were alone, and ridge or head over both is kept where it is
+    surely better.
     `questions_from` is the address of an OpenAI-compatible server whose `questions_model` is sent the documents (no
     question) and asked what users would ask of them: pseudo-queries for ridge.
 
@@ -74,6 +77,7 @@ class TrainingSettings:
         """What gradient steps do; FedcarError, before anything long begins, for what makes no sense together."""
         settings = choose_settings(self)
         method = self.method if self.epsilon is None else "auto"  # under epsilon every method begins with them
+        check_both(self)
         check_questions_from(self.questions_from, self.questions_model, method)
         settings = with_recipe(settings, self.recipe, self.method, self.epsilon)
         refuse_with_epsilon_only(
@@ -138,14 +142,41 @@ class TrainingOptions(TypedDict, total=False):
     public_because: str | None
 
 
+def check_both(options: TrainingSettings) -> None:
+    """Refuse what two encoders beside each other are not for, before one of them is read."""
+    named = options.encoder
+    two = named.beside is not None if isinstance(named, Encoder) else len(names_of(named)) > 1
+    if two and options.epsilon is not None:
+        raise FedcarError(f"--epsilon: {BOTH}")
+    if two and options.method == "adapter":
+        raise FedcarError("--method adapter: trains through one encoder; name one, or give another method")
+
+
+def both_loaded(options: TrainingSettings) -> Encoder:
+    """The encoder that the options name, or two beside each other; pooling and prompts are then the first's."""
+    named = options.encoder
+    first, *further = (named,) if isinstance(named, Encoder) else names_of(named)
+    if isinstance(first, Encoder) and first.beside is not None:
+        return first
+    encoder = loaded(first, options.pooling, options.query_prompt, options.document_prompt)
+    if not further:
+        return encoder
+    beside = Encoder.load(further[0])
+    if beside.state_fingerprint == encoder.state_fingerprint:
+        raise FedcarError(f"--encoder {str(named)!r}: names one encoder twice; give it once, or another beside it")
+    return Both(encoder, beside)
+
+
 def loaded(
     encoder: str | Path | Encoder,
     pooling: str | None,
     query_prompt: str | None = None,
     document_prompt: str | None = None,
 ) -> Encoder:
-    """The encoder, read if it is not yet."""
+    """The encoder, read if it is not yet; one alone."""
     if isinstance(encoder, Encoder):
+        if encoder.beside is not None:
+            raise FedcarError(f"{encoder.in_words}: {BOTH}")
         return encoder
     return Encoder.load(encoder, pooling, query_prompt=query_prompt, document_prompt=document_prompt)
 

@@ -18,9 +18,13 @@ from fedcar.collection.pseudo_queries import PseudoQueries, pseudo_queries
 from fedcar.collection.splits import split_for_selection, warn_of_narrow_data
 from fedcar.common.measure import Clock
 from fedcar.common.progress import Silent
+from fedcar.encoder.both import price_of
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
+from fedcar.encoder.reference import reference_states
 from fedcar.errors import FedcarWarning
+from fedcar.head.feature_map import FeatureMap
+from fedcar.head.head import Head
 from fedcar.retriever.evidence import SHORT, median_words, reads_tokens
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.record import TrainingRecord
@@ -39,8 +43,17 @@ from fedcar.training.noised.settings import PrivateSettings
 from fedcar.training.noised.tally import Counting
 from fedcar.training.paper_recipe import no_guarantee
 from fedcar.training.ridge import Summed, fit_ridge, too_many
-from fedcar.training.selection import Candidate, Fitted, FoldView, Standard, Weighting, candidate, select
-from fedcar.training.settings import Settings, TrainingSettings, is_small, loaded, of_adapter, suited, suited_to
+from fedcar.training.selection import (
+    Candidate,
+    Fitted,
+    FoldView,
+    Standard,
+    Weighting,
+    candidate,
+    cheaper_unless_better,
+    select,
+)
+from fedcar.training.settings import Settings, TrainingSettings, both_loaded, is_small, of_adapter, suited, suited_to
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -79,7 +92,7 @@ def train(
     report, clock = report or Silent(), Clock()
     options = replace(settings or TrainingSettings(), **changes)
     steps = options.steps(resume)
-    encoder, features = encoder_of(options), FeatureCache(Path(cache) if cache else None)
+    encoder, features = both_loaded(options), FeatureCache(Path(cache) if cache else None)
     if options.target is not None:
         if options.public is not None:
             collection = with_public_questions(collection, Path(options.public), dev=options.public_dev)
@@ -98,28 +111,30 @@ def train(
         collection.documents, encoder, features, report, head=head, pre_classifier=layer, seed=seed
     )
     steps = suited(steps, untrained)
-    job = prepare(collection, untrained, features, report, Splits.in_one_place(collection, seed))
+    both = prepare(collection, untrained, features, report, Splits.in_one_place(collection, seed))
+    job = replace(both, untrained=replace(untrained, encoder=encoder.alone))
     clock.lap("encode")
-    view, course, candidates = FoldView.of(untrained, job.training, seed), Course(resume=resume), []
+    view, course = FoldView.of(untrained, job.training, seed), Course(resume=resume)
+    candidates, over_both = list[Candidate](), list[Candidate]()
     if enough(job, options.questions_from):
         if checkpoint is not None:
             kept_in = Checkpoint(Path(checkpoint), fingerprints(collection, encoder, steps))
             course = replace(course, checkpoint=kept_in)
-        candidates = trained_candidates(job, options.method, steps, pseudo_of(job, options), view, course)
-    chosen = select(untrained, job.selection, candidates, view.standard, report)
+        pseudo = pseudo_of(job, options)
+        candidates = trained_candidates(job, options.method, steps, pseudo, view, course)
+        over_both = candidates_over_both(both, candidates, steps, pseudo, view)
+    chosen = select(job.untrained, job.selection, candidates, view.standard, report)
+    if over_both:
+        dearer = max(over_both, key=lambda one: one.gain[:2])
+        chosen = cheaper_unless_better(chosen, dearer, job.selection, view.standard.share, report)
     record = TrainingRecord(
         settings=asdict(steps),
         questions=len(job.training),
-        selection={candidate.name: candidate.score.success for candidate in candidates},
+        selection={candidate.name: candidate.score.success for candidate in (*candidates, *over_both)},
         history=course.history.records,
     )
     claim = no_guarantee(chosen.name, options.delta) if options.recipe == "paper" else None
     return conclude(job, chosen, record, claim, clock)
-
-
-def encoder_of(options: TrainingSettings) -> Encoder:
-    """The encoder that the options name."""
-    return loaded(options.encoder, options.pooling, options.query_prompt, options.document_prompt)
 
 
 def enough(job: Job, questions_from: str | None) -> bool:
@@ -165,7 +180,7 @@ def plan(
 ) -> dict[str, object]:
     """What `train` would do with the same arguments, without doing it: counts, encoder, settings of gradient steps."""
     options = replace(settings or TrainingSettings(), **changes)
-    steps, encoder = options.steps(), encoder_of(options)
+    steps, encoder = options.steps(), both_loaded(options)
     training, selection = split_for_selection(collection, options.seed)
     if options.target is not None:
         training = collection.judged("train")
@@ -231,17 +246,72 @@ def trained_candidates(
     if dear:
         report.say(f"head: {dear}")
     elif method in ("auto", "head", "adapter"):
-        folds = view.folds[:1] if settings.method == "adapter" else view.folds
-        fitted = fit(mixed, training, selection, settings, course, report, folds, standard)
-        if settings.method == "head" and few:
-            again = partial(with_mixture, job.untrained)
-            fitted = with_proof(fitted, again, training, selection, settings, report)
+        fitted = fitted_head(mixed, job, settings, view, course)
         candidates.append(candidate(settings.method, fitted, selection, standard, report))
     if method == "auto" and not dear and is_small(job.untrained.encoder):
         chosen = suited(of_adapter(settings), job.untrained)
         fitted = fit(mixed, training, selection, chosen, Course(), report, view.folds[:1], standard)
         candidates.append(candidate("adapter", fitted, selection, standard, report))
     return candidates
+
+
+def candidates_over_both(
+    both: Job, candidates: Sequence[Candidate], settings: Settings, pseudo: PseudoQueries, view: FoldView
+) -> list[Candidate]:
+    """The better ridge and the head, those of them that were tried, learned again over the states of both encoders.
+
+    Nothing where there is one encoder; what the second costs is said.
+    """
+    names, second = [one.name for one in candidates], both.untrained.encoder.beside
+    tried = [one for one in candidates if one.name in ("ridge", "ridge+pseudo")]
+    if second is None or not (tried or "head" in names):
+        return []
+    training, selection, report, few = both.training, both.selection, both.report, len(both.selection) < FEW
+    price = price_of(second, selection.texts)
+    costs = f"{price.milliseconds:.1f} ms a question more, {price.megabytes:,.0f} MB of weights"
+    report.say(f"{second.name} beside {both.untrained.encoder.name}: {costs}")
+    over_both = []
+    if tried:
+        better = max(tried, key=lambda one: one.gain[:2])
+        joined = pseudo if better.name == "ridge+pseudo" else PseudoQueries()
+        mixed = with_mixture(both.untrained, training)
+        fitted = fit_ridge(mixed, training, both.features, settings.seed, joined, few=few)
+        over_both.append(candidate(f"{better.name}+both", fitted, selection, view.standard, report))
+    if "head" in names:
+        of_both = with_head_over_both(both, settings.seed)
+        mixed = with_mixture(of_both.untrained, training)
+        fitted = fitted_head(mixed, of_both, settings, view, Course())
+        over_both.append(candidate("head+both", fitted, selection, view.standard, report))
+    return over_both
+
+
+def with_head_over_both(both: Job, seed: int) -> Job:
+    """The same with an untrained head over the states of both encoders."""
+    head, reference = both.untrained.head, reference_states(both.untrained.encoder, both.features)
+    centres = [FeatureMap.of_reference(states).centre for states in (reference, reference["beside"])]
+    of_both = Head(
+        head.embeddings.numpy(),
+        centre=np.concatenate(centres),
+        kind=head.kind,
+        pre_classifier=head.pre_classifier,
+        seed=seed,
+        beside=len(centres[1]),
+    )
+    return replace(both, untrained=replace(both.untrained, head=of_both))
+
+
+def fitted_head(mixed: Retriever, job: Job, settings: Settings, view: FoldView, course: Course) -> Fitted:
+    """Gradient steps over the evidence, `mixed` with its learned weights.
+
+    Where there are few questions to choose by, with what training questions say of it that were left out.
+    """
+    training, selection, report = job.training, job.selection, job.report
+    folds = view.folds[:1] if settings.method == "adapter" else view.folds
+    fitted = fit(mixed, training, selection, settings, course, report, folds, view.standard)
+    if settings.method == "head" and len(selection) < FEW:
+        again = partial(with_mixture, job.untrained)
+        fitted = with_proof(fitted, again, training, selection, settings, report)
+    return fitted
 
 
 def too_dear(training: Questions, settings: Settings) -> str:

@@ -78,6 +78,19 @@ def test_every_terminal_shows_what_it_can(place: Path, encoding: str) -> None:
     assert ("läuft" in shown) == (encoding != "ascii") and ("leer..." in shown) == (encoding in ("ascii", "latin-1"))
 
 
+def test_a_long_passage_is_shown_from_the_sentence_that_has_the_questions_words() -> None:
+    from fedcar.cli.tables import print_answer
+    from fedcar.retriever.searcher import Answer, Hit, Passage
+
+    before = "The fan is cleaned once a month by the one who is on duty then. " * 6
+    text = f"{before}A valve that drips is closed by hand before anything else is done. The fan is off."
+    hit = Hit("fan", 1.0, None, "Fan", text, passage=Passage(text, 0, len(text)))
+    with terminal("utf-8") as written:
+        print_answer(Answer("what is done about the valve that drips?", None, (hit,)))
+    shown = " ".join(written.getvalue().decode().split())
+    assert "Fan fan … A valve that drips is closed" in shown
+
+
 def test_half_a_character_is_spelled_out_even_in_utf_8() -> None:
     from fedcar.cli.output import echo
 

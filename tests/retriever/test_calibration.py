@@ -14,6 +14,8 @@ from fedcar.retriever.calibration import (
     LEAST_FOR_CONFIDENCE,
     LEAST_QUESTIONS,
     NO_CONFIDENCE,
+    NO_PROMISE,
+    OLD_PROMISE,
     STEPS,
     Asked,
     Calibration,
@@ -111,15 +113,12 @@ def test_few_questions_support_no_confidence_or_no_threshold() -> None:
     for questions in (0, 1, LEAST_FOR_CONFIDENCE - 1):
         calibration = Calibration.fit(to_learn_from(*asked(questions, 5.0)))
         assert calibration == Calibration() and calibration.confidences(asked(7, 5.0)[0]) is None
-        assert calibration.limit() == calibration.limit(0.05) == (None, NO_CONFIDENCE)
+        assert calibration.limit() == (None, NO_CONFIDENCE) and calibration.limit(0.05) == (np.inf, NO_PROMISE)
         assert calibration.answers(scored(asked(7, 5.0)[0])).all(), "without a threshold everything is answered"
     calibration = Calibration.fit(to_learn_from(*asked(LEAST_QUESTIONS - 1, 5.0)))
     assert calibration.confidences(asked(7, 5.0)[0]) is not None and calibration.threshold is None
     assert calibration.limit() == (None, f"no threshold: fewer than {LEAST_QUESTIONS} dev questions")
-    assert calibration.limit(0.05) == (
-        None,
-        f"no promise about wrong answers: fewer than {LEAST_QUESTIONS} dev questions",
-    )
+    assert calibration.limit(0.05) == (np.inf, NO_PROMISE)
     assert Calibration.fit(to_learn_from(*asked(LEAST_QUESTIONS, 5.0))).answerable is not None
     assert Calibration(1.0, threshold=0.0).limit() == (0.0, None)
 
@@ -218,7 +217,7 @@ def test_a_calibration_that_was_saved_before_answers_as_it_did() -> None:
     expected = probability(signals(scores, 1.3), weights)
     np.testing.assert_array_equal(before.trust(scored(scores)), expected)
     assert (before.answers(scored(scores)) == (expected >= 0.6)).all()
-    assert before.limit(0.05) == (None, "no promise about wrong answers: train again")
+    assert before.limit(0.05) == (np.inf, OLD_PROMISE)
     unknown = Calibration.of_json({"temperature": 1.0, "known": None, "threshold": None})
     np.testing.assert_array_equal(unknown.trust(scored(scores)), softmax(scores, 1.0).max(axis=1))
 

@@ -14,12 +14,13 @@ from fedcar.encoder.encoder import Encoder
 from fedcar.errors import FedcarError
 from fedcar.export.bundle import load_bundle
 from fedcar.export.bundle_writing import write_bundle
-from fedcar.retriever.calibration import NO_CONFIDENCE, STEPS, Calibration
+from fedcar.retriever.calibration import NO_PROMISE, STEPS, Calibration
 from fedcar.retriever.retriever import Retriever
 
 WEIGHTS = (0.0, 1.0, 0.0, 0.0)
 FULL = ((300, 0),) * len(STEPS)
 BAD = ((300, 100),) * len(STEPS)
+NOT_SUPPORTED = "nothing is answered: the dev questions support no risk of 0.05; the least that they support is 0.42"
 
 
 @pytest.fixture
@@ -31,9 +32,9 @@ def untrained(toy_collection: Path, tiny_model: Callable[..., Path], tmp_path: P
 @pytest.mark.parametrize(
     ("calibration", "answered", "reason"),
     [
-        (Calibration(), None, NO_CONFIDENCE),
-        (Calibration(1.0, hits=WEIGHTS), None, "no promise about wrong answers: fewer than 50 dev questions"),
-        (Calibration(1.0, hits=WEIGHTS, counts=BAD), False, "nothing is answered: the dev questions support no risk"),
+        (Calibration(), False, NO_PROMISE),
+        (Calibration(1.0, hits=WEIGHTS), False, NO_PROMISE),
+        (Calibration(1.0, hits=WEIGHTS, counts=BAD), False, NOT_SUPPORTED),
         (Calibration(1000.0, hits=WEIGHTS, counts=FULL[:-1] + ((300, 0),)), True, None),
     ],
 )

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import ssl
 import threading
+from base64 import b64encode
 from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 
+from fedcar.common.files import replace_json
 from fedcar.federation.deploy import front as deploy_front
+from fedcar.federation.deploy import keys
 from fedcar.federation.deploy import server as deploy
 from fedcar.federation.deploy.folder import ServerFolder
 from fedcar.federation.deploy.processes import free_port
@@ -33,19 +39,41 @@ def one_line(result: Any) -> str:
     return lines[0]
 
 
+def let_in(place: ServerFolder, name: str) -> ec.EllipticCurvePrivateKey:
+    """The key of a new device that the roster knows; no SuperLink is asked."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    fingerprint = keys.key_fingerprint(keys.public_bytes(key.public_key()))
+    nodes = place.nodes()
+    replace_json(place.nodes_file, {**nodes, name: {"node": len(nodes) + 1, "key": fingerprint}})
+    return key
+
+
+def signed(key: ec.EllipticCurvePrivateKey, ahead: float = 0.0) -> dict[str, str]:
+    """The headers by which Flower's devices show who they are, by a clock that is some seconds ahead."""
+    time = (datetime.now(timezone.utc) + timedelta(seconds=ahead)).isoformat()
+    signature = key.sign(time.encode(), ec.ECDSA(hashes.SHA256()))
+    public = keys.public_bytes(key.public_key())
+    return {
+        "flwr-public-key": b64encode(public).decode(), "flwr-timestamp": time,
+        "flwr-signature": b64encode(signature).decode(),
+    }  # fmt: skip
+
+
 class Upstream(BaseHTTPRequestHandler):
     """Stands for the SuperLink: answers with what it got."""
 
     asked: list[tuple[str, bytes, dict[str, str]]] = []
     status = 200
+    empty = False  # an answer of no bytes, which is one of Flower's too
 
     def do_POST(self) -> None:
         content = self.rfile.read(int(self.headers["content-length"]))
         self.asked.append((self.path, content, dict(self.headers)))
         self.send_response(self.status)
-        self.send_header("content-length", str(len(content)))
+        answer = b"" if self.empty else content[::-1]
+        self.send_header("content-length", str(len(answer)))
         self.end_headers()
-        self.wfile.write(content[::-1])
+        self.wfile.write(answer)
 
     def log_message(self, *_: object) -> None:
         """Nothing."""
@@ -64,7 +92,7 @@ def front(place: ServerFolder) -> Iterator[str]:
     port = free_port()
     link = f"127.0.0.1:{upstream.server_address[1]}"
     certificate, key = place.folder / "front.pem", place.folder / "front.key"
-    server = deploy_front.start(link, place.ca.read_bytes(), "127.0.0.1", port, certificate, key)
+    server = deploy_front.start(link, place, "127.0.0.1", port, certificate, key)
     yield f"https://127.0.0.1:{port}"
     server.should_exit = True
     upstream.shutdown()

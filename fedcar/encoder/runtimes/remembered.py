@@ -85,7 +85,7 @@ def _key(model: FrozenModel) -> str:
     """The machine, the packages and the encoder that a measurement holds for."""
     parts = [platform.platform(), processor(), str(os.environ.get("OMP_NUM_THREADS")), str(os.cpu_count())]
     parts += [f"fedcar={__version__}", *(f"{package}={_version(package)}" for package in PACKAGES)]
-    parts += [model.fingerprint, model.pooling, model.device.type]
+    parts += [model.fingerprint, model.pooling, repr(model.manner.modules), model.device.type]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

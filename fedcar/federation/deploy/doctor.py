@@ -22,13 +22,13 @@ from fedcar.federation.deploy.folder import ServerFolder
 from fedcar.federation.deploy.join import check_join, check_server
 from fedcar.federation.deploy.link import link_of
 from fedcar.federation.deploy.processes import check_port
+from fedcar.federation.deploy.roster import clock_line
 from fedcar.federation.device.device import documents_fingerprint
-from fedcar.federation.wire.flower import knows
+from fedcar.federation.wire.flower import CLOCK_AHEAD, CLOCK_BEHIND, knows
 from fedcar.version import __version__
 
 FLOWER = "1.41.0"
 LEAST_DISK, LEAST_MEMORY = 1 << 30, 1 << 30
-MOST_SKEW = 60.0  # seconds; Flower refuses signatures at about 300
 
 
 @dataclass(frozen=True)
@@ -189,20 +189,19 @@ def _versions() -> str:
 
 
 def _clock(join: JoinFile) -> str:
-    """The server's clock by the date in its answer."""
+    """The server's clock by the date in its answer, which may be from a second or two before: never too mild."""
     import httpx
 
     try:
         context = ssl.create_default_context(cadata=join.ca)
+        asked = time.time()  # as a signature is from before its way to the server
         answer = httpx.post(f"https://{join.address}/", verify=context, timeout=10.0)
     except httpx.HTTPError as error:
         raise FedcarError(f"{join.address}: does not answer ({error})") from error
-    skew = time.time() - parsedate_to_datetime(answer.headers["date"]).timestamp()
-    if abs(skew) > MOST_SKEW:
-        raise FedcarError(
-            f"this clock is {skew:.0f} s off the server's; set both by NTP, signatures are refused at 300 s"
-        )
-    return f"within {max(1.0, abs(skew)):.0f} s of the server's"
+    ahead = asked - parsedate_to_datetime(answer.headers["date"]).timestamp()
+    if not -CLOCK_BEHIND < ahead < CLOCK_AHEAD:
+        raise FedcarError(f"{clock_line(ahead)}; set both by NTP")
+    return f"within {max(1.0, abs(ahead)):.0f} s of the server's"
 
 
 def _disk(folder: Path) -> str:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from fedcar.collection.collection import Collection
 from fedcar.common.files import replace_json, written_whole
@@ -85,6 +86,7 @@ def train_over(network: RemoteNetwork, untrained: Retriever, run: ServedRun) -> 
         run.watch(learned.records[-1], shown)
     chosen = selected(job, mixed, learned, shares)
     told = {**asdict(rounds), "clients": len(members), "mixture_rounds": exchanges, "run": run.folder.name}
+    told |= {"marked": network.marked} if network.marked else {}
     retriever = conclude(job, chosen, TrainingRecord(asdict(settings), learned.history, questions, federation=told))
     retriever.save(run.folder / RETRIEVER)
     return {
@@ -98,18 +100,20 @@ def kept_enrolment(run: Path, network: RemoteNetwork, quorum: float, report: Sil
     """Who takes part, with n_i: asked once a run and kept beside it, so that a device that is gone does not end it."""
     file = run / ENROLMENT
     if file.exists():
-        for key, counts in load_file(file).items():
-            numbers, name = key.split("@", 1)
-            questions, _, to_count_on = numbers.partition("+")
-            network.clients[name].enrolled = Enrolled(name, int(questions), counts, int(to_count_on or 0))
+        with safe_open(file, framework="pt") as content:
+            held_out_of = json.loads(content.metadata()["held_out"])
+            for key in content.keys():  # noqa: SIM118 - no mapping
+                questions, name = key.split("@", 1)
+                counts = content.get_tensor(key)
+                network.clients[name].enrolled = Enrolled(name, int(questions), counts, held_out_of[name])
         network.clients = {name: client for name, client in network.clients.items() if client.enrolled is not None}
     else:
         for name, reason in network.enrol(quorum).items():
             report.say(f"{name} takes no part: {reason}")
         enrolled = [client.enrol() for client in network.clients.values()]
+        told = {"held_out": json.dumps({member.client: member.held_out for member in enrolled})}
         with written_whole(file) as new:
-            parts = {f"{one.questions}+{one.held_out}@{one.client}": one.row_questions for one in enrolled}
-            save_file(parts, new)
+            save_file({f"{member.questions}@{member.client}": member.row_questions for member in enrolled}, new, told)
     return {name: client.enrol().questions for name, client in network.clients.items()}
 
 

@@ -84,6 +84,7 @@ def train_privately_over(network: RemoteNetwork, untrained: Retriever, run: Serv
     )  # fmt: skip
     outcome = server.run()
     told = {"clients": len(members), "unit": target.unit, "run": run.folder.name}
+    told |= {"marked": network.marked} if network.marked else {}
     spent = Spent(*clients.spent(target.delta)) if isinstance(clients, RemoteCohort) else place.spent
     retriever = concluded(job, outcome, plan, told, spent)
     statement = stated(run.folder, retriever)

@@ -147,7 +147,7 @@ def serve(
             child.start()
             wait_for(link_of(place), child)
             address = f"127.0.0.1:{settings.link_port}"
-            server = deploy_front.start(address, place.ca.read_bytes(), settings.bind, settings.port, *front)
+            server = deploy_front.start(address, place, settings.bind, settings.port, *front)
             say(f"serving on {settings.host} port {settings.port}; devices: {len(place.nodes())} enrolled")
             started()
             while not until():

@@ -26,6 +26,7 @@ from fedcar.common.files import written_whole
 from fedcar.common.progress import Silent
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
+from fedcar.errors import first_line, quoted
 from fedcar.federation.device.noised import PrivateSide
 from fedcar.federation.device.ridge import RidgeSide, right_by
 from fedcar.federation.ledgers import Ledgers
@@ -101,8 +102,8 @@ class Device:
         except LedgerError:
             self._log()
             return refusal("ledger")
-        except (ValueError, TypeError, KeyError):
-            self._log()
+        except (ValueError, TypeError, KeyError) as error:
+            print(f"{quoted(request.kind)} was not understood: {first_line(error)}", file=sys.stderr)  # noqa: T201
             return refusal("request")
         except MemoryError:
             return refusal("memory")

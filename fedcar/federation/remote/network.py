@@ -19,8 +19,11 @@ from fedcar.federation.rounds.compress import encode
 from fedcar.federation.rounds.robust import share_right
 from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.federation.rounds.update import Enrolled, ServerState
-from fedcar.federation.wire.exchange import MOST, Carrier, Exchange, Replies
+from fedcar.federation.wire import schema
+from fedcar.federation.wire.exchange import Carrier, Exchange, Replies
+from fedcar.federation.wire.parts import RUBBISH
 from fedcar.federation.wire.payload import STATE, Payload, Value, with_prefix
+from fedcar.federation.wire.schema import Schema
 from fedcar.federation.wire.setup import Setup
 from fedcar.retriever.retriever import Retriever
 from fedcar.training.settings import Settings
@@ -65,6 +68,8 @@ class RemoteNetwork:
 
     Formal guarantees:
         a device that never answers, answers late or sends rubbish costs a line in the history, not the run.
+        a_lie_names_its_device_and_ends_nothing: nothing is asked without saying what may come back (see
+            `fedcar.federation.wire.schema`); `marked` has who sent what is none of that, and the last reason.
     """
 
     def __init__(
@@ -89,22 +94,26 @@ class RemoteNetwork:
         self.over_selection = over_selection
         self.weights = torch.from_numpy(retriever.weights)
         self.documents = len(retriever.documents)
+        self.marked: dict[str, str] = {}
 
     # ---------------------------------------------------------------- one exchange
 
     def ask(
         self,
         payloads: Mapping[str, Payload],
+        expected: Mapping[str, Schema],
         needed: int | None = None,
         enough: int | None = None,
-        most: int = MOST,
     ) -> Replies:
         """Ask each device its payload (see `Exchange`); all are `needed` where nothing else is said."""
         nodes = {name: self.clients[name].node for name in payloads}
         try:
             self.carrier = self.carrier or self._connected()
             needed = len(nodes) if needed is None else needed
-            return Exchange(self.carrier, nodes, self.deadline, needed, enough, most).run(payloads)
+            replies = Exchange(self.carrier, nodes, self.deadline, needed, enough, expected).run(payloads)
+            for name, reason in replies.failed.items():
+                self.mark(name, reason)
+            return replies
         except Exception as error:
             if not _of_the_network(error):
                 raise
@@ -113,6 +122,12 @@ class RemoteNetwork:
             self.close()
             time.sleep(BREATH)
             return Replies({}, dict.fromkeys(payloads, reason))
+
+    def mark(self, name: str, reason: str) -> None:
+        """Note who sent what no honest device sends, and say so where it is news."""
+        if reason.startswith(RUBBISH) and self.marked.get(name) != reason:
+            self.marked[name] = reason
+            self.say(f"{name}: {reason}")
 
     def _connected(self) -> Carrier:
         """A new carrier; waits while the server is being restarted."""
@@ -139,24 +154,23 @@ class RemoteNetwork:
         """
 
         def told(name: str, payload: Payload) -> None:
-            self.clients[name].enrolled = _enrolled(name, payload, self.documents)
+            values, counts = payload.values, payload.tensors["row_questions"]
+            self.clients[name].enrolled = Enrolled(name, int(values["questions"]), counts, int(values["held_out"]))
 
-        return self._taking_part(share, "enrol", told, attempts)
+        return self._taking_part(share, schema.enrol(self.documents), told, attempts)
 
     def _taking_part(
-        self, share: float, kind: str, told: Callable[[str, Payload], None], attempts: int = 3
+        self, share: float, expected: Schema, told: Callable[[str, Payload], None], attempts: int = 3
     ) -> dict[str, str]:
-        """Leave those out that do not answer `kind`, or to whose answer `told` raises ValueError; their reasons."""
+        """Leave those out that do not answer as `expected`, and say why; `told` hears what the others answer."""
         taking_part, missing, failed = {}, list(self.clients), {}
         for _ in range(attempts):
-            replies = self.ask({name: Payload(kind, {"setup": self.setup.json}) for name in missing})
+            asked = {name: Payload(expected.kind, {"setup": self.setup.json}) for name in missing}
+            replies = self.ask(asked, dict.fromkeys(missing, expected))
             failed = dict(replies.failed)
             for name, payload in replies.payloads.items():
-                try:
-                    told(name, payload)
-                    taking_part[name] = self.clients[name]
-                except ValueError as error:
-                    failed[name] = f"sent rubbish: {error}"
+                told(name, payload)
+                taking_part[name] = self.clients[name]
             missing = [name for name in failed if "broke" in failed[name]]
             if not missing:
                 break
@@ -171,7 +185,7 @@ class RemoteNetwork:
 
     def greet(self, share: float) -> dict[str, str]:
         """Ask every device whether it can take part, and nothing of its questions; the others are left out."""
-        return self._taking_part(share, "greet", lambda name, payload: None)
+        return self._taking_part(share, schema.GREET, lambda name, payload: None)
 
     def private(self, settings: PrivateSettings, run: str) -> None:
         """What every request of a run under epsilon says; `run` is its name in the devices' ledgers."""
@@ -202,10 +216,11 @@ class RemoteNetwork:
     def _counted(self, among: Tensor, state: ServerState | None) -> list[tuple[int, Tensor, int]]:
         """Of each device that answers: held-out questions, right ones by weights (k,), and by the state.
 
-        A device has no more questions than it enrolled with.
+        A device has no more questions than it enrolled with (see `schema.count`).
         """
-        requests, told = {}, []
+        requests, expected = {}, {}
         for name, client in self.clients.items():
+            expected[name] = schema.count(len(among), client.enrol().held_out)
             wire = {} if state is None else self.sent_to(client.enrol(), state.tensors)
             tensors = {"weights": self.weights, "among": among, **with_prefix(wire, STATE)}
             values: dict[str, Value] = {"setup": self.setup.json, "round": 0 if state is None else state.round}
@@ -213,15 +228,11 @@ class RemoteNetwork:
         replies: dict[str, Payload] = {}
         for _ in range(2):
             missing = {name: request for name, request in requests.items() if name not in replies}
-            replies |= self.ask(missing).payloads if missing else {}
-        for name, payload in sorted(replies.items()):
-            questions, by_state = int(payload.values["held_out"]), int(payload.values["trained"])
-            right = payload.tensors["right"]
-            known = self.clients[name].enrol().held_out
-            fits = right.shape == (len(among),) and right.dtype == torch.int64
-            if fits and 0 <= by_state <= questions <= known:
-                told.append((questions, right.clamp(0, questions), by_state))
-        return told
+            replies |= self.ask(missing, expected).payloads if missing else {}
+        return [
+            (int(payload.values["held_out"]), payload.tensors["right"], int(payload.values["trained"]))
+            for _, payload in sorted(replies.items())
+        ]
 
     def sent_to(self, device: Enrolled, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What a device receives, against zeros: with private documents only the rows of its own."""
@@ -237,12 +248,3 @@ class RemoteNetwork:
 
 def _of_the_network(error: Exception) -> bool:
     return isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("httpx", "httpcore", "flwr")
-
-
-def _enrolled(name: str, payload: Payload, documents: int) -> Enrolled:
-    counts, questions = payload.tensors["row_questions"], int(payload.values["questions"])
-    if counts.dtype != torch.int64 or counts.shape != (documents,) or bool((counts < 0).any()):
-        raise ValueError("counts that are not one number a document")
-    if questions < 1 or int(counts.max()) > questions:
-        raise ValueError(f"{questions} questions")
-    return Enrolled(name, questions, counts, max(0, int(payload.values["held_out"])))

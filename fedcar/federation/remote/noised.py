@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -19,7 +18,8 @@ from fedcar.errors import FedcarError
 from fedcar.federation.remote.network import RemoteNetwork
 from fedcar.federation.rounds.round import choose_cohort, note_failures, quorum
 from fedcar.federation.rounds.settings import RoundSettings
-from fedcar.federation.wire.exchange import MOST, Replies
+from fedcar.federation.wire import schema
+from fedcar.federation.wire.exchange import Replies
 from fedcar.federation.wire.payload import GIVEN, REASONS, STATE, Payload, Value, named, with_prefix
 from fedcar.federation.wire.setup import head_of, state_forms
 from fedcar.privacy.errors import BudgetError
@@ -33,6 +33,7 @@ from fedcar.training.noised.settings import PrivateSettings
 from fedcar.training.noised.sums import BELOW, COUNT, ROWS, Tensors
 
 Given = TypeVar("Given")
+MOST_DEVIATIONS = 1000.0  # of noise from its mean; adaptive counts have noise of their own, at most ten times this one
 
 
 class Asking:
@@ -51,17 +52,10 @@ class Asking:
     ) -> tuple[dict[str, Tensors], Replies]:
         """The sound answers by name; the replies' `failed` says why the others have none. `heads` are in text."""
         requests = {name: self._request(kind, request, name, heads.get(name, "")) for name in names}
-        most = 2 * sum(tensor.nbytes for tensor in request.state.values()) + MOST
-        replies = self.network.ask(requests, needed, None, most + 4 * self.shapes[ROWS].numel())
-        expected = self._expected(request)
-        given: dict[str, Tensors] = {}
-        for name, payload in sorted(replies.payloads.items()):
-            tensors = named(payload.tensors, GIVEN)
-            if {key: (tensor.dtype, tensor.shape) for key, tensor in tensors.items()} == expected:
-                given[name] = tensors
-            else:
-                replies.failed[name] = "sent rubbish: tensors of another form"
-        return given, replies
+        forms = self._expected(request)
+        expected = schema.noised(forms, most_of(request.release)) if kind == "noised" else schema.clipped(forms)
+        replies = self.network.ask(requests, dict.fromkeys(requests, expected), needed)
+        return {name: named(payload.tensors, GIVEN) for name, payload in sorted(replies.payloads.items())}, replies
 
     def _request(self, kind: str, request: NoisedRequest, name: str, known: str) -> Payload:
         setup = self.network.setup
@@ -82,6 +76,13 @@ class Asking:
 
     def zeros(self, request: NoisedRequest) -> dict[str, Tensor]:
         return {name: torch.zeros(shape, dtype=torch.float64) for name, (_, shape) in self._expected(request).items()}
+
+
+def most_of(release: Release) -> float:
+    """What no coordinate of a noised sum is above: all questions that anybody may have, and noise of its size."""
+    return max(1.0, float(release.sensitivity or 0.0)) * (
+        schema.MOST_QUESTIONS + MOST_DEVIATIONS * release.noise_multiplier
+    )
 
 
 class SeenLedgers(Protocol):
@@ -134,12 +135,12 @@ class RemoteDevices:
             given, replies = self.asking("noised", request, missing, known, max(0, least - len(answers)))
             self._note(replies)
             answers, failed = {**answers, **given}, {**failed, **replies.failed}
-            self._refused(request, replies.failed)
             self.failures = note_failures(self.failures, cohort, list(answers), number)
             if len(answers) >= least:
                 self.given.append(request.release)
                 failed = {name: why for name, why in failed.items() if name not in answers}
                 return Answers(dict(sorted(answers.items())), failed)
+            self._refused(request, {name: why for name, why in failed.items() if name not in answers}, everyone)
         raise too_few(request.number, self.settings, failed)
 
     @property
@@ -148,16 +149,15 @@ class RemoteDevices:
 
     def _note(self, replies: Replies) -> None:
         for name, payload in replies.payloads.items():
-            with suppress(ValueError):  # a device that cannot say where its ledger stands is not held to it
-                before, in_all = float(payload.values["before"]), float(payload.values["in_all"])
-                if self.seen.note(name, head_of(payload.values["head"]), before, in_all):
-                    self.network.say(f"{name}: has another ledger than in former runs, with a budget of its own")
+            before, in_all = float(payload.values["before"]), float(payload.values["in_all"])
+            if self.seen.note(name, head_of(payload.values["head"]), before, in_all):
+                self.network.say(f"{name}: has another ledger than in former runs, with a budget of its own")
         self.seen.keep()
 
-    def _refused(self, request: NoisedRequest, failed: Mapping[str, str]) -> None:
-        """A device whose budget would be crossed ends the run, as it does in one process."""
+    def _refused(self, request: NoisedRequest, failed: Mapping[str, str], everyone: Collection[str]) -> None:
+        """Devices whose budgets would be crossed end the run where too few have room left; one alone ends nothing."""
         refusing = sorted(name for name, why in failed.items() if why == REASONS["budget"])
-        if refusing:
+        if len(everyone) - len(refusing) < quorum(len(everyone), self.settings):
             self.given.append(request.release)  # an answer may have left that did not come in time
             raise BudgetError(
                 f"{', '.join(refusing)}: exchange {request.number} would cross the privacy budget there; not trained, "

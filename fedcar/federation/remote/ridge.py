@@ -10,7 +10,7 @@ import torch
 
 from fedcar.federation.remote.mixture import RemoteMixture
 from fedcar.federation.remote.network import RemoteNetwork
-from fedcar.federation.sums.forms import PSEUDO, check_client, sums_from, tensors_of, words_of
+from fedcar.federation.sums.forms import PSEUDO, check_client, damaged, sums_from, tensors_of, words_of
 from fedcar.federation.sums.ridge import (
     MeasuredSums,
     OfLeftOut,
@@ -19,13 +19,15 @@ from fedcar.federation.sums.ridge import (
     RightCounts,
     RightOnFolds,
 )
-from fedcar.federation.wire.exchange import MOST, Replies
+from fedcar.federation.wire import schema
+from fedcar.federation.wire.exchange import Replies
+from fedcar.federation.wire.parts import rubbish
 from fedcar.federation.wire.payload import REASONS, Payload, Value
+from fedcar.federation.wire.schema import Schema
 from fedcar.training.clients import Answers, Request
 from fedcar.training.ridge import STRENGTHS, RidgeSums, Taught
 
 Given = TypeVar("Given")
-WORDS = 1 << 28  # bytes of words and cross terms that a device may send; the gram is known
 TRIES = 3
 
 
@@ -37,6 +39,7 @@ class RemoteRidge:
         network.setup = replace(network.setup, settings={"seed": seed})
         self.names = sorted(network.clients)
         self.told: Payload | None = None
+        self.mixtures: dict[tuple[float, float], RemoteMixture] = {}  # by strength and share
 
     def keep(self, names: Sequence[str]) -> None:
         self.names = list(names)
@@ -45,7 +48,10 @@ class RemoteRidge:
         names = self.names if names is None else names
         if isinstance(request, OfLeftOut):
             about = {"strength": request.solution.strength, "share": request.share}
-            return RemoteMixture(self.network, about, self._tell).ask(request.request, names)
+            mixture = self.mixtures.setdefault(
+                (request.solution.strength, request.share), RemoteMixture(self.network, about, self._tell)
+            )
+            return mixture.ask(request.request, names)
         payload, read = self._written(request)
         if isinstance(request, RightByStrength):
             self.told = payload
@@ -60,15 +66,30 @@ class RemoteRidge:
                 try:
                     given[name] = read(name, reply)
                 except ValueError as error:
-                    failed[name] = f"sent rubbish: {error}"
+                    failed[name] = rubbish(error)
+                    self.network.mark(name, failed[name])
             missing = [name for name in missing if name not in replies.payloads]
             if not missing:
                 break
             self._tell([name for name in missing if failed.get(name) == REASONS["taught"]])
+        if isinstance(request, QuestionSums):
+            for name, reason in damaged({name: one.sums.statistics for name, one in given.items()}).items():
+                failed[name] = rubbish(ValueError(reason))
+                self.network.mark(name, failed[name])
+                del given[name]
         return Answers(given, failed, seconds)
 
     def _replies(self, payload: Payload, names: Sequence[str]) -> Replies:
-        return self.network.ask(dict.fromkeys(names, payload), None, None, MOST + WORDS + 4 * self.dimension**2)
+        expected = {name: self._expected(payload.kind, name) for name in names}
+        return self.network.ask(dict.fromkeys(names, payload), expected)
+
+    def _expected(self, kind: str, name: str) -> Schema:
+        known = self.network.clients[name].enrol()
+        if kind == "statistics":
+            return schema.statistics(self.documents, self.dimension, known.questions, known.row_questions)
+        if kind == "taught":
+            return schema.taught(len(STRENGTHS), known.questions)
+        return schema.unseen(known.questions, known.held_out)
 
     def _tell(self, names: Sequence[str]) -> None:
         if names and self.told is not None:
@@ -91,7 +112,7 @@ class RemoteRidge:
     def _sums(self, name: str, reply: Payload) -> MeasuredSums:
         enrolled, questions = self.network.clients[name].enrol(), int(reply.values["questions"])
         sums = sums_from(reply.tensors, questions, self.documents, self.dimension)
-        check_client(sums.statistics, enrolled.questions, enrolled.row_questions)
+        check_client(sums, enrolled.questions, enrolled.row_questions)
         return MeasuredSums(sums)
 
 
@@ -102,10 +123,7 @@ def tensors_of_taught(taught: Taught) -> dict[str, torch.Tensor]:
 
 
 def by_strength(name: str, reply: Payload) -> list[float]:
-    right = reply.tensors["right"]
-    if right.shape != (len(STRENGTHS),) or not bool(torch.isfinite(right).all()):
-        raise ValueError("counts that are not one number a strength")
-    return [float(count) for count in right]
+    return [float(count) for count in reply.tensors["right"]]
 
 
 def right_counts(name: str, reply: Payload) -> RightCounts:

@@ -9,8 +9,12 @@ What other folders take:
     clients.RoundClients: Clients who `Train`.
     clock.VirtualClock: What a device and its connection are like; the default is this machine without a network.
     clock.parse_clock: `bandwidth=20mbps,latency=50ms,...` as a clock; refuses unknown keys, units and values.
+    compress.ROWS: how the tensor that names rows is called.
+    compress.SCALE: how the tensor with the scales of rows is called.
+    compress.VALUES: how the tensor with the rows' values is called.
     compress.decode: What `encode` was given, up to what its kind loses; ValueError, with the reason, for what is
         malformed.
+    compress.dtype_of: The type in which the values of this tensor travel.
     compress.encode: Tensors as they travel to someone who has `reference`, and the error to carry over to the next
         time.
     compress.form: A tensor's type and shape in words, for an error.

@@ -54,6 +54,15 @@ def decode(wire: Tensors, reference: Tensors, kind: str = LOSSLESS) -> dict[str,
     return {name: _decoded(name, wire, known, kinds[name]) for name, known in reference.items()}
 
 
+def dtype_of(name: str, tensor: Tensor, kind: str) -> torch.dtype:
+    """The type in which the values of this tensor travel."""
+    return _dtype(kind_of(name, kind) if tensor.dim() else LOSSLESS, tensor)
+
+
+def _dtype(kind: str, tensor: Tensor) -> torch.dtype:
+    return {BFLOAT16: torch.bfloat16, INT8: torch.int8}.get(kind, tensor.dtype)
+
+
 def kind_of(name: str, kind: str) -> str:
     """Moments of an optimiser span too many sizes for int8: they travel in bfloat16 there."""
     return BFLOAT16 if kind == INT8 and name.startswith(MOMENTS) else kind
@@ -99,7 +108,7 @@ def _decoded(name: str, wire: Tensors, known: Tensor, kind: str) -> Tensor:
     values = wire.get(name + VALUES if sparse else name)
     if values is None:
         raise ValueError(f"no tensor {name!r}")
-    dtype = {BFLOAT16: torch.bfloat16, INT8: torch.int8}.get(kind, known.dtype)
+    dtype = _dtype(kind, known)
     rows = _checked_rows(name, wire[name + ROWS], known) if sparse else None
     shape = known.shape if rows is None else torch.Size((len(rows), *known.shape[1:]))
     if values.dtype != dtype or values.shape != shape:

@@ -4,6 +4,7 @@ What other folders take:
     forms.PSEUDO: the names of the sums over pseudo-queries as they travel.
     forms.check_client: ValueError where statistics cannot be those of the questions a client enrolled with: no one
         can be too loud.
+    forms.damaged: Whose gram is no sum of squares, where that of all could not be solved; see there.
     forms.sums_from: What `tensors_of` was given; ValueError, with the reason, for what is no sum of that many
         questions' features.
     forms.tensors_of: Sums as they travel: of the gram the upper triangle, of the cross terms the columns that are

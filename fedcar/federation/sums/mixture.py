@@ -135,7 +135,7 @@ def federated_mixture(
         try:
             return _mixture(clients, prior, free, say)
         except _Left as left:
-            say(f"the mixture goes on without {', '.join(left.names)}")
+            say(f"the mixture goes on without {left}")
             clients.keep([name for name in clients.names if name not in left.names])
             if not clients.names:
                 line = "no device answered while the mixture was learned; see fedcar status, then fedcar resume"
@@ -147,10 +147,10 @@ def _mixture(
 ) -> tuple[NDArray[np.float32], int]:
     spreads = _all(clients, Spread(), clients.names)
     speaking = [name for name, spread in spreads.items() if spread.speaking > 0]
-    if not speaking:
-        return prior, 0
     questions = sum(spreads[name].speaking for name in speaking)
     counted = sum(spreads[name].counted for name in speaking)
+    if not counted > 0:
+        return prior, 0
     spread = usual_spread([spreads[name].spread for name in speaking])
 
     def sums(weights: Tensor) -> list[PooledSums]:
@@ -172,16 +172,17 @@ def _mixture(
 
 def _all(clients: Clients, request: Request[Any, Given], names: Sequence[str]) -> dict[str, Given]:
     """The answers of all these clients, in the order of their names; _Left for those that gave none."""
-    given = clients.ask(request, names).given
-    if missing := [name for name in names if name not in given]:
+    answers = clients.ask(request, names)
+    given = answers.given
+    if missing := {name: answers.failed.get(name, "no answer") for name in names if name not in given}:
         raise _Left(missing)
     return {name: given[name] for name in sorted(names)}
 
 
 class _Left(Exception):  # noqa: N818 - no error: a client has left
-    def __init__(self, names: Sequence[str]) -> None:
-        super().__init__(", ".join(names))
-        self.names = names
+    def __init__(self, reasons: Mapping[str, str]) -> None:
+        super().__init__(", ".join(f"{name} ({reason})" for name, reason in reasons.items()))
+        self.names = list(reasons)
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from typing import Protocol
 
 from fedcar.federation.wire.parts import Talk, conversation
 from fedcar.federation.wire.payload import REASONS, REPLIES, Payload
+from fedcar.federation.wire.schema import Schema
 
 POLL = 0.1
 LOOK = 3.0  # seconds between two looks at who is there
 AGAIN = 2.0  # seconds until a device that was away is asked again
-MOST = 64 << 20  # bytes of a reply in parts, where nothing else is said
 PATIENCE = 90.0  # seconds for a device that is away to come back, where it is needed
 
 
@@ -60,6 +60,8 @@ class Addressee:
 class Exchange:
     """Asks each device its payload until all have answered, `enough` have, or the deadline is over.
 
+    A reply that is not as `expected` of its device (see `schema`) is none: the device has failed, with the reason.
+
     A device that is away, or went away and came back, is asked again from the beginning; it is waited for only while
     fewer than `needed` others have answered, and no longer than PATIENCE.
     """
@@ -71,10 +73,10 @@ class Exchange:
         deadline: float,
         needed: int,
         enough: int | None = None,
-        most: int = MOST,
+        expected: Mapping[str, Schema] | None = None,
     ) -> None:
         self.carrier, self.nodes, self.deadline = carrier, nodes, deadline
-        self.needed, self.enough, self.most = needed, enough or 1 << 62, most
+        self.needed, self.enough, self.expected = needed, enough or 1 << 62, expected or {}
         self.replies = Replies()
         self.devices: dict[str, Addressee] = {}
         self.start = self.looked = time.monotonic()
@@ -82,7 +84,7 @@ class Exchange:
     def run(self, payloads: Mapping[str, Payload]) -> Replies:
         self.online = dict(self.carrier.there())
         for name, payload in payloads.items():
-            self.devices[name] = Addressee(self.nodes[name], payload, conversation(payload, REPLIES, self.most))
+            self.devices[name] = Addressee(self.nodes[name], payload, self._talk(name, payload))
             self._begin(name)
         while self.devices and not self._over():
             name_of = {device.message: name for name, device in self.devices.items() if device.message is not None}
@@ -105,10 +107,13 @@ class Exchange:
         away = all(device.message is None for device in self.devices.values())
         return away and (answered >= self.needed or self.passed > PATIENCE)
 
+    def _talk(self, name: str, payload: Payload) -> Talk:
+        return conversation(payload, REPLIES, self.expected.get(name))
+
     def _begin(self, name: str) -> None:
         """Start the talk with a device from its beginning."""
         device = self.devices[name]
-        device.talk, device.message = conversation(device.payload, REPLIES, self.most), None
+        device.talk, device.message = self._talk(name, device.payload), None
         if device.node not in self.online:
             self._away(name, "not online")
             return

@@ -8,7 +8,9 @@ calls an app is an empty one.
 from __future__ import annotations
 
 import hashlib
+import hmac
 import os
+import secrets
 import sys
 import threading
 import time
@@ -16,22 +18,23 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any, cast
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.cli.build import build_fab_from_files
-from flwr.common.constant import SubStatus
+from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE, SubStatus
 from flwr.common.serde import fab_to_proto, run_from_proto
 from flwr.proto import control_pb2, fleet_pb2, runtime_pb2
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 from flwr.proto.node_pb2 import Node as FlowerNode
 from flwr.proto.run_pb2 import GetRunRequest
-from flwr.supercore.constant import TaskType
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER, TaskType
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.inflatable import inflatable_utils
@@ -50,14 +53,24 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
-from fedcar.errors import FedcarError
+from fedcar.errors import FedcarError, quoted
 from fedcar.federation.wire.exchange import Away
-from fedcar.federation.wire.parts import REPLY_PARTS, REQUEST_PARTS, InParts
-from fedcar.federation.wire.payload import REPLIES, REQUESTS, Form, Payload, checked, joined, parts
+from fedcar.federation.wire.objects import (
+    MOST_ARRAYS,
+    MOST_BYTES,
+    MOST_OBJECTS,
+    Coming,
+    check_object,
+    refuse_what_is_too_large,
+)
+from fedcar.federation.wire.parts import REPLY_PARTS, REQUEST_PARTS, InParts, rubbish
+from fedcar.federation.wire.payload import REPLIES, REQUESTS, Form, Payload, ReplyError, checked, joined, parts
+from fedcar.federation.wire.rest import TASK_POLL, Rest
 
 ASKED, ANSWERED = {**REQUESTS, **REQUEST_PARTS}, {**REPLIES, **REPLY_PARTS}
-NODE_POLL = 0.5  # seconds between two questions of a SuperNode for messages; Flower's own are 3
-TASK_POLL = 0.1  # between two looks for what is on this machine: a task, a reply
+SIGNED_BY = {"key": FLEET_HTTP_PUBLIC_KEY_HEADER, "time": TIMESTAMP_HEADER, "signature": FLEET_HTTP_SIGNATURE_HEADER}
+CLOCK_AHEAD, CLOCK_BEHIND = float(SYSTEM_TIME_TOLERANCE), float(TIMESTAMP_TOLERANCE)  # seconds a device's clock may be
+CLOCK_LINE = "this device's clock is"  # how the front's answer begins to a device that knows the time otherwise
 OBJECT_POLL = 0.05
 TASK_HEARTBEAT = 10.0
 ACQUIRE = frozenset({"/flwr.proto.Runtime/AcquireTask"})
@@ -111,7 +124,7 @@ def supernode_command(port: int, address: str, ca: Path, key: Path, secret: Path
 
 
 def supernode() -> None:
-    """Flower's SuperNode, which asks the server for messages every NODE_POLL seconds, the worker every TASK_POLL."""
+    """Flower's SuperNode, which asks the server for messages as often as `Rest` says."""
     from flwr.supernode import start_client_internal
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
@@ -121,8 +134,13 @@ def supernode() -> None:
 
 def made_ready(module: ModuleType) -> None:
     """Flower's module of a SuperNode's work, with our waits, and with `pull_objects` of our own."""
-    patient = SimpleNamespace(sleep=lambda seconds: time.sleep(NODE_POLL if seconds > 1 else TASK_POLL))
-    vars(module).update(time=patient, pull_objects=pull_objects)
+    rest = Rest()
+
+    def pulled(*arguments: Any, **options: Any) -> dict[str, bytes]:  # noqa: ANN401 - as Flower's own
+        rest.quiet = 0.0
+        return pull_objects(*arguments, **options)
+
+    vars(module).update(time=rest, pull_objects=pulled)
     look_again_sooner()
 
 
@@ -168,18 +186,22 @@ def payload_of(content: RecordDict, forms: Mapping[str, Form]) -> Payload:
     kind = str(values.pop("kind", ""))
     pieces: dict[str, list[Array]] = {}
     if "tensors" in content:
+        arrays = content.array_records["tensors"]
+        size = sum(len(array.data) for array in arrays.values())
+        if len(arrays) > MOST_ARRAYS or size > MOST_BYTES:
+            raise ReplyError(f"{len(arrays)} arrays of {size} bytes in one message")
         for key, array in content.array_records["tensors"].items():
             name, _, number = key.rpartition("#")
             if number != str(len(pieces.setdefault(name, []))):
-                raise ValueError(f"part {key[:60]!r} out of turn")
+                raise ReplyError(f"part {quoted(key)} out of turn")
             pieces[name].append(array)
     checked(Payload(kind, values, dict.fromkeys(pieces)), forms)  # type: ignore[arg-type] # names before content
     tensors = {}
-    for name, arrays in pieces.items():
-        first = arrays[0]
-        if any((array.dtype, array.shape) != (first.dtype, first.shape) for array in arrays):
-            raise ValueError(f"the parts of {name[:60]!r} do not agree")
-        tensors[name] = joined([array.data for array in arrays], first.dtype, tuple(first.shape))
+    for name, found in pieces.items():
+        first = found[0]
+        if any((array.dtype, array.shape) != (first.dtype, first.shape) for array in found):
+            raise ReplyError(f"the parts of {quoted(name)} do not agree")
+        tensors[name] = joined([array.data for array in found], first.dtype, tuple(first.shape))
     return Payload(kind, values, tensors)
 
 
@@ -226,22 +248,20 @@ class Link:
         return Session(self, run, token)
 
 
-@dataclass
-class Coming:
-    """A reply that was announced, and those of its parts that are there."""
-
-    message: str
-    missing: list[str]
-    parts: dict[str, bytes] = field(default_factory=dict)
-
-
 class Session:
-    """Sends payloads to nodes and collects what they reply, until it is closed."""
+    """Sends payloads to nodes and collects what they reply, until it is closed.
+
+    Formal guarantees:
+        nobody_answers_for_another: a message has a secret that its receiver alone is told, and a reply without it is
+            none. Flower believes what a reply says of its sender.
+    """
 
     def __init__(self, link: Link, run: int, token: str) -> None:
         self.link, self.run = link, run
         self.coming: dict[str, Coming] = {}
+        self.secrets: dict[str, str] = {}  # of messages that are on their way
         self.grid = HttpGrid(link.address, False, link.ca, token=token)
+        self.grid._runtime_client._client.event_hooks["response"].append(refuse_what_is_too_large)
         self.grid._retry_invoker.max_tries = 3
         self.grid._retry_invoker.should_giveup = is_final
         task_input = self.grid._runtime_client.PullTaskInput(runtime_pb2.PullTaskInputRequest())
@@ -253,10 +273,12 @@ class Session:
         """Send one payload, which is void after `seconds`; the message's id."""
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = self.run, self.node, self.task
         kind = "train" if payload.kind == "train" else "query"
-        message = Message(records(checked(payload, ASKED)), node, kind, ttl=max(seconds, 10.0))
+        secret = secrets.token_hex(16)
+        message = Message(records(checked(payload, ASKED)), node, kind, ttl=max(seconds, 10.0), group_id=secret)
         (message_id,) = self.grid.push_messages([message])
         if not message_id:
             raise ValueError("not connected")
+        self.secrets[str(message_id)] = secret
         return str(message_id)
 
     def collect(self, ids: Iterable[str]) -> list[tuple[str, Payload | str]]:
@@ -267,13 +289,24 @@ class Session:
         """
         message_ids = set(ids)
         self.coming = {name: coming for name, coming in self.coming.items() if name in message_ids}
+        self.secrets = {name: secret for name, secret in self.secrets.items() if name in message_ids}
         client = self.grid._runtime_client
+        replies: list[tuple[str, Payload | str]] = []
         if wanted := message_ids - set(self.coming):
             pulled = client.PullMessages(runtime_pb2.PullAppMessagesRequest(message_ids=wanted))
             for message, tree in zip(pulled.messages_list, pulled.message_object_trees, strict=True):
-                pieces = list(dict.fromkeys(piece.object_id for piece in iterate_object_tree(tree)))
-                self.coming[message.metadata.reply_to_message_id] = Coming(message.metadata.message_id, pieces)
-        replies: list[tuple[str, Payload | str]] = []
+                name, metadata = message.metadata.reply_to_message_id, message.metadata
+                nodes = islice(iterate_object_tree(tree), MOST_OBJECTS + 1)
+                pieces = list(dict.fromkeys(one.object_id for one in nodes))
+                coming = Coming(metadata.message_id, pieces)
+                if not hmac.compare_digest(metadata.group_id.encode(), self.secrets.get(name, "").encode()):
+                    self._let_go(coming)
+                    replies.append((name, Away("somebody else answered in its place")))
+                elif len(pieces) > MOST_OBJECTS:
+                    self._let_go(coming)
+                    replies.append((name, rubbish(ReplyError(f"more than {MOST_OBJECTS} parts in one message"))))
+                else:
+                    self.coming[name] = coming
         for name, coming in list(self.coming.items()):
             try:
                 if not self._whole(coming):
@@ -281,23 +314,28 @@ class Session:
                 replies.append((name, _reply(coming)))
             except inflatable_utils.ObjectPullError:
                 replies.append((name, Away("its answer was lost on the way")))
+            except ReplyError as error:
+                self._let_go(coming)
+                replies.append((name, rubbish(error)))
             del self.coming[name]
         return replies
 
     def _whole(self, coming: Coming) -> bool:
         """Pull the parts that are there; whether that is all of them."""
-        client, node = self.grid._runtime_client, self.grid.node
-        pull = make_pull_object_fn_protobuf(client.PullObject, node, self.run)
+        pull = make_pull_object_fn_protobuf(self.grid._runtime_client.PullObject, self.grid.node, self.run)
         while coming.missing:
             try:
-                coming.parts[coming.missing[0]] = pull(coming.missing[0])
+                coming.take(pull(coming.missing[0]))
             except inflatable_utils.ObjectUnavailableError:
                 return False
-            del coming.missing[0]
-        client.ConfirmMessageReceived(
-            ConfirmMessageReceivedRequest(node=node, run_id=self.run, message_object_id=coming.message)
-        )
+        self._let_go(coming)
         return True
+
+    def _let_go(self, coming: Coming) -> None:
+        """The SuperLink need not keep this reply any longer."""
+        self.grid._runtime_client.ConfirmMessageReceived(
+            ConfirmMessageReceivedRequest(node=self.grid.node, run_id=self.run, message_object_id=coming.message)
+        )
 
     def there(self) -> dict[int, str]:
         """The nodes that are online, each with the time since when."""
@@ -325,12 +363,14 @@ def is_final(error: Exception) -> bool:
 def _reply(coming: Coming) -> Payload | str:
     """What came, as a payload of the allow-list or why it is none: no device can send what ends the run."""
     try:
+        for content in coming.parts.values():
+            check_object(content)
         message = cast(Message, inflatable_utils.inflate_object_from_contents(coming.message, coming.parts))
         if message.has_error():
             return Away(f"no answer (Flower's error {message.error.code})")
         return payload_of(message.content, ANSWERED)
     except Exception as error:  # whatever these parts are
-        return f"sent rubbish: {(str(error).splitlines() or [type(error).__name__])[0]}"[:200]
+        return rubbish(error)
 
 
 # -------------------------------------------------------------------- the device's side
@@ -350,9 +390,10 @@ def knows(address: str, ca: bytes, key: EllipticCurvePrivateKey, node: int, *, m
             if error.response.status_code in (502, 503, 504):
                 raise FedcarError(f"{address}: the server is starting; try again in a few seconds") from error
             if error.response.status_code == httpx.codes.UNAUTHORIZED:
+                if error.response.text.startswith(CLOCK_LINE):
+                    raise FedcarError(f"{address}: {error.response.text[:200].strip()}; set both by NTP") from error
                 raise FedcarError(
-                    f"{address}: does not know this device's key (or the clocks differ by minutes); have its .pub "
-                    "file enrolled there"
+                    f"{address}: does not know this device's key; have its .pub file enrolled there"
                 ) from error
         except (httpx.HTTPError, ValueError) as error:
             raise FedcarError(f"{address}: does not answer ({error}); is fedcar serve running there?") from error
@@ -396,7 +437,8 @@ def _work_once(address: str, token: str, answer: Answer) -> None:
                 return  # its run ended, and the SuperNode has forgotten the message
             try:
                 request = payload_of(message.content, ASKED)
-            except (ValueError, TypeError, KeyError):
+            except Exception as error:  # whatever the server sent, it hears that it was not understood
+                print(f"a message that was not understood: {rubbish(error)}", file=sys.stderr)  # noqa: T201 - its log
                 request = Payload("unknown")
             reply = Message(records(checked(answer(request), ANSWERED)), reply_to=message)
             del message, request

@@ -5,8 +5,11 @@ Whatever is not in the lists below cannot be sent: `checked` stands on both side
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +20,9 @@ Value = int | float | str
 
 PART_BYTES = 4 << 20  # a tensor travels in parts of this many bytes, so that nobody holds it twice for the wire
 UPDATE, STATE, GIVEN = "update/", "state/", "given/"
+MOST_NAMES = 1024  # tensors of one payload; an adapter has a few dozen
+MOST_DIMENSIONS, MOST_SIZE = 8, 1 << 40  # of a tensor, and of any dimension and of its bytes
+MOST_TEXT = 1 << 20  # characters of a text that is read as json
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
@@ -40,6 +46,10 @@ REASONS = {
     "failed": "failed; its log says why",
     "request": "did not understand the request",
 }
+
+
+class ReplyError(ValueError):
+    """A message that is not what it has to be, in one line: it marks the device that sent it, and ends nothing else."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +118,8 @@ def checked(payload: Payload, forms: Mapping[str, Form]) -> Payload:
     form = forms.get(payload.kind)
     if form is None:
         raise ValueError(f"unknown kind {quoted(payload.kind)}")
+    if len(payload.tensors) > MOST_NAMES:
+        raise ValueError(f"{payload.kind}: {len(payload.tensors)} tensors, above {MOST_NAMES}")
     if set(payload.values) != set(form.values):
         raise ValueError(f"{payload.kind}: fields {quoted(sorted(payload.values))}, not {sorted(form.values)}")
     for name, kind in form.values.items():
@@ -125,6 +137,29 @@ def checked(payload: Payload, forms: Mapping[str, Form]) -> Payload:
     return payload
 
 
+def bytes_of(dtype: torch.dtype, shape: Iterable[int]) -> int:
+    return math.prod(shape) * dtype.itemsize
+
+
+def checked_form(dtype: object, shape: object) -> tuple[torch.dtype, tuple[int, ...]]:
+    """A tensor's type and shape as a message says them; ReplyError for what no tensor has."""
+    sizes = tuple(shape) if isinstance(shape, list | tuple) and len(shape) <= MOST_DIMENSIONS else (-1,)
+    possible = all(type(size) is int and 0 <= size <= MOST_SIZE for size in sizes)
+    if not isinstance(dtype, str) or dtype not in DTYPES or not possible or bytes_of(DTYPES[dtype], sizes) > MOST_SIZE:
+        raise ReplyError(f"a tensor of type {quoted(dtype, 20)} and shape {quoted(shape)}")
+    return DTYPES[dtype], sizes
+
+
+def read_json(text: object) -> Any:  # noqa: ANN401 - whatever stands there
+    """What a message's text says as json; ReplyError for what is too long or too deep."""
+    if not isinstance(text, str) or len(text) > MOST_TEXT:
+        raise ReplyError(f"no text of at most {MOST_TEXT} characters")
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ReplyError("lists in lists without end") from error
+
+
 def flat_bytes(tensor: Tensor) -> Tensor:
     """A tensor's bytes, as a view of it where it lies in one piece."""
     if not tensor.numel():
@@ -140,9 +175,8 @@ def parts(tensor: Tensor) -> list[bytes]:
 
 def joined(content: list[bytes], dtype: str, shape: tuple[int, ...]) -> Tensor:
     """What `parts` was given; the list is emptied on the way. ValueError where bytes, type and shape do not agree."""
-    if dtype not in DTYPES or any(size < 0 for size in shape):
-        raise ValueError(f"a tensor of type {quoted(dtype)} and shape {quoted(shape)}")
-    expected = torch.Size(shape).numel() * DTYPES[dtype].itemsize
+    kind, shape = checked_form(dtype, shape)
+    expected = bytes_of(kind, shape)
     if sum(map(len, content)) != expected:
         raise ValueError(f"{sum(map(len, content))} bytes for {dtype} {shape}")
     flat, start = torch.empty(expected, dtype=torch.uint8), 0
@@ -151,7 +185,7 @@ def joined(content: list[bytes], dtype: str, shape: tuple[int, ...]) -> Tensor:
         if part:
             flat[start : start + len(part)] = torch.frombuffer(bytearray(part), dtype=torch.uint8)
         start += len(part)
-    return flat.view(DTYPES[dtype]).reshape(shape)
+    return flat.view(kind).reshape(shape)
 
 
 def named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

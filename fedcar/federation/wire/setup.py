@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from fedcar.encoder.adapter import Adapter
+from fedcar.federation.wire.payload import read_json
 from fedcar.privacy.ledger import LedgerHead
 from fedcar.retriever.retriever import Retriever
 from fedcar.training.noised.sums import ROWS
@@ -30,7 +31,7 @@ class Setup:
     @classmethod
     def parse(cls, text: object) -> Setup:
         """ValueError or TypeError for what is none."""
-        return cls(**json.loads(str(text)))
+        return cls(**read_json(text))
 
     @property
     def json(self) -> str:

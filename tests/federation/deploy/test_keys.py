@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import ssl
 import stat
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -15,14 +13,12 @@ pytest.importorskip("flwr")
 
 from cryptography import x509  # noqa: E402
 from cryptography.hazmat.primitives.asymmetric import ec  # noqa: E402
-from support.served import Upstream, one_line  # noqa: E402
+from support.served import one_line  # noqa: E402
 
 from fedcar.errors import FedcarError  # noqa: E402
-from fedcar.federation.deploy import front as deploy_front
 from fedcar.federation.deploy import keys  # noqa: E402
 from fedcar.federation.deploy import server as deploy  # noqa: E402
 from fedcar.federation.deploy.folder import ServerFolder  # noqa: E402
-from fedcar.federation.deploy.processes import free_port  # noqa: E402
 
 pytest_plugins = ("support.served",)
 
@@ -111,53 +107,6 @@ def test_a_stale_certificate_of_ones_own_is_refused(place: ServerFolder, tmp_pat
     keys.make_certificate(place.folder, "other", ["other.example"])
     with pytest.raises(FedcarError, match=r"is not for 127.0.0.1"):
         deploy.front_certificate(place, "127.0.0.1", (place.folder / "other.pem", place.folder / "other.key", place.ca))
-
-
-# -------------------------------------------------------------------- the TLS front
-
-
-def test_the_front_passes_only_the_fleet_prefix(
-    front: str, place: ServerFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import httpx
-
-    context = ssl.create_default_context(cadata=place.ca.read_text())
-    content = os.urandom(1 << 20)
-    with httpx.Client(verify=context) as client:
-        answer = client.post(f"{front}/v1/fleet/push-object", content=content, headers={"flwr-signature": "s"})
-        assert answer.status_code == 200 and answer.content == content[::-1]
-        path, came, headers = Upstream.asked[0]
-        assert (path, came, headers["flwr-signature"]) == ("/v1/fleet/push-object", content, "s")
-        for path in (
-            "/v1/control/start-run", "/v1/runtime/acquire-task", "/v1/fleet/../control/start-run", "/docs", "/",
-            "/v1/fleet/", "/v1/fleet/a/b", "/v1/fleet/register-node", "/v1/fleet/pull-messages?run=1",
-            "/v1/fleet/%2e%2e/control/list-nodes",
-        ):  # fmt: skip
-            assert client.post(front + path, content=b"x").status_code == 404, path
-        assert client.get(f"{front}/v1/fleet/pull-messages").status_code == 405
-        assert client.post(f"{front}/v1/fleet/push-object", content=iter([b"x"])).status_code == 413
-        monkeypatch.setattr(deploy_front, "LARGEST_REQUEST", 100)
-        assert client.post(f"{front}/v1/fleet/push-object", content=b"x" * 101).status_code == 413
-    assert len(Upstream.asked) == 1, "nothing else reached the SuperLink"
-
-
-def test_the_front_speaks_tls_alone_and_says_when_the_superlink_is_away(place: ServerFolder) -> None:
-    import httpx
-
-    port = free_port()
-    certificate, key = place.folder / "front.pem", place.folder / "front.key"
-    nobody = f"127.0.0.1:{free_port()}"
-    server = deploy_front.start(nobody, place.ca.read_bytes(), "127.0.0.1", port, certificate, key)
-    try:
-        with pytest.raises(httpx.HTTPError):
-            httpx.post(f"http://127.0.0.1:{port}/v1/fleet/pull-messages", content=b"x")
-        with pytest.raises(httpx.ConnectError, match="certificate"):
-            httpx.post(f"https://127.0.0.1:{port}/v1/fleet/pull-messages", content=b"x")
-        context = ssl.create_default_context(cadata=place.ca.read_text())
-        answer = httpx.post(f"https://127.0.0.1:{port}/v1/fleet/pull-messages", content=b"x", verify=context)
-        assert answer.status_code == 503
-    finally:
-        server.should_exit = True
 
 
 def test_expiry_is_counted_in_days(place: ServerFolder) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from http.server import HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -158,6 +160,22 @@ def test_a_key_that_nobody_enrolled_is_named(joined: Path, collection_folder: Pa
         assert result.code == 1 and says in checks["enrolment"]["says"] and checks["certificate"]["fine"]
 
 
+@pytest.mark.parametrize(
+    ("off", "says"), [(6.0, "s ahead of"), (45.0, "s ahead of"), (-310.0, "s behind"), (-45.0, "")]
+)
+def test_doctor_knows_how_far_off_a_clock_may_be(
+    joined: Path, front: str, monkeypatch: pytest.MonkeyPatch, off: float, says: str
+) -> None:
+    """5 s ahead and 300 s behind are Flower's limits, which are not the same on both sides."""
+    told = json.loads((joined / "a.join").read_text())
+    (joined / "a.join").write_text(json.dumps({**told, "address": front.removeprefix("https://")}))
+    monkeypatch.setattr("fedcar.federation.deploy.doctor.time", SimpleNamespace(time=lambda: time.time() + off))
+    checks = {one["what"]: one for one in fedcar("doctor", "--file", joined / "a.join", "--json").json["checks"]}
+    assert checks["clock"]["fine"] is not bool(says) and says in checks["clock"]["says"]
+    if says:
+        assert "at most 5 s ahead and 300 s behind are taken; set both by NTP" in checks["clock"]["says"]
+
+
 def test_a_device_is_joined_once(joined: Path, collection_folder: Path, front: str) -> None:
     """Two of them would sign each other off for ever."""
     told = json.loads((joined / "a.join").read_text())
@@ -216,7 +234,7 @@ def test_a_servers_certificate_that_ran_out_is_named(
     port = free_port()
     nobody = f"127.0.0.1:{free_port()}"
     stale = place.folder / "stale.pem", place.folder / "stale.key"
-    server = deploy_front.start(nobody, place.ca.read_bytes(), "127.0.0.1", port, *stale)
+    server = deploy_front.start(nobody, place, "127.0.0.1", port, *stale)
     told = json.loads((joined / "a.join").read_text())
     (joined / "a.join").write_text(json.dumps({**told, "address": f"127.0.0.1:{port}"}))
     assert "its certificate has run out" in join(joined, collection_folder)

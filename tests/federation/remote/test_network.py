@@ -218,7 +218,8 @@ def test_a_device_that_lies_in_the_mixture_is_left_out_of_it(
     lines: list[str] = []
     with over_wire(tmp_path / "d", encoder, cache, spoil={"client-2": lies}, say=lines.append) as over:
         result = train(collection, encoder, cache, tmp_path / "run", over)
-    assert lines == ["the mixture goes on without client-2"]
+    assert [line.split(": ")[0] for line in lines] == ["client-2", "the mixture goes on without client-2 (sent rubbish"]
+    assert over.network.marked == {"client-2": lines[0].removeprefix("client-2: ")}
     assert len(result.rounds) == 3
 
 

@@ -382,7 +382,7 @@ def test_a_bad_device_costs_a_line_in_the_history_not_the_run(
     with over_wire(tmp_path / "devices", encoder, cache, spoil={"client-2": short}) as over:
         found = train(collection, encoder, cache, tmp_path / "run", over)
     assert [record.clients for record in found.rounds] == [["client-1", "client-2"], *[["client-1"]] * 4]
-    assert found.rounds[1].failed == {"client-2": "sent rubbish: tensors of another form"}
+    assert found.rounds[1].failed == {"client-2": "sent rubbish: given/rows is float32 (1, 32), not float32 (6, 32)"}
     history = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
     assert history[1]["failed"] == found.rounds[1].failed
 

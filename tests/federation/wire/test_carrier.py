@@ -24,7 +24,7 @@ from fedcar.federation.deploy import server as deploy  # noqa: E402
 from fedcar.federation.deploy.folder import ServerFolder  # noqa: E402
 from fedcar.federation.deploy.link import link_of  # noqa: E402
 from fedcar.federation.deploy.processes import Child, free_port  # noqa: E402
-from fedcar.federation.wire import flower  # noqa: E402
+from fedcar.federation.wire import flower, rest  # noqa: E402
 from fedcar.federation.wire.exchange import Exchange  # noqa: E402
 from fedcar.federation.wire.payload import REPLIES, REQUESTS, Payload  # noqa: E402
 
@@ -125,12 +125,32 @@ def test_a_supernode_forgets_a_message_whose_run_ended_before_its_parts_came(mon
     assert not list(state.get_messages_legacy(run_ids=[7], is_reply=False))
 
 
+def test_a_device_at_rest_asks_less_often_until_a_message_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits a twentieth of the time that nothing came, from half a second to four; other waits stay as short."""
+    waits: list[float] = []
+    monkeypatch.setattr(rest.time, "sleep", waits.append)
+    monkeypatch.setattr(flower.inflatable_utils, "pull_objects", lambda: {})
+    module = SimpleNamespace()
+    flower.made_ready(module)
+    for _ in range(120):
+        module.time.sleep(3)
+    assert waits[:20] == [rest.NODE_POLL] * 20, "ten seconds, in which a run asks the next"
+    assert waits == sorted(waits) and waits[-1] == rest.NODE_REST == max(waits)
+    assert all(wait <= max(rest.NODE_POLL, rest.PATIENCE * sum(waits[:n])) for n, wait in enumerate(waits))
+    module.time.sleep(0.5)
+    module.pull_objects()
+    module.time.sleep(3)
+    assert waits[-2:] == [rest.TASK_POLL, rest.NODE_POLL]
+
+
 @pytest.fixture
 def session(monkeypatch: pytest.MonkeyPatch) -> flower.Session:
     """A session whose SuperLink is played: `HttpGrid._runtime_client`."""
     from flwr.supercore.run import Run
 
     class Played:
+        _client = SimpleNamespace(event_hooks={"response": []})
+
         def PullTaskInput(self, request: object) -> object:
             state = SimpleNamespace(node_id=1)
             return SimpleNamespace(run=None, task_id=1, context=state)
@@ -190,6 +210,29 @@ def test_a_reply_whose_parts_are_on_their_way_is_not_waited_for(session: flower.
     content.clear()  # the SuperLink has given it up
     assert session.collect(["asked"]) == [("asked", flower.Away("its answer was lost on the way"))]
     assert asked[2:] == [["asked"]] and session.coming == {}
+
+
+def test_nobody_answers_for_another(session: flower.Session) -> None:
+    """Who does not know a message's secret is no sender of its reply: its receiver is asked again, nothing is read."""
+    from flwr.proto import message_pb2, runtime_pb2
+
+    let_go: list[str] = []
+
+    class Link:
+        def PullMessages(self, request: object) -> object:
+            metadata = message_pb2.Metadata(message_id="forged", reply_to_message_id="asked", group_id="guessed")
+            return runtime_pb2.PullAppMessagesResponse(
+                messages_list=[message_pb2.Message(metadata=metadata)],
+                message_object_trees=[message_pb2.ObjectTree(object_id="forged")],
+            )
+
+        def ConfirmMessageReceived(self, request: object) -> None:
+            let_go.append(request.message_object_id)
+
+    flower.HttpGrid._runtime_client = Link()
+    session.secrets = {"asked": "secret"}
+    assert session.collect(["asked"]) == [("asked", flower.Away("somebody else answered in its place"))]
+    assert let_go == ["forged"] and session.coming == {}
 
 
 def test_parts_that_are_no_reply_are_a_line_not_the_end() -> None:

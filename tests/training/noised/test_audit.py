@@ -21,7 +21,8 @@ from fedcar.encoder.adapter import Adapter
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.encoder import Encoder
 from fedcar.errors import FedcarError
-from fedcar.privacy.audit import Check
+from fedcar.privacy.audit import Check, noise_is_as_large_as_stated
+from fedcar.privacy.noise import NoiseSource, add_noise
 from fedcar.retriever.prepare import prepare
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
@@ -29,6 +30,8 @@ from fedcar.training.noised import plan as plans
 from fedcar.training.noised.audit import collection as audited
 from fedcar.training.noised.audit.collection import audit_collection, of_setting, settings_of
 from fedcar.training.noised.audit.definition import Blocks, Definition
+from fedcar.training.noised.audit.residuals import Terms, residual_of
+from fedcar.training.noised.audit.trial import quieter
 from fedcar.training.noised.clients import NoisedRequest
 from fedcar.training.noised.plan import make_plan
 from fedcar.training.noised.sums import ROWS, ClippedSums
@@ -184,6 +187,19 @@ def test_questions_of_several_documents_count_by_their_share(
     for request in (NoisedRequest.of(plan, 1), NoisedRequest.of(plan, 2, state)):
         exact = sum(term for term, _ in definition.terms(request))
         np.testing.assert_allclose(request.sums(sums)[ROWS].double().numpy().reshape(-1), exact, atol=1e-5)
+
+
+def test_a_value_that_rounds_to_what_was_expected_is_not_missing_noise() -> None:
+    """A count of 200 under little noise leaves some hundred float32 values: one in a thousand is the count itself."""
+    request = quieter(NoisedRequest.of(make_plan(replace(TARGET, adaptive_clip=True), "head", 108), 0))
+    count, deviation, source = np.array([200.0]), request.release.standard_deviation, NoiseSource()
+    terms = Terms(count, None, edge=False)
+    for _ in range(4000):
+        [released] = add_noise({"count": count}, deviation, source).values.values()
+        left = torch.from_numpy(released).float().double().numpy()
+        assert not noise_is_as_large_as_stated([residual_of(left, terms, request, quiet=True)]).flagged
+    missing = [residual_of(count, terms, request, quiet=True) for _ in range(20)]
+    assert noise_is_as_large_as_stated(missing).flagged
 
 
 def test_an_audit_takes_two_questions(collection: Collection, encoder: Encoder, cache: FeatureCache) -> None:

@@ -24,7 +24,7 @@ from fedcar.encoder.reference import reference_states
 from fedcar.federation.simulate.noised import SharedOut
 from fedcar.privacy.accountant import epsilon_of
 from fedcar.privacy.noise import NoiseSource
-from fedcar.retriever.calibration import NO_CONFIDENCE, Calibration
+from fedcar.retriever.calibration import NO_CONFIDENCE, NO_PROMISE, Calibration
 from fedcar.retriever.retriever import Retriever
 from fedcar.training import train as training
 from fedcar.training.job import Splits, for_rows_and_for_choice
@@ -265,7 +265,8 @@ def test_without_public_questions_nothing_is_said_of_confidence(
     answer = found.search("is it loud?")
     assert answer.answered is None and answer.reason == NO_CONFIDENCE
     assert {hit.confidence for hit in answer} == {None}
-    assert found.search("is it loud?", risk=0.05).reason == NO_CONFIDENCE
+    promised = found.search("is it loud?", risk=0.05)
+    assert promised.answered is False and promised.reason == NO_PROMISE
     found.save(tmp_path / "retriever")
     assert Retriever.load(tmp_path / "retriever").calibration == found.calibration
 

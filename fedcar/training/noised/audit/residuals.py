@@ -110,7 +110,16 @@ def residual_of(released: Floats, terms: Terms, request: NoisedRequest, quiet: b
         residual = without(terms.by_unit, released / deviation)
     if terms.edge and BELOW in names_of(request):
         residual[-1] = random.standard_normal()
-    return residual.astype(np.float32)
+    return (residual + rounding(released) / deviation).astype(np.float32)
+
+
+def rounding(released: Floats) -> Floats:
+    """(n,): where in its step of float32 each value may have lain before it was rounded.
+
+    Of little noise on a large sum few values are possible. One that is just what was expected is no missing noise.
+    """
+    steps = np.spacing(np.abs(released).astype(np.float32)).astype(np.float64)
+    return steps * np.random.default_rng().uniform(-0.5, 0.5, released.shape)
 
 
 def read_coins(released: Floats, by_unit: Floats, deviation: float) -> Floats:
