@@ -96,7 +96,9 @@ def folders() -> list[Folder]:
             "Some encoders leave more. One with prompts, modules or limits of its own: `manner` and "
             "`state_fingerprint` of `encoder`. One with modules behind its pooling, or several poolings: "
             "`late.own_mean` U8. One whose cosines find nothing: `view.centres`, `view.directions` and `view.shares` "
-            "F32, in `evidence.safetensors` and `ridge.safetensors`.",
+            "F32, in `evidence.safetensors` and `ridge.safetensors`. Two encoders beside each other, where "
+            "the second was kept: `beside` of `encoder`, and `beside.*` in `ridge.safetensors` or the head's "
+            "`centres`.",
             ("ridge", "head", "adapter", "federated", "noised"),
             {
                 "retriever.json": "which encoder (by hash), head, weights, calibration, and the record of the training",
@@ -120,7 +122,8 @@ def folders() -> list[Folder]:
             "Some encoders leave more here too. One with a prompt for questions: `prompt` and `left_out` of `encoder`. "
             "One whose vectors are not as wide as its token states: `width`. One whose cosines find nothing: its view, "
             "as in a retriever (`ridge.view.*` in `rows.safetensors`), and beside that `viewed`, which documents are "
-            "compared by (F32, or I8 with `viewed.scales`).",
+            "compared by (F32, or I8 with `viewed.scales`). Two encoders: `beside-encoder.onnx`, "
+            "`beside-tokenizer.json`, and `beside` of `encoder` and of `origin`.",
             ("bundle",),
             {
                 "bundle.json": "encoder, weights, calibration and the record of the training",

@@ -18,7 +18,6 @@ What other folders take:
     manner.modules_of: The folders and kinds of the modules, in order; nothing where the folder names none.
     model.FrozenModel: A Hugging Face model in a folder; any number of encoders and threads share one.
     model.LOADING: the lock of whoever reads a model.
-    model_files.BOTH: in words, where two encoders beside each other are not to be had.
     model_files.DEFAULT_ENCODER: the name of the encoder that is taken where none is given.
     model_files.find: The folder that holds the model, and its revision where it comes from the hub.
     model_files.fingerprint: sha256 over the weights, the configuration and the tokenizer files: equal encoders,
@@ -27,6 +26,7 @@ What other folders take:
         states.
     model_files.parameter_count: How many numbers the weight files hold, from their headers.
     model_files.read_json: The JSON object in a file of an encoder's folder; FedcarError where there is none.
+    model_files.TWO_REFUSED: in words, where two encoders beside each other are not to be had.
     pooling.states_of: The last hidden states (n, t, d), pooled (n, d), and the mean states of the layers (n, k, d).
     reading.Reading: What one pass of n texts gives.
     reading.Runtime: Runs the frozen model on one batch, padded on the right.

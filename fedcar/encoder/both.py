@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from fedcar.encoder.encoder import Encoder
-from fedcar.encoder.model_files import parameter_count
+from fedcar.encoder.model_files import MARK, parameter_count
 from fedcar.encoder.reading import Progress, Reading, TokenStates, joined
 from fedcar.errors import FedcarError
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from fedcar.encoder.adapter import Adapter
 
-MARK = "+"
 TIMED = 16  # questions
 
 

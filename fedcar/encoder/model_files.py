@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 DEFAULT_ENCODER_ON_THE_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-BOTH = "two encoders beside each other are for `fedcar train` without --epsilon; name one encoder"
+MARK = "+"  # joins the names of two encoders, see `both`
+TWO_REFUSED = "two encoders beside each other are for `fedcar train` without --epsilon; name one encoder"
 MAX_TOKENS = 256  # kept of a text
 SMOLLM2 = "smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -41,8 +42,8 @@ def find(name: str, offline: bool) -> tuple[Path, str | None]:
     """
     if name and Path(name).is_dir():
         return Path(name).resolve(), None
-    if "+" in name and not Path(name).exists():
-        raise FedcarError(f"--encoder {name!r}: {BOTH}")
+    if MARK in name and not Path(name).exists():
+        raise FedcarError(f"--encoder {name!r}: {TWO_REFUSED}")
     if name.endswith(".gguf"):
         if not Path(name).is_file():
             raise FedcarError(f"--encoder {name!r}: no such file; give a GGUF file that exists")

@@ -9,7 +9,7 @@ from typing import TypedDict
 from fedcar.encoder.adapter import parse_variant
 from fedcar.encoder.both import Both, names_of
 from fedcar.encoder.encoder import Encoder
-from fedcar.encoder.model_files import BOTH, DEFAULT_ENCODER, parameter_count
+from fedcar.encoder.model_files import DEFAULT_ENCODER, TWO_REFUSED, parameter_count
 from fedcar.errors import FedcarError
 from fedcar.privacy.statement import PAPER_RECIPE
 from fedcar.retriever.retriever import Retriever
@@ -147,7 +147,7 @@ def check_both(options: TrainingSettings) -> None:
     named = options.encoder
     two = named.beside is not None if isinstance(named, Encoder) else len(names_of(named)) > 1
     if two and options.epsilon is not None:
-        raise FedcarError(f"--epsilon: {BOTH}")
+        raise FedcarError(f"--epsilon: {TWO_REFUSED}")
     if two and options.method == "adapter":
         raise FedcarError("--method adapter: trains through one encoder; name one, or give another method")
 
@@ -176,7 +176,7 @@ def loaded(
     """The encoder, read if it is not yet; one alone."""
     if isinstance(encoder, Encoder):
         if encoder.beside is not None:
-            raise FedcarError(f"{encoder.in_words}: {BOTH}")
+            raise FedcarError(f"{encoder.in_words}: {TWO_REFUSED}")
         return encoder
     return Encoder.load(encoder, pooling, query_prompt=query_prompt, document_prompt=document_prompt)
 
