@@ -25,7 +25,7 @@ from fedcar.cli.options import (
     with_privacy,
     with_settings,
 )
-from fedcar.cli.output import echo, print_json, show_plan
+from fedcar.cli.output import echo, echo_blamed, print_json, show_plan
 from fedcar.cli.tables import live_table
 from fedcar.errors import FedcarError, typed_path
 
@@ -252,8 +252,6 @@ def _print_json(result: Any) -> None:  # noqa: ANN401 - a Federation; importing 
 
 
 def _print_summary(result: Any, out: Path, collection: Path) -> None:  # noqa: ANN401 - as above
-    from fedcar.federation.rounds.record import blamed
-
     for name in ("central", "federated"):
         metrics = getattr(result, name)
         if metrics:
@@ -266,8 +264,7 @@ def _print_summary(result: Any, out: Path, collection: Path) -> None:  # noqa: A
         how = f"epsilon {result.privacy['epsilon']:.3g}, see privacy.json" if sure else "no formal guarantee"
     seconds = f"{clock:.1f} s by the clock, " if clock else ""  # under epsilon none are kept
     echo(f"{len(result.rounds)} rounds, {traffic}, {seconds}{how}")
-    for name, reason in blamed([record.to_json() for record in result.rounds]).items():
-        echo(f"{name}: {reason}")
+    echo_blamed([record.to_json() for record in result.rounds])
     echo(f"{out}: saved (run: {result.run})")
     echo(f"next: fedcar evaluate {typed_path(out)} {typed_path(collection)}")
 

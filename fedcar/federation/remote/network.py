@@ -203,13 +203,13 @@ class RemoteNetwork:
         width = len(self.retriever.weights)
         counts = [(by_state, questions) for questions, _, by_state in self._counted(torch.zeros(0, width), state)]
         held_out = sum(questions for _, questions in counts)
-        return {"questions": held_out, "right": held_out * share_right(counts)} if held_out else {}
+        return {"questions": held_out, "right": held_out * share_right(counts, len(self.clients))} if held_out else {}
 
     def held_out_by(self, among: Sequence[NDArray[np.float32]]) -> list[float]:
         """The share of the devices' held-out questions that search gets right with each of these weights."""
         told = self._counted(torch.stack([torch.from_numpy(weights) for weights in among]), None)
         return [
-            share_right([(float(right[place]), questions) for questions, right, _ in told])
+            share_right([(float(right[place]), questions) for questions, right, _ in told], len(self.clients))
             for place in range(len(among))
         ]
 

@@ -51,15 +51,6 @@ Record = RoundRecord | ExchangeRecord
 Watch = Callable[[Record, Mapping[str, float | None]], None]  # a round as it ends, and what stands beside it
 
 
-def blamed(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Who was refused in a run, with the last reason and in how many rounds: what its last lines say."""
-    reasons: dict[str, list[str]] = {}
-    for record in records:
-        for name, reason in record["refused"].items():
-            reasons.setdefault(name, []).append(reason)
-    return {name: f"refused {len(said)} times, last: {said[-1]}" for name, said in sorted(reasons.items())}
-
-
 def shown(record: Record) -> dict[str, Any]:
     """A record with all columns of tables and `--json`; what would need an un-noised look or a clock is empty."""
     content = record.to_json()

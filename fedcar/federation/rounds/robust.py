@@ -130,16 +130,14 @@ def worst(remembered: Tensors, harm: Mapping[str, NDArray[np.float64]]) -> tuple
     return client, f"left out: the judge's questions are surely better off without it (by {harms[client].mean:.3f})"
 
 
-def share_right(counts: Sequence[tuple[float, float]]) -> float:
+def share_right(counts: Sequence[tuple[float, float]], devices: int) -> float:
     """The share of right answers, by each device's word: (right, questions).
 
-    Of all questions together; where five devices or more say something the median of their shares, each counting by
-    its questions, at most the usual number: a minority that lies moves it no further than others differ.
+    Of all questions together; in a federation of five devices or more the median of their shares, each counting by its
+    questions, at most the usual number: a minority that lies moves it no further than others differ.
     """
     told = sorted((right / questions, questions) for right, questions in counts if questions > 0)
-    if len(told) < MANY:
+    if devices < MANY or not told:
         return sum(right for right, _ in counts) / max(1, sum(questions for _, questions in counts))
     weights = counted([questions for _, questions in told], 1.0)
-    upto, middle = np.cumsum(weights), sum(weights) / 2
-    place = int(np.searchsorted(upto, middle))
-    return told[place][0]
+    return told[int(np.searchsorted(np.cumsum(weights), sum(weights) / 2))][0]

@@ -128,7 +128,7 @@ def held_out(updates: Sequence[Update], enrolled: Mapping[str, Enrolled]) -> dic
     said = {update.client: (update.metrics.get("right", 0), update.metrics.get("held_out", 0)) for update in updates}
     counts = [count for client, count in said.items() if 0 <= count[0] <= count[1] <= enrolled[client].held_out]
     questions = sum(count for _, count in counts)
-    return {"questions": questions, "right": questions * share_right(counts)} if questions else None
+    return {"questions": questions, "right": questions * share_right(counts, len(enrolled))} if questions else None
 
 
 def too_few(number: int, settings: RoundSettings, refused: Mapping[str, str], failed: Mapping[str, str]) -> FedcarError:

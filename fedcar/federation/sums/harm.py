@@ -1,4 +1,4 @@
-"""Which clients' sums for ridge cannot be of questions, or surely harm the judge's: they are left out."""
+"""Whose sums for ridge surely harm the questions that judge, or would outweigh all others': they are left out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedcar.errors import FedcarError
 from fedcar.federation.rounds.aggregate import MANY
 from fedcar.federation.rounds.robust import HARM, MOST_JUDGED, Harm
 from fedcar.head.closed_form import STRENGTH, Statistics, solve
-from fedcar.head.feature_map import FREQUENCIES, LAYER_WEIGHT, FeatureMap
+from fedcar.head.feature_map import FeatureMap
 from fedcar.retriever.questions import Questions
 from fedcar.training.ridge import RidgeSums
 
@@ -24,34 +24,6 @@ if TYPE_CHECKING:
 
 JUDGING = 1000  # of the questions that choose, at most
 FAR = 30.0  # times the median of n_i: more cannot be looked past
-ROUNDING = 1e-3
-
-
-def beyond_bounds(statistics: Statistics) -> str | None:
-    """Why these cannot be the statistics of so many questions; None where they can.
-
-    A gram's diagonal is known: each cosine and sine of a frequency makes a fixed part of a question's length. What is
-    off it is at most the root of the two on it (Cauchy and Schwarz). A document's cross terms are no longer than its
-    questions.
-    """
-    gram, questions = statistics.gram, statistics.questions
-    diagonal = np.diagonal(gram).astype(np.float64)
-    slack = ROUNDING * max(1, questions)
-    if not np.isfinite(gram).all() or not np.isfinite(statistics.cross).all():
-        return "statistics that are not finite"
-    if (diagonal < -slack).any() or (diagonal > questions * (1 + ROUNDING)).any():
-        return "a gram whose diagonal no questions make"
-    hidden = len(diagonal) - 4 * FREQUENCIES
-    if hidden > 0:
-        first = diagonal[hidden : hidden + 2 * FREQUENCIES].reshape(2, FREQUENCIES).sum(0)
-        second = diagonal[hidden + 2 * FREQUENCIES :].reshape(2, FREQUENCIES).sum(0) / LAYER_WEIGHT**2
-        for part in (first, second):
-            if (np.abs(part * FREQUENCIES - questions) > slack).any():
-                return "a gram whose waves are not as long as its questions make them"
-    roots = np.sqrt(diagonal.clip(min=0)).astype(np.float32)
-    if (np.abs(gram) > np.outer(roots, roots) * (1 + ROUNDING) + slack).any():
-        return "a gram with more off its diagonal than on it"
-    return None
 
 
 @dataclass(frozen=True)
@@ -76,27 +48,25 @@ class SumsJudge:
 
 
 def left_out(sums: Mapping[str, RidgeSums], judge: SumsJudge | None) -> dict[str, str]:
-    """Who is left out, and why: whose sums cannot be, and, from five clients on, who surely harms the judge.
+    """From five clients on: who is left out, and why. Whose questions outnumber all others', and who surely harms.
 
-    At most a minority is judged out. The others' sums are added up as they are, so that the round stays exact for
-    them.
+    At most a minority is left out. The others' sums are added up as they are, so that the round stays exact for them.
+    That sums can be those of a client's questions at all is checked where they arrive (see `forms.check_client`).
     """
-    refused = {name: why for name, one in sums.items() if (why := beyond_bounds(one.statistics)) is not None}
-    kept = {name: one for name, one in sums.items() if name not in refused}
+    refused: dict[str, str] = {}
+    kept = {name: one.statistics for name, one in sums.items()}
+    most = (len(sums) - 1) // 2
     if len(sums) < MANY:
         return refused
-    usual = median_low([one.statistics.questions for one in kept.values()] or [0])
-    for name, one in list(kept.items()):
+    usual = median_low([one.questions for one in kept.values()])
+    for name, one in sums.items():
         if one.statistics.questions > FAR * usual:
             refused[name] = f"{one.statistics.questions} questions; the median is {usual}"
             del kept[name]
-    if judge is None or not MANY - 1 <= len(kept) <= MOST_JUDGED:
-        return refused
-    most = (len(sums) - 1) // 2
-    while len(refused) < most:
-        found = _worst({name: one.statistics for name, one in kept.items()}, judge)
+    while judge is not None and len(kept) <= MOST_JUDGED and len(refused) < most:
+        found = _worst(kept, judge)
         if found is None:
-            return refused
+            break
         name, harm = found
         refused[name] = f"left out: the judge's questions are surely better off without it (by {harm.mean:.3f})"
         del kept[name]

@@ -115,12 +115,13 @@ def federated_mixture(
     prior: NDArray[np.float32],
     free: NDArray[np.bool_] | None = None,
     say: Callable[[str], None] = lambda line: None,
+    many: bool = False,
 ) -> tuple[NDArray[np.float32], int]:
     """Weights as `fedcar.training.mixture.fit_mixture` learns them on all questions together, and the rounds it took.
 
     From five clients on, weights that most of them would gladly leave are not kept: those are learned that suit the
     usual client (of every sum a question the median), and who is at odds with them is named. Where nobody is strange
-    the weights are those of all questions.
+    the weights are those of all questions. `many` says that there were five, though some have been left out since.
 
     `free` (F,) tells which weights are learned. A client that does not answer is left out, and it begins again without
     it, and says so; FedcarError where nobody is left.
@@ -133,7 +134,7 @@ def federated_mixture(
     """
     while True:
         try:
-            return _mixture(clients, prior, free, say)
+            return _mixture(clients, prior, free, say, many)
         except _Left as left:
             say(f"the mixture goes on without {left}")
             clients.keep([name for name in clients.names if name not in left.names])
@@ -143,7 +144,7 @@ def federated_mixture(
 
 
 def _mixture(
-    clients: Clients, prior: NDArray[np.float32], free: NDArray[np.bool_] | None, say: Callable[[str], None]
+    clients: Clients, prior: NDArray[np.float32], free: NDArray[np.bool_] | None, say: Callable[[str], None], many: bool
 ) -> tuple[NDArray[np.float32], int]:
     spreads = _all(clients, Spread(), clients.names)
     speaking = [name for name, spread in spreads.items() if spread.speaking > 0]
@@ -158,7 +159,7 @@ def _mixture(
 
     pull = Pull.of(spread, questions, prior, free)
     weights, rounds = mixture_of_sums(pull, sums, counted)
-    if len(speaking) < MANY:
+    if len(speaking) < MANY and not (many and len(speaking) > 2):
         return weights.float().numpy(), rounds
     each = [max(spreads[name].counted, 1e-9) for name in speaking]
     here = dict(zip(speaking, sums(weights), strict=True))

@@ -189,6 +189,11 @@ class Gathered:
     failed: dict[str, str]
     refused: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def clients(self) -> int:
+        """How many gave sums."""
+        return len(self.sums) + len(self.refused)
+
     def answers(self, clients: Clients, request: Request[RidgeMember, Given]) -> list[Given]:
         """What clients answer, in the order of their names; FedcarError where none does."""
         answers = clients.ask(request)
@@ -203,8 +208,8 @@ def gather(retriever: Retriever, clients: Clients, judge: SumsJudge | None = Non
     """Ask every client for its sums, once for all candidates; who gives none is not asked again.
 
     Raises FedcarError past `MOST_ROWS` documents: which of them have questions is a client's own, so there is a column
-    for each. And where nobody gives any sums. Whose sums cannot be of questions, or surely harm the judge's, is left
-    out of all that follows.
+    for each. And where nobody gives any sums. Who surely harms the judge's questions is left out of all that follows
+    (see `left_out`).
     """
     if len(retriever.documents) > MOST_ROWS:
         raise FedcarError(
@@ -218,9 +223,6 @@ def gather(retriever: Retriever, clients: Clients, judge: SumsJudge | None = Non
     given = dict(sorted(answers.given.items()))
     refused = left_out({name: answer.sums for name, answer in given.items()}, judge)
     given = {name: answer for name, answer in given.items() if name not in refused}
-    if not given:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(refused.items())[:5])
-        raise FedcarError(f"no device gave sums that can be used ({reasons}); see fedcar doctor on them")
     clients.keep(list(given))
     seconds = {name: answer.seconds for name, answer in given.items() if answer.seconds is not None}
     sums = {name: answer.sums for name, answer in given.items()}
@@ -266,21 +268,23 @@ def federated_ridge(
     """
     fixed, parts = feature_map(retriever, cache, seed), gathered.sums
     taught = joined(summed(parts), PseudoSums.of(pseudo, rows_of(retriever), retriever, fixed, cache))
-    right = together(gathered.answers(clients, RightByStrength(taught)))
+    right = together(gathered.answers(clients, RightByStrength(taught)), gathered.clients)
     strength = STRENGTHS[right.index(max(right))]
     solution = Solution(strength, solve(taught.statistics, strength))
     exchanges, held_out = 2, {}
 
     def fit(share: float, prior: NDArray[np.float32], free: NDArray[np.bool_]) -> NDArray[np.float32]:
         nonlocal exchanges
-        weights, rounds = federated_mixture(LeftOutClients(clients, solution, share), prior, free, say)
+        asked = LeftOutClients(clients, solution, share)
+        weights, rounds = federated_mixture(asked, prior, free, say, many=gathered.clients >= MANY)
         exchanges += rounds
         return weights
 
     def unseen_success(weights: NDArray[np.float32]) -> float:
         counts = gathered.answers(clients, RightOnFolds(solution, weights))
-        held_out[weights.tobytes()] = share_right(possible((count.held_out_right, count.held_out) for count in counts))
-        return share_right(possible((count.right, count.questions) for count in counts))
+        held = possible((count.held_out_right, count.held_out) for count in counts)
+        held_out[weights.tobytes()] = share_right(held, gathered.clients)
+        return share_right(possible((count.right, count.questions) for count in counts), gathered.clients)
 
     folds = taught.folds(seed)
     learned = taught.retriever(retriever, solution.ridge, fixed)
@@ -295,17 +299,17 @@ def possible(counts: Iterable[tuple[float, int]]) -> list[tuple[float, int]]:
     return [(right, questions) for right, questions in counts if 0 <= right <= questions]
 
 
-def together(counts: Sequence[Sequence[float]]) -> list[float]:
-    """Clients' right answers at each strength, added up; from five on none moves the choice further than is usual.
+def together(counts: Sequence[Sequence[float]], clients: int) -> list[float]:
+    """Clients' right answers at each strength, added up; of five or more none moves the choice further than is usual.
 
     What moves it is by how much a client's counts differ from their mean. Their length is cut to twice the median.
     """
     each = np.array(counts, dtype=np.float64)
-    if len(each) >= MANY:
+    if clients >= MANY:
         away = each - each.mean(axis=1, keepdims=True)
         lengths = np.linalg.norm(away, axis=1)
-        away *= np.minimum(1.0, 2 * median_low(lengths.tolist()) / np.maximum(lengths, 1e-300))[:, None]
-        each = np.where((lengths > 2 * median_low(lengths.tolist()))[:, None], away, each)
+        longest = 2 * median_low(lengths.tolist())
+        each = np.where((lengths > longest)[:, None], away * (longest / np.maximum(lengths, 1e-300))[:, None], each)
     return [float(count) for count in each.sum(axis=0)]
 
 

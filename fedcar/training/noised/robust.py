@@ -1,6 +1,7 @@
 """Noised sums of many clients, of which some may be hostile: what is made of them is post-processing and costs nothing.
 
-Below five clients nothing is done here: two that contradict each other cannot be told apart.
+For runs of five clients or more: of fewer, two that contradict each other cannot be told apart. It goes by how many
+took part at first, so that one who is refused or gone does not leave the others unprotected.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def contradicting(answers: Mapping[str, Answer], deviation: float) -> dict[str, 
     """
     refused: dict[str, str] = {}
     vectors = {name: flat(answer) for name, answer in cut(answers).items()}
-    while len(answers) >= MANY and len(refused) < (len(answers) - 1) // 2:
+    while len(refused) < (len(answers) - 1) // 2:
         whole = torch.stack(list(vectors.values())).sum(0)
         errors = {name: _errors(vector, whole - vector, deviation) for name, vector in vectors.items()}
         worst = min(errors, key=lambda name: errors[name])
@@ -50,9 +51,8 @@ def _errors(vector: Tensor, others: Tensor, deviation: float) -> float:
 
 
 def cut(answers: Mapping[str, Answer]) -> dict[str, Answer]:
-    """Sums no longer than 1.1 times the median of five clients or more; counts, and sums of fewer, as they are."""
-    counts = all(tensor.numel() <= 3 for answer in answers.values() for tensor in answer.values())
-    if len(answers) < MANY or counts:
+    """Sums no longer than 1.1 times the median; counts as they are."""
+    if all(tensor.numel() <= 3 for answer in answers.values() for tensor in answer.values()):
         return dict(answers)
     lengths = {name: float(flat(answer).norm()) for name, answer in answers.items()}
     longest = LONGEST * median_low(lengths.values())
@@ -67,11 +67,10 @@ def cut(answers: Mapping[str, Answer]) -> dict[str, Answer]:
 def usual_counts(answers: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """Held-out questions, right by search, right as trained (3,), of all clients together, by their weights.
 
-    From five clients on by medians: of the questions, of what search gets right, and of what training adds to that.
+    By medians: of the questions, of what search gets right, and of what training adds to that. Of an even number the
+    lower one, so that half of them cannot say that training was better.
     """
     each = torch.stack([answer.double() for _, answer in sorted(answers.items())])
-    weight = torch.tensor([weights.get(name, 1.0) for name in sorted(answers)], dtype=torch.float64)
-    if len(each) < MANY:
-        return weight @ each
-    questions, search = each[:, 0].quantile(0.5), each[:, 1].quantile(0.5)
-    return weight.sum() * torch.stack([questions, search, search + (each[:, 2] - each[:, 1]).quantile(0.5)])
+    weight = sum(weights.get(name, 1.0) for name in answers)
+    questions, search, more = (each[:, 0], each[:, 1], each[:, 2] - each[:, 1])
+    return weight * torch.stack([questions.median(), search.median(), search.median() + more.median()])

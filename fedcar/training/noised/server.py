@@ -126,6 +126,7 @@ class PrivateTraining:
         self.watch = watch or (lambda record: None)
         self.outcome = Outcome(untrained, "none")
         self.weights: dict[str, float] = {}
+        self.many = len(clients.names) >= MANY
         self.contradicting: dict[str, str] = {}
         self.worth = 0.0  # where persons are the unit, how many of one question each they are worth
         self.latest: tuple[dict[str, Tensor], Score, str] | None = None
@@ -175,7 +176,7 @@ class PrivateTraining:
         if questions > 0:
             self.outcome.scores |= {"before": search / questions, self.plan.method: trained / questions}
         noise = self.loudness * request.release.standard_deviation * 2**0.5  # of the difference
-        if len(self.outcome.records[-1].clients) >= MANY:
+        if self.many:
             noise *= SPREAD_OF_A_MEDIAN
         if search - trained > noise:
             self.best = (None, None, "none")
@@ -219,10 +220,11 @@ class PrivateTraining:
         """The exchange's record, and the answers that passed."""
         answers = self.clients.ask(request)
         passed, refused = checked(answers.given)
-        if self.plan.sums is not None and request.number == 1:
-            self.contradicting = contradicting(passed, request.release.standard_deviation)
-        refused |= {name: why for name, why in self.contradicting.items() if name in passed}
-        passed = cut({name: answer for name, answer in passed.items() if name not in refused})
+        if self.many:
+            if self.plan.sums is not None and request.number == 1:
+                self.contradicting = contradicting(passed, request.release.standard_deviation)
+            refused |= {name: why for name, why in self.contradicting.items() if name in passed}
+            passed = cut({name: answer for name, answer in passed.items() if name not in refused})
         if not passed:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(refused.items())[:5])
             raise FedcarError(f"exchange {request.number}: no client gave out anything that can be used ({reasons})")
@@ -245,7 +247,7 @@ class PrivateTraining:
     def added(self, passed: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """The weighted sum. A client left out is missing from it and not from the divisor: its part of a step is 0."""
         names = next(iter(passed.values()))
-        if HELD_OUT in names:
+        if HELD_OUT in names and self.many:
             return {HELD_OUT: usual_counts({name: one[HELD_OUT] for name, one in passed.items()}, self.weights)}
         weighted = {name: torch.zeros_like(tensor) for name, tensor in names.items()}
         for client, answer in passed.items():
@@ -268,7 +270,7 @@ class PrivateTraining:
         if not any(noised.values()):  # noise alone: nobody is known to have more than anybody else
             return 1.0
         usual = max(1.0, median_low(noised.values()))
-        if len(noised) >= MANY:  # one that counts a million would make all steps short
+        if self.many:  # one that counts a million would make all steps short
             noised = {name: min(number, MOST_UNITS * usual) for name, number in noised.items()}
         self.weights = {name: min(1.0, number / usual) for name, number in noised.items()}
         if any(weight < LEAST_WEIGHT for weight in self.weights.values()):
@@ -276,7 +278,7 @@ class PrivateTraining:
             self.report.say(f"{few} of {len(noised)} clients have too few questions for this plan and hardly count")
         if self.plan.target.protects == "person":
             weighed = {name: max(0.0, float(count[1])) for name, count in counts.items()}
-            if len(weighed) >= MANY:
+            if self.many:
                 most = MOST_UNITS * max(1.0, median_low(weighed.values()))
                 weighed = {name: min(weighs, most) for name, weighs in weighed.items()}
             worth = sum(self.weights[name] * MOST_WEIGHT * weighs for name, weighs in weighed.items())
