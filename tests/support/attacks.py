@@ -9,14 +9,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fedcar.federation.rounds.aggregate import STEPS
-from fedcar.federation.rounds.compress import MOMENTS
-from fedcar.federation.rounds.update import Update
+from fedcar.federation.rounds.aggregate import FIXED, STEPS
+from fedcar.federation.rounds.compress import MOMENTS, decode
+from fedcar.federation.rounds.in_process import LocalNetwork
+from fedcar.federation.rounds.robust import share_right
+from fedcar.federation.rounds.update import Enrolled, ServerState, Update
 from fedcar.federation.sums.mixture import PooledSums, SpreadSums
+from fedcar.head.naive_bayes import NaiveBayes
+from fedcar.training.clients import Answers, Request
+from fedcar.training.ridge import RidgeSums
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Step = Mapping[str, Tensor]
 FAR = 9.5  # times: just below the length at which an update is refused
@@ -76,7 +86,15 @@ ROUNDS: dict[str, Callable[[Told], Step]] = {
     "small steady pushes": lambda told: times(mean(told.others), -0.3),
     "every second round": lambda told: told.own if told.number % 2 else times(told.own, -FAR),
     "late": lambda told: told.own if told.number <= 12 else times(told.own, -FAR),
+    "900 times as many questions": lambda told: times(told.own, -1.0),
 }
+CLAIMED = {"900 times as many questions": 900}  # just below where a number of questions is refused
+
+
+def claimed(honest: Enrolled, attack: str | None) -> Enrolled:
+    """What a device enrols with."""
+    more = CLAIMED.get(attack or "", 1)
+    return replace(honest, questions=more * honest.questions, row_questions=more * honest.row_questions)
 
 
 def attacked(own: Update, others: Sequence[Update], state: Mapping[str, Tensor], attack: str, number: int) -> Update:
@@ -88,7 +106,7 @@ def attacked(own: Update, others: Sequence[Update], state: Mapping[str, Tensor],
         sent[name] = (state[name].double() + tensor).to(state[name].dtype)
     if step is not told.own:
         sent |= {name: state[name].clone() for name in sent if name.startswith(MOMENTS) and name != STEPS}
-    return replace(own, tensors=sent)
+    return replace(own, tensors=sent, questions=CLAIMED.get(attack, 1) * own.questions)
 
 
 def step_of(update: Update, state: Mapping[str, Tensor]) -> Step:
@@ -112,3 +130,97 @@ MIXTURE: dict[str, Callable[[object], object]] = {
         else given
     ),
 }
+
+
+def gram_of_noise(sums: RidgeSums) -> RidgeSums:
+    """A gram of as much length as the honest one, in directions that no question has."""
+    statistics = sums.statistics
+    drawn = np.random.default_rng(1).normal(size=statistics.gram.shape).astype(np.float32)
+    roots = np.sqrt(np.diagonal(statistics.gram))
+    lengths = np.linalg.norm(drawn, axis=1, keepdims=True)
+    return replace(
+        sums, statistics=replace(statistics, gram=(drawn / lengths) @ (drawn / lengths).T * np.outer(roots, roots))
+    )
+
+
+def crosses(sums: RidgeSums, change: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> RidgeSums:
+    return replace(sums, statistics=replace(sums.statistics, cross=change(sums.statistics.cross)))
+
+
+def next_smaller(sums: RidgeSums) -> NDArray[np.int64]:
+    """For each document another one with at most as many questions, whose sums are within its bounds."""
+    order = np.argsort(sums.statistics.counts, kind="stable")
+    taken = np.empty_like(order)
+    taken[order] = np.concatenate([order[:1], order[:-1]])
+    return taken
+
+
+def other_words(sums: RidgeSums) -> RidgeSums:
+    """Each document's words are those of another."""
+    return replace(sums, words=NaiveBayes(sums.words.counts[next_smaller(sums)]))
+
+
+def other_crosses(sums: RidgeSums) -> RidgeSums:
+    """Each document's cross terms are those of another."""
+    return crosses(sums, lambda cross: cross[:, next_smaller(sums)])
+
+
+RIDGE: dict[str, Callable[[RidgeSums], RidgeSums]] = {
+    "a gram of noise": gram_of_noise,
+    "cross terms turned around": lambda sums: crosses(sums, lambda cross: -cross),
+    "cross terms of other documents": other_crosses,
+    "words of other documents": other_words,
+    "cross terms and words of other documents": lambda sums: other_words(other_crosses(sums)),
+}
+
+
+# ---------------------------------------------------------------- devices in this process
+
+
+class Hostile(LocalNetwork):
+    """Devices of which some send what an attack makes of all honest answers; `held` are held-out questions of each."""
+
+    attack: str | None = None
+    bad: Sequence[str] = ()
+    held: Mapping[str, Any] = {}  # noqa: RUF012 - set for all of a run
+
+    def __init__(self, clients: Any, *more: Any) -> None:  # noqa: ANN401 - those of LocalNetwork
+        super().__init__(clients, *more)
+        for name, client in self.clients.items():
+            said = replace(client.enrol(), held_out=len(self.held.get(name, ())))
+            said = claimed(said, self.attack) if name in self.bad else said
+            client.enrol = lambda said=said: said  # type: ignore[method-assign, misc]
+
+    def ask(self, request: Request[Any, Any], names: Sequence[str] | None = None) -> Answers[Any]:
+        answers, state = super().ask(request, names), request.state.tensors  # type: ignore[attr-defined]
+        number = request.number  # type: ignore[attr-defined]
+        trained = {name: tensor for name, tensor in state.items() if name not in FIXED}
+        given = {
+            name: replace(
+                update,
+                tensors=decode(update.tensors, trained, self.settings.compression),
+                metrics={**update.metrics, **self.counts(name, state, number)},
+            )
+            for name, update in answers.given.items()
+        }
+        honest = [update for name, update in given.items() if name not in self.bad]
+        for name in self.bad if self.attack in ROUNDS else ():
+            if name in given:
+                given[name] = attacked(given[name], honest, state, self.attack, number)
+        return replace(answers, given=given)
+
+    def counts(self, name: str, state: Mapping[str, Any], number: int) -> dict[str, float]:
+        """What a device says of a state on its held-out questions; a hostile one that the first was the best."""
+        if not self.held:
+            return {}
+        questions = self.held[name]
+        right = self.clients[name].evaluate(state, self.settings, questions)
+        if name in self.bad and self.attack:
+            right = len(questions) if number == 1 else 0
+        return {"right": right, "held_out": len(questions)}
+
+    def held_out(self, state: ServerState) -> dict[str, float]:
+        said = [self.counts(name, state.tensors, state.round + 1) for name in self.names] if self.held else []
+        questions = sum(one["held_out"] for one in said)
+        share = share_right([(one["right"], one["held_out"]) for one in said], len(self.clients))
+        return {"questions": questions, "right": questions * share} if said else {}

@@ -198,9 +198,10 @@ def run_rounds(
         for name, client in clients.clients.items():
             client.load_kept(client_states.get(name, {}), state.round)
     selection.active = state.tensors.get(FIXED[0], selection.active)
+    judge = selection.chances if len(selection.selection) else None
     for _ in range(state.round, settings.rounds):
         received = state
-        state, record = federated_round(state, enrolled, settings, clients, selection, selection.chances)
+        state, record = federated_round(state, enrolled, settings, clients, selection, judge)
         selection.heard(received.round, received.tensors, record.held_out)
         client_states = {name: client.kept() for name, client in clients.clients.items()}
         folder.write(state, client_states, selection.best, record)

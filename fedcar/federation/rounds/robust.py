@@ -17,10 +17,11 @@ from fedcar.federation.rounds.update import Enrolled, ServerState, Update
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Judge = Callable[[Tensors], "NDArray[np.float64] | None"]  # a state -> of each question the right answer's chance
+    Judge = Callable[[Tensors], NDArray[np.float64]]  # a state -> of each question the right answer's chance
 
 MOST_JUDGED = 32  # updates, each of which costs a look; among more than these one hardly counts
 SURE = 4.0  # standard errors of the paired difference
+LEAST_QUESTIONS = 20  # that judge: of fewer a standard error says nothing
 HARM = 0.01  # of the chance of the right answer, over all rounds
 WORSE = 0.02  # the same, of one state against the one before
 HARMS = "harm."  # how the names of what is remembered of a device begin, beside the server optimiser's state
@@ -34,6 +35,8 @@ class Harm(NamedTuple):
 
     @classmethod
     def of(cls, differences: NDArray[np.float64]) -> Harm:
+        if len(differences) < LEAST_QUESTIONS:
+            return cls(0.0, 0.0)
         mean = float(differences.mean())
         error = float(differences.std()) / math.sqrt(len(differences))
         return cls(mean, mean / max(error, 1e-12))
@@ -69,7 +72,7 @@ def combined(
     From five devices on each round looks at the state without each device in turn. What it harms is added up over
     rounds, question by question, from where it last did no harm: small steady pushes add up here too. At most a
     minority is left out, and no more than leaves `least` updates. A state on which the judge's questions are surely
-    worse off than on the state before is not kept, whoever made it.
+    worse off than on the state before is not kept, whoever made it. Fewer than 20 questions judge nobody.
 
     Formal guarantees:
         one_of_five_cannot_take_the_model_away, a_state_that_is_surely_worse_is_not_kept.
@@ -82,14 +85,14 @@ def combined(
 
     chosen, blamed = list(updates), dict[str, str]()
     tensors, moments = stepped(chosen)
-    now = judge(tensors) if judge is not None else None
-    if judge is None or now is None:
+    if judge is None:
         return Combined(tensors, {**moments, **remembered}, chosen, blamed)
+    now, before = judge(tensors), judge(state.tensors)
     most = min((len(updates) - 1) // 2, len(updates) - least)
     looks = is_clipped(settings, len(enrolled)) and 2 < len(updates) <= MOST_JUDGED
     while looks:
         without = {one.client: judge(stepped([other for other in chosen if other is not one])[0]) for one in chosen}
-        harm = {client: chances - now for client, chances in without.items() if chances is not None}
+        harm = {client: chances - now for client, chances in without.items()}
         if not blamed:
             remembered = {**remembered, **added_up(remembered, harm)}
         found = worst(remembered, harm)
@@ -100,10 +103,8 @@ def combined(
         chosen = [one for one in chosen if one.client != client]
         tensors, moments = stepped(chosen)
         now = without[client]
-        assert now is not None
-    before = judge(state.tensors)
     moments = {**moments, **remembered}
-    if before is not None and (fall := Harm.of(before - now)).surely(WORSE):
+    if (fall := Harm.of(before - now)).surely(WORSE):
         gate = f"not kept: {now.mean():.3f} is the chance of the right answer after it, {before.mean():.3f} before"
         gate += f" ({fall.errors:.0f} standard errors)"
         return Combined(state.tensors, {**state.optimizer, **remembered}, chosen, blamed, gate)

@@ -50,10 +50,8 @@ class ServerSelection:
             self.best = Best(number, reached, self.trainer.trained_tensors())
         return reached.success
 
-    def chances(self, tensors: Tensors) -> NDArray[np.float64] | None:
-        """What chance a state gives the right answer of each question that judges (m,); None where there is none."""
-        if not len(self.selection):
-            return None
+    def chances(self, tensors: Tensors) -> NDArray[np.float64]:
+        """What chance a state gives the right answer of each question that judges (m,)."""
         through_the_encoder = bool(self.trainer.token_ids)
         size = JUDGING_THROUGH_THE_ENCODER if through_the_encoder else JUDGING
         rows = np.random.default_rng(len(self.selection)).permutation(len(self.selection))[:size]

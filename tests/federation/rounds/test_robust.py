@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,16 +13,16 @@ import numpy as np
 import pytest
 import torch
 from support import federated
-from support.attacks import ROUNDS, attacked
+from support.attacks import ROUNDS, Hostile
 from support.federated import World, enrolled, shares, update
 
 from fedcar.federation.rounds.aggregate import aggregate, counted, is_clipped, local_steps
-from fedcar.federation.rounds.compress import decode
-from fedcar.federation.rounds.in_process import LocalNetwork
 from fedcar.federation.rounds.robust import combined, share_right
 from fedcar.federation.rounds.round import held_out
 from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.federation.rounds.update import Enrolled, ServerState
+from fedcar.retriever.questions import Questions
+from fedcar.training.selection import Standard
 
 STATE = {"head.rows": torch.zeros(3, 2)}
 NAMES = [f"c{number}" for number in range(5)]
@@ -32,26 +33,18 @@ def rows(client: str, value: float, questions: int = 10) -> Any:
     return update(client, questions, **{"head.rows": torch.full((3, 2), value)})
 
 
-def run(world: World, folder: Path, attack: str | None, bad: Sequence[str]) -> tuple[float, list[dict[str, Any]]]:
-    """Success on the selection questions at the end, and the records."""
-
-    class Hostile(LocalNetwork):
-        def ask(self, request: Any, names: Any = None) -> Any:
-            answers = super().ask(request, names)
-            state = request.state.tensors
-            trained = {name: tensor for name, tensor in state.items() if name != "head.active"}
-            plain = {
-                name: replace(one, tensors=decode(one.tensors, trained, "none")) for name, one in answers.given.items()
-            }
-            honest = [one for name, one in plain.items() if name not in bad]
-            sent = {
-                name: attacked(plain[name], honest, state, attack, request.number) for name in bad if name in plain
-            } if attack else {}  # fmt: skip
-            return replace(answers, given={**answers.given, **sent})
-
-    with patch.object(federated, "LocalNetwork", Hostile):
-        selection, records, _ = world.run(folder, shares(240, 5), rounds=16)
-    return selection.best.score.success, records
+def run(
+    world: World, folder: Path, attack: str | None, bad: Sequence[str], held: Mapping[str, Questions] | None = None
+) -> tuple[float, list[dict[str, Any]]]:
+    """Success on the selection questions of what is kept, and the records; `held` are devices' own held-out ones."""
+    hostile = type("Hostile", (Hostile,), {"attack": attack, "bad": bad, "held": held or {}})
+    asked = copy.copy(world)
+    if held:
+        asked.selection = world.selection.take(np.arange(0))
+    with patch.object(federated, "LocalNetwork", hostile):
+        selection, records, _ = asked.run(folder, shares(240, 5), rounds=16)
+    kept = selection.finish().scores_of(world.selection)
+    return Standard().score(world.selection, kept).success, records
 
 
 QUICK = ("minus 9.5 times the honest step", "another document's rows of the usual length")
@@ -79,6 +72,16 @@ def test_two_of_five_never_fall_below_search(world: World, tmp_path: Path, attac
     reached, records = run(world, tmp_path / "run", attack, ["client-02", "client-04"])
     assert reached >= federated.untrained(world)
     assert {client for record in records for client in record["refused"]} <= {"client-02", "client-04"}
+
+
+@pytest.mark.parametrize("bad", [["client-02"], ["client-02", "client-04"]], ids=["one", "two"])
+def test_false_counts_do_not_choose_where_devices_alone_have_questions(
+    world: World, four_honest: float, tmp_path: Path, bad: Sequence[str]
+) -> None:
+    """Hostile ones say that the first state was best, and send another document's rows. Nobody judges those here."""
+    held = {f"client-{n:02}": world.selection.take(np.arange(24 * (n - 1), 24 * n)) for n in range(1, 6)}
+    reached, _ = run(world, tmp_path / "run", "another document's rows of the usual length", bad, held)
+    assert reached >= (four_honest - 0.03 if len(bad) == 1 else federated.untrained(world))
 
 
 def test_five_honest_ones_are_all_kept(world: World, tmp_path: Path) -> None:
@@ -110,6 +113,14 @@ def test_a_state_that_is_surely_worse_is_not_kept() -> None:
     after = combined(state, [rows("a", 1.0), rows("b", 1.0)], known, RoundSettings(), chances({0.0: 0.8, 1.0: 0.3}))
     assert after.gate is not None and "0.300 is the chance of the right answer after it, 0.800 before" in after.gate
     assert torch.equal(after.tensors["head.rows"], STATE["head.rows"]) and not after.blamed
+    few = combined(
+        state,
+        [rows("a", 1.0), rows("b", 1.0)],
+        known,
+        RoundSettings(),
+        lambda tensors: chances({0.0: 0.8, 1.0: 0.3})(tensors)[:19],
+    )
+    assert few.gate is None, "nineteen questions are too few to be sure"
     better = combined(state, [rows("a", 1.0), rows("b", 1.0)], known, RoundSettings(), chances({0.0: 0.3, 1.0: 0.8}))
     assert better.gate is None and float(better.tensors["head.rows"][0, 0]) == 1.0
 
