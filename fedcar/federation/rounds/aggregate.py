@@ -25,6 +25,7 @@ SECOND, STEPS = ".square", f"{MOMENTS}steps"  # how the names of second moments 
 ABSURD_QUESTIONS = 1000  # times the cohort's median: refused; below, capped
 MANY = 5  # devices, from which on no one of them is taken at its word
 MOST_WEIGHT = 3.0  # times the cohort's median of questions, among so many
+LONGEST = 1.5  # times the usual length, among so many: cut to 1.0 honest rounds lose up to .013, to 1.5 nothing
 FIRST_MOMENT, SECOND_MOMENT, ADAPTIVITY = 0.9, 0.99, 1e-3  # FedAdam's betas and tau
 
 
@@ -184,15 +185,16 @@ def clips(updates: Sequence[Update], state: Tensors, steps: Tensor) -> dict[str,
 
     The usual length is the lower median of the lengths over the root of the local steps: steps that agree on nothing
     make a walk whose length grows by the root, and who has more questions may go further. A minority cannot move the
-    median, and one of five that goes the other way takes back at most what one honest one brings. On non-iid shares
-    this costs nothing, where a median or trimmed mean of the coordinates and multi-Krum cost .03 to .1 (docs/log.md).
+    median, and one of five that goes the other way takes back at most half as much again as one honest one brings. On
+    non-iid shares this costs nothing, where a median or trimmed mean of the coordinates and multi-Krum cost .01 to .18
+    (docs/log.md).
     """
     factors = {}
     for what, (_, part) in PARTS.items():
         lengths = torch.tensor([length(update, state, part) for update in updates], dtype=torch.float64)
         a_step = lengths / steps.sqrt()
         usual = median_low([value for value in a_step.tolist() if value > 0] or [0.0])
-        factors[what] = (usual / a_step.clamp(min=1e-300)).clamp(max=1.0)
+        factors[what] = (LONGEST * usual / a_step.clamp(min=1e-300)).clamp(max=1.0)
     return factors
 
 

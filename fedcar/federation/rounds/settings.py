@@ -38,15 +38,15 @@ class RoundSettings:
     2020; with equal numbers of steps the same as n_i / n); or each row n_id / n_d over the clients with questions of
     that document (`row`). `weight_cap`: n_i counts at most this many times the cohort's (lower) median.
     `norm_factor`: an update longer than this many times the cohort's (lower) median length is refused.
-    `average`: `clipped` cuts updates to the cohort's usual length and counts n_i at most three times the median, `auto`
-    does so from five clients on and takes the `mean` below; `trimmed` leaves out the share `trim` of the values at
-    either end of every coordinate and ignores the weights (Yin et al. 2018). `server_optimizer`: `adam` is FedAdam
-    (Reddi et al. 2021); `server_rate` multiplies the averaged step (`average`) or is Adam's rate. `proximal`: mu of
-    FedProx (Li et al. 2020). `local_optimizer`: `shared` averages the clients' Adam moments as it averages the tensors,
-    so that a client without questions of a document moves its row by the gradient's size, not by Adam's full step;
-    `kept` carries a client's own moments from round to round, `reset` starts each round without. `deadline` in seconds
-    by the clock. `questions` is the federation's n, by which the penalty on the rows is scaled, `batch_size` that of
-    local training.
+    `average`: `clipped` cuts updates to 1.5 times the cohort's usual length and counts n_i at most three times the
+    median, `auto` does so from five clients on and takes the `mean` below; `trimmed` leaves out the share `trim` of the
+    values at either end of every coordinate and ignores the weights (Yin et al. 2018). `server_optimizer`: `adam` is
+    FedAdam (Reddi et al. 2021); `server_rate` multiplies the averaged step (`average`) or is Adam's rate. `proximal`:
+    mu of FedProx (Li et al. 2020). `local_optimizer`: `shared` averages the clients' Adam moments as it averages the
+    tensors, so that a client without questions of a document moves its row by the gradient's size, not by Adam's full
+    step; `kept` carries a client's own moments from round to round, `reset` starts each round without. `deadline` in
+    seconds by the clock. `questions` is the federation's n, by which the penalty on the rows is scaled, `batch_size`
+    that of local training.
     """
 
     rounds: int = 0

@@ -143,12 +143,12 @@ def test_small_steady_pushes_add_up_to_a_name() -> None:
     assert {name for name in state.optimizer if float(state.optimizer[name].mean()) > 0} == {"harm.c0"}
 
 
-def test_no_update_counts_for_more_than_a_usual_one() -> None:
-    """A length is cut to the median, at an equal number of steps; below five clients the mean is as it was."""
+def test_no_update_counts_for_much_more_than_a_usual_one() -> None:
+    """A length is cut to 1.5 times the median at an equal number of steps; of fewer than five it is the mean."""
     settings = RoundSettings(weight="question")
     sent = [rows("c0", -9.0), *(rows(name, 1.0) for name in NAMES[1:])]
     after, _ = aggregate(STATE, {}, sent, KNOWN, settings)
-    torch.testing.assert_close(after["head.rows"], torch.full((3, 2), (4 - 1) / 5))
+    torch.testing.assert_close(after["head.rows"], torch.full((3, 2), (4 - 1.5) / 5))
     few, _ = aggregate(STATE, {}, sent[:2], enrolled(c0=10, c1=10), settings)
     torch.testing.assert_close(few["head.rows"], torch.full((3, 2), -4.0))
     assert is_clipped(RoundSettings(average="clipped"), 2) and not is_clipped(RoundSettings(average="mean"), 9)
