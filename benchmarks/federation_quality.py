@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from fedcar.collection.collection import Collection
+from fedcar.collection.collection import Collection, Judged
 from fedcar.collection.partition import partition
 from fedcar.collection.splits import subset as held_out
 from fedcar.common.measure import peak_memory_mb
@@ -47,15 +47,18 @@ class Bench:
         self.collection = Collection.read(folder)
         self.features = FeatureCache(cache)
         self.seed = seed
-        splits = Splits.in_one_place(self.collection, seed)
+        splits, test = self.questions()
         self.judged = splits.training
-        test = self.collection.judged("test")
-        trained_on = self.collection.trained_on("test")
-        test = held_out(test, [query.id not in trained_on for query in test.queries])
         self.untrained = Retriever.untrained(self.collection.documents, Encoder.load(encoder), self.features, seed=seed)
         self.job = prepare_job(self.collection, self.untrained, self.features, Silent(), splits)
         self.training = self.job.training
         self.test = prepare(self.untrained, test, self.features, Silent(), "")
+
+    def questions(self) -> tuple[Splits, Judged]:
+        """Those that train and choose, and those that test."""
+        test, trained_on = self.collection.judged("test"), self.collection.trained_on("test")
+        test = held_out(test, [query.id not in trained_on for query in test.queries])
+        return Splits.in_one_place(self.collection, self.seed), test
 
     def success(self, retriever: Retriever) -> dict[str, float]:
         """Success@1 on the test questions."""

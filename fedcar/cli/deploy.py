@@ -26,7 +26,7 @@ from fedcar.cli.options import (
     with_privacy,
     with_settings,
 )
-from fedcar.cli.output import echo, print_json
+from fedcar.cli.output import echo, echo_blamed, print_json
 from fedcar.cli.tables import live_table
 from fedcar.errors import FedcarError, typed_path
 
@@ -307,6 +307,7 @@ def _go(place: ServerFolder, folder: Path, *, resume: bool, detach: bool, as_jso
         print_json(result)
     else:
         echo(f"{len(result['rounds'])} rounds, {result['bytes_per_round'] / 1000:.0f} kB a round, {noise(result)}")
+        echo_blamed(result["rounds"])
         chosen = "" if result["selection"] is None else f", selection {result['selection']:.3f}"
         echo(f"{result['retriever']}: saved{chosen}")
         echo(f'next: fedcar search {typed_path(result["retriever"])} "a question"')

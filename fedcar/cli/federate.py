@@ -25,7 +25,7 @@ from fedcar.cli.options import (
     with_privacy,
     with_settings,
 )
-from fedcar.cli.output import echo, print_json, show_plan
+from fedcar.cli.output import echo, echo_blamed, print_json, show_plan
 from fedcar.cli.tables import live_table
 from fedcar.errors import FedcarError, typed_path
 
@@ -264,6 +264,7 @@ def _print_summary(result: Any, out: Path, collection: Path) -> None:  # noqa: A
         how = f"epsilon {result.privacy['epsilon']:.3g}, see privacy.json" if sure else "no formal guarantee"
     seconds = f"{clock:.1f} s by the clock, " if clock else ""  # under epsilon none are kept
     echo(f"{len(result.rounds)} rounds, {traffic}, {seconds}{how}")
+    echo_blamed([record.to_json() for record in result.rounds])
     echo(f"{out}: saved (run: {result.run})")
     echo(f"next: fedcar evaluate {typed_path(out)} {typed_path(collection)}")
 

@@ -151,7 +151,12 @@ with_settings = together(  # the rounds', which federate and run have in common
         "--deadline", type=float, help="Seconds by the clock after which an answer is too late.  [default: none]"
     ),
     click.option("--weight", help="step (FedNova), question (n_i / n) or row.  [default: step; row for private ones]"),
-    click.option("--average", default="mean", show_default=True, help="mean or trimmed (robust)."),
+    click.option(
+        "--average",
+        default="auto",
+        show_default=True,
+        help="mean, clipped, trimmed; auto: clipped from 5 on.",
+    ),
     click.option("--server-optimizer", default="average", show_default=True, help="average or adam (FedAdam)."),
     click.option("--server-rate", type=float, help="[default: 1 for average, 0.01 for adam]"),
     click.option(

@@ -9,8 +9,9 @@ import os
 import shlex
 import sys
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fedcar.errors import FedcarError
@@ -53,6 +54,18 @@ def _spelled(error: UnicodeError) -> tuple[str | bytes, int]:
 def echo(line: str, err: bool = False) -> None:
     """Print a line on stdout or stderr; in the stream's own encoding and not flushed, other than by click.echo."""
     print(line, file=sys.stderr if err else sys.stdout)  # noqa: T201 - the one place that prints results
+
+
+def echo_blamed(records: Sequence[Mapping[str, Any]]) -> None:
+    """Who was refused in a run's rounds, how often and why, in lines of at most 80 columns."""
+    reasons: dict[str, list[str]] = {}
+    for record in records:
+        for name, reason in record["refused"].items():
+            reasons.setdefault(name, []).append(reason)
+    for name, said in sorted(reasons.items()):
+        line = f"{name}: refused in {len(said)} of {len(records)} rounds, last: {said[-1]}"
+        for part in wrap(line, 80, subsequent_indent="  ", break_on_hyphens=False):
+            echo(part)
 
 
 @contextmanager

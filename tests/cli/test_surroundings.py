@@ -18,7 +18,7 @@ import pytest
 from support.command import environment, fedcar, learnable, python
 
 from fedcar.cli.commands import commands
-from fedcar.cli.output import in_words, prepare_streams, show_plan
+from fedcar.cli.output import echo_blamed, in_words, prepare_streams, show_plan
 from fedcar.collection.collection import Collection, Document
 from fedcar.errors import typed_path
 from tools.commands import commands as all_commands
@@ -97,6 +97,16 @@ def test_half_a_character_is_spelled_out_even_in_utf_8() -> None:
     with terminal("utf-8") as written:
         echo("file-\udcff.csv")
     assert written.getvalue() == b"file-\\udcff.csv\n"
+
+
+def test_who_was_refused_is_said_with_how_often_and_the_last_reason_in_80_columns() -> None:
+    reason = "left out: the judge's questions are surely better off without it (by 0.031)"
+    records = [{"refused": {"north": "not finite"}}, {"refused": {"north": reason}}, {"refused": {}}]
+    with terminal("utf-8") as written:
+        echo_blamed(records)
+    lines = written.getvalue().decode().splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert " ".join(" ".join(lines).split()) == f"north: refused in 2 of 3 rounds, last: {reason}"
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])

@@ -38,6 +38,7 @@ from fedcar.federation.job.job import (
 from fedcar.federation.remote import held_out
 from fedcar.federation.remote.mixture import RemoteMixture
 from fedcar.federation.remote.network import RemoteNetwork
+from fedcar.federation.rounds.aggregate import MANY, MOST_WEIGHT, counted
 from fedcar.federation.rounds.record import Watch
 from fedcar.federation.rounds.run_folder import RunFolder
 from fedcar.federation.rounds.settings import RoundSettings
@@ -65,7 +66,7 @@ def train_over(network: RemoteNetwork, untrained: Retriever, run: ServedRun) -> 
     questions = sum(members.values())
     report.say(f"{len(members)} devices with {questions} training questions")
     settings = fitted(options.method, options.adapter, rounds.seed, untrained.encoder, untrained.evidence.deep)
-    settings, rounds = matched(settings, rounds, questions, len(members))
+    settings, rounds = matched(settings, rounds, questions_that_count(members), len(members))
     together = {**asdict(rounds), **asdict(settings), "devices": sorted(members)}
     folder = RunFolder(run.folder)
     folder.belongs_to = {
@@ -114,6 +115,13 @@ def kept_enrolment(run: Path, network: RemoteNetwork, quorum: float, report: Sil
         with written_whole(file) as new:
             save_file({f"{member.questions}@{member.client}": member.row_questions for member in enrolled}, new, told)
     return {name: client.enrol().questions for name, client in network.clients.items()}
+
+
+def questions_that_count(members: Mapping[str, int]) -> int:
+    """The federation's n, by which everybody's penalty is scaled: from five devices on by n_i as it counts."""
+    if len(members) < MANY:
+        return sum(members.values())
+    return round(sum(counted(list(members.values()), MOST_WEIGHT)))
 
 
 def kept_mixture(run: Path, network: RemoteNetwork) -> tuple[Any, int]:

@@ -30,8 +30,9 @@ from fedcar.federation.rounds.run_folder import RunFolder
 from fedcar.federation.rounds.server_selection import ServerSelection
 from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.federation.rounds.update import Enrolled, ServerState
+from fedcar.federation.sums.harm import SumsJudge
 from fedcar.federation.sums.mixture import MixtureTerms, federated_mixture
-from fedcar.federation.sums.ridge import RidgeMember, feature_map, federated_ridge, gather
+from fedcar.federation.sums.ridge import RidgeMember, feature_map, federated_ridge, gather, rows_of
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.weights import LEARNED, weights_of
@@ -197,9 +198,10 @@ def run_rounds(
         for name, client in clients.clients.items():
             client.load_kept(client_states.get(name, {}), state.round)
     selection.active = state.tensors.get(FIXED[0], selection.active)
+    judge = selection.chances if len(selection.selection) else None
     for _ in range(state.round, settings.rounds):
         received = state
-        state, record = federated_round(state, enrolled, settings, clients, selection)
+        state, record = federated_round(state, enrolled, settings, clients, selection, judge)
         selection.heard(received.round, received.tensors, record.held_out)
         client_states = {name: client.kept() for name, client in clients.clients.items()}
         folder.write(state, client_states, selection.best, record)
@@ -237,7 +239,10 @@ def ridge_candidates(federated: FederatedJob, mixed: Retriever) -> Learned:
     job, seed = federated.job, federated.rounds.seed
     candidates, records, standard = [], [], Standard()
     clients = ridge_clients(federated, mixed)
-    gathered = gather(mixed, clients)
+    judge = None
+    if len(job.selection):
+        judge = SumsJudge.of(job.selection, feature_map(mixed, job.features, seed), rows_of(mixed))
+    gathered = gather(mixed, clients, judge)
     say = job.report.say if federated.network is None else federated.network.say
     for name, pseudo in (("ridge", PseudoQueries()), ("ridge+pseudo", pseudo_queries(mixed.documents, seed))):
         start = time.perf_counter()
@@ -254,7 +259,7 @@ def ridge_candidates(federated: FederatedJob, mixed: Retriever) -> Learned:
             selection=candidates[-1].score.success,
             clients=list(gathered.sums),
             questions=sum(part.statistics.questions for part in gathered.sums.values()),
-            refused={},
+            refused=dict(gathered.refused),
             failed=dict(gathered.failed),
             bytes_down=ridge.bytes_down,
             bytes_up=ridge.bytes_up,

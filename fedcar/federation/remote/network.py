@@ -16,6 +16,7 @@ from torch import Tensor
 from fedcar.errors import FedcarError
 from fedcar.federation.rounds.aggregate import FIXED, ROW_TENSORS
 from fedcar.federation.rounds.compress import encode
+from fedcar.federation.rounds.robust import share_right
 from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.federation.rounds.update import Enrolled, ServerState
 from fedcar.federation.wire import schema
@@ -200,17 +201,23 @@ class RemoteNetwork:
     def held_out(self, state: ServerState) -> dict[str, float]:
         """Of how many held-out questions of all devices the state gets how many right; nothing where there are none."""
         width = len(self.retriever.weights)
-        held_out, _, right = self._counted(torch.zeros(0, width), state)
-        return {"questions": held_out, "right": right} if held_out else {}
+        counts = [(by_state, questions) for questions, _, by_state in self._counted(torch.zeros(0, width), state)]
+        held_out = sum(questions for _, questions in counts)
+        return {"questions": held_out, "right": held_out * share_right(counts, len(self.clients))} if held_out else {}
 
     def held_out_by(self, among: Sequence[NDArray[np.float32]]) -> list[float]:
         """The share of the devices' held-out questions that search gets right with each of these weights."""
-        held_out, right, _ = self._counted(torch.stack([torch.from_numpy(weights) for weights in among]), None)
-        return [float(count) / max(1, held_out) for count in right]
+        told = self._counted(torch.stack([torch.from_numpy(weights) for weights in among]), None)
+        return [
+            share_right([(float(right[place]), questions) for questions, right, _ in told], len(self.clients))
+            for place in range(len(among))
+        ]
 
-    def _counted(self, among: Tensor, state: ServerState | None) -> tuple[int, Tensor, int]:
-        """Summed over the devices that answer: held-out questions, right ones by weights (k,), and by the state."""
-        total, held_out, trained = torch.zeros(len(among), dtype=torch.int64), 0, 0
+    def _counted(self, among: Tensor, state: ServerState | None) -> list[tuple[int, Tensor, int]]:
+        """Of each device that answers: held-out questions, right ones by weights (k,), and by the state.
+
+        A device has no more questions than it enrolled with (see `schema.count`).
+        """
         requests, expected = {}, {}
         for name, client in self.clients.items():
             expected[name] = schema.count(len(among), client.enrol().held_out)
@@ -222,10 +229,10 @@ class RemoteNetwork:
         for _ in range(2):
             missing = {name: request for name, request in requests.items() if name not in replies}
             replies |= self.ask(missing, expected).payloads if missing else {}
-        for _, payload in sorted(replies.items()):
-            held_out, trained = held_out + int(payload.values["held_out"]), trained + int(payload.values["trained"])
-            total += payload.tensors["right"]
-        return held_out, total, trained
+        return [
+            (int(payload.values["held_out"]), payload.tensors["right"], int(payload.values["trained"]))
+            for _, payload in sorted(replies.items())
+        ]
 
     def sent_to(self, device: Enrolled, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What a device receives, against zeros: with private documents only the rows of its own."""

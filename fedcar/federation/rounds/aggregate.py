@@ -23,6 +23,9 @@ FIXED = ("head.active",)  # travels with the state, is never trained
 ROW_TENSORS = tuple(f"{prefix}head.rows{end}" for prefix, end in (("", ""), (MOMENTS, ".mean"), (MOMENTS, ".square")))
 SECOND, STEPS = ".square", f"{MOMENTS}steps"  # how the names of second moments end; the count of steps
 ABSURD_QUESTIONS = 1000  # times the cohort's median: refused; below, capped
+MANY = 5  # devices, from which on no one of them is taken at its word
+MOST_WEIGHT = 3.0  # times the cohort's median of questions, among so many
+LONGEST = 1.5  # times the usual length, among so many: cut to 1.0 honest rounds lose up to .013, to 1.5 nothing
 FIRST_MOMENT, SECOND_MOMENT, ADAPTIVITY = 0.9, 0.99, 1e-3  # FedAdam's betas and tau
 
 
@@ -127,25 +130,41 @@ def aggregate(
     if settings.average == "trimmed":
         steps = trimmed_step(state, updates, settings.trim)
     else:
-        steps = weighted_step(state, updates, enrolled, settings)
+        steps = weighted_step(state, updates, enrolled, settings, is_clipped(settings, len(enrolled)))
     after, moments = server_step(state, steps, optimizer, settings)
     return {**after, **{name: state[name] for name in FIXED if name in state}}, moments
 
 
-def question_weights(updates: Sequence[Update], settings: RoundSettings) -> Tensor:
-    """n_i / n (clients,), float64, each n_i counted at most `weight_cap` times the cohort's lower median."""
-    counts = [update.questions for update in updates]
-    limit = settings.weight_cap * median_low(counts)
-    weights = torch.tensor([min(count, limit) for count in counts], dtype=torch.float64)
+def is_clipped(settings: RoundSettings, clients: int) -> bool:
+    """Whether no update counts for more than a usual one: where that was asked for, or five or more take part."""
+    return settings.average == "clipped" or (settings.average == "auto" and clients >= MANY)
+
+
+def counted(questions: Sequence[float], most: float) -> list[float]:
+    """Each n_i as it counts: at most so many times the lower median."""
+    limit = most * median_low(questions)
+    return [min(count, limit) for count in questions]
+
+
+def question_weights(updates: Sequence[Update], settings: RoundSettings, most: float | None = None) -> Tensor:
+    """n_i / n (clients,), float64, each n_i counted at most `weight_cap` (or `most`) times the lower median."""
+    cap = settings.weight_cap if most is None else min(most, settings.weight_cap)
+    weights = torch.tensor(counted([update.questions for update in updates], cap), dtype=torch.float64)
     return weights / weights.sum()
 
 
-def step_weights(updates: Sequence[Update], weights: Tensor, settings: RoundSettings) -> Tensor:
-    """n_i / n times the mean number of local steps over client i's own (clients,), float64 (Wang et al. 2020, FedNova).
+def local_steps(updates: Sequence[Update], settings: RoundSettings, most: float | None = None) -> Tensor:
+    """How many local steps an epoch of each client has (clients,), float64.
 
-    The steps follow from n_i and the batch size, so that no client can claim them.
+    They follow from n_i, as that counts, and the batch size, so that no client can claim them.
     """
-    steps = torch.tensor([math.ceil(update.questions / settings.batch_size) for update in updates], dtype=torch.float64)
+    cap = settings.weight_cap if most is None else min(most, settings.weight_cap)
+    questions = counted([update.questions for update in updates], cap)
+    return torch.tensor([math.ceil(count / settings.batch_size) for count in questions], dtype=torch.float64)
+
+
+def step_weights(weights: Tensor, steps: Tensor) -> Tensor:
+    """n_i / n times the mean number of local steps over client i's own (clients,): FedNova (Wang et al. 2020)."""
     return weights * (weights @ steps) / steps
 
 
@@ -161,18 +180,45 @@ def row_weights(updates: Sequence[Update], enrolled: Mapping[str, Enrolled], wei
     return torch.where(total > 0, counts / total.clamp(min=1e-300), weights[:, None])
 
 
+def clips(updates: Sequence[Update], state: Tensors, steps: Tensor) -> dict[str, Tensor]:
+    """By what each update's differences are multiplied (clients,), for each of `PARTS`, so that none is too long.
+
+    The usual length is the lower median of the lengths over the root of the local steps: steps that agree on nothing
+    make a walk whose length grows by the root, and who has more questions may go further. A minority cannot move the
+    median, and one of five that goes the other way takes back at most half as much again as one honest one brings. On
+    non-iid shares this costs nothing, where a median or trimmed mean of the coordinates and multi-Krum cost .01 to .18
+    (docs/log.md).
+    """
+    factors = {}
+    for what, (_, part) in PARTS.items():
+        lengths = torch.tensor([length(update, state, part) for update in updates], dtype=torch.float64)
+        a_step = lengths / steps.sqrt()
+        usual = median_low([value for value in a_step.tolist() if value > 0] or [0.0])
+        factors[what] = (LONGEST * usual / a_step.clamp(min=1e-300)).clamp(max=1.0)
+    return factors
+
+
 def weighted_step(
-    state: Tensors, updates: Sequence[Update], enrolled: Mapping[str, Enrolled], settings: RoundSettings
+    state: Tensors,
+    updates: Sequence[Update],
+    enrolled: Mapping[str, Enrolled],
+    settings: RoundSettings,
+    clipped: bool = False,
 ) -> dict[str, Tensor]:
-    """The weighted mean of the differences to the state, by name, in float64."""
-    weights = question_weights(updates, settings)
+    """The weighted mean of the differences to the state, by name, in float64; `clipped` to the usual length."""
+    most = MOST_WEIGHT if clipped else None
+    weights, local = question_weights(updates, settings, most), local_steps(updates, settings, most)
     by_row = row_weights(updates, enrolled, weights) if settings.weight == "row" else None
-    by_step = step_weights(updates, weights, settings) if settings.weight == "step" else weights
+    by_step = step_weights(weights, local) if settings.weight == "step" else weights
+    factors = clips(updates, state, local) if clipped else None
     steps = {}
     for name in updates[0].tensors:
         step = torch.zeros_like(state[name], dtype=torch.float64)
+        factor = None if factors is None else next(factors[what] for what, (_, part) in PARTS.items() if part(name))
         for place, update in enumerate(updates):
             difference = update.tensors[name].double() - state[name].double()
+            if factor is not None:
+                difference = difference * factor[place]
             if by_row is not None and name in ROW_TENSORS:
                 share = by_row[place][:, None]
             else:

@@ -140,7 +140,7 @@ class Client:
 
     def _own_rows_only(self, trained: dict[str, Tensor], state: Tensors, settings: RoundSettings) -> dict[str, Tensor]:
         """Rows without a question of this client go back as they came where nobody would count them."""
-        if settings.weight != "row" or settings.average != "mean":
+        if settings.weight != "row" or settings.average == "trimmed":
             return trained
         for name in ROW_TENSORS:
             if name in trained:

@@ -17,8 +17,9 @@ class RoundRecord:
 
     `selection` is the success of the state on the selection questions, `held_out` what the devices' own questions say
     of the state before. `clients` are those whose update counted, `questions` theirs together; `refused` and `failed`
-    tell for the others why. Bytes are those of all clients together, `clock_seconds` by the virtual clock where there
-    is one. `what` and `exchanges` are of the method ridge alone.
+    tell for the others why; `gate` why the state that was made of them was not kept. Bytes are those of all clients
+    together, `clock_seconds` by the virtual clock where there is one. `what` and `exchanges` are of the method ridge
+    alone.
     """
 
     round: int
@@ -26,6 +27,7 @@ class RoundRecord:
     attempts: int | None = None
     exchanges: int | None = None
     selection: float | None = None
+    gate: str | None = None
     loss: float | None = None
     held_out: Mapping[str, float] | None = None
     clients: Sequence[str]

@@ -6,16 +6,21 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedcar.errors import FedcarError
-from fedcar.federation.rounds.aggregate import aggregate, check_updates
+from fedcar.federation.rounds.aggregate import check_updates
 from fedcar.federation.rounds.client import Train
 from fedcar.federation.rounds.record import RoundRecord
+from fedcar.federation.rounds.robust import combined, share_right
 from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.federation.rounds.update import Enrolled, Evaluate, ServerState, Update
 from fedcar.training.clients import Clients
+
+if TYPE_CHECKING:
+    from fedcar.federation.rounds.robust import Judge
 
 
 def federated_round(
@@ -24,12 +29,14 @@ def federated_round(
     settings: RoundSettings,
     clients: Clients,
     evaluate: Evaluate,
+    judge: Judge | None = None,
 ) -> tuple[ServerState, RoundRecord]:
     """One round of federated averaging (McMahan et al. 2017): the state after it, and its record for the history.
 
     The clients of a cohort are asked to `Train` from the state; what does not come before the deadline has failed.
     A round with fewer updates than the quorum is repeated with another cohort, never averaged; after the last attempt
-    it raises FedcarError and the state before the round still stands.
+    it raises FedcarError and the state before the round still stands. Who surely harms the questions of the `judge` is
+    refused, and a state that is surely worse is not kept (see `combined`).
     """
     number, failures, bytes_down, waited = state.round + 1, dict(state.failures), 0, 0.0
     refused: dict[str, str] = {}
@@ -43,20 +50,23 @@ def federated_round(
         bytes_down, waited = bytes_down + answers.bytes_down, waited + answers.seconds
         refused, failed = {**refused, **checked.refused}, {**failed, **answers.failed}
         failures = note_failures(failures, cohort, [update.client for update in checked.accepted], number)
-        if len(checked.accepted) >= quorum(len(cohort), settings):
+        if len(checked.accepted) >= (least := quorum(len(cohort), settings)):
             break
     else:
         raise too_few(number, settings, refused, failed)
-    tensors, optimizer = aggregate(state.tensors, state.optimizer, checked.accepted, enrolled, settings)
+    after = combined(state, checked.accepted, enrolled, settings, judge, least)
+    tensors, accepted = after.tensors, after.updates
+    refused = {**refused, **after.blamed}
     aggregated = time.perf_counter()
     record = RoundRecord(
         round=number,
         attempts=attempt,
         selection=evaluate(number, tensors),
-        loss=mean_metric(checked.accepted, "loss"),
-        held_out=held_out(checked.accepted),
-        clients=[update.client for update in checked.accepted],
-        questions=sum(update.questions for update in checked.accepted),
+        gate=after.gate,
+        loss=mean_metric(accepted, "loss"),
+        held_out=held_out(accepted, enrolled),
+        clients=[update.client for update in accepted],
+        questions=sum(update.questions for update in accepted),
         refused=refused,
         failed=failed,
         bytes_down=bytes_down,
@@ -66,7 +76,8 @@ def federated_round(
         evaluation_seconds=round(time.perf_counter() - aggregated, 4),
         clock_seconds=round(waited + aggregated - start, 4),
     )
-    return replace(state, round=number, tensors=tensors, optimizer=optimizer, failures=failures), record
+    after_round = replace(state, round=number, tensors=tensors, optimizer=after.optimizer, failures=failures)
+    return after_round, record
 
 
 def choose_cohort(
@@ -109,11 +120,15 @@ def mean_metric(updates: Sequence[Update], name: str) -> float | None:
     return sum(value * count for value, count in reported) / sum(count for _, count in reported) if reported else None
 
 
-def held_out(updates: Sequence[Update]) -> dict[str, float] | None:
-    """What the clients' own held-out questions say of the state before the round; None where there are none."""
-    questions = sum(update.metrics.get("held_out", 0) for update in updates)
-    right = sum(update.metrics.get("right", 0) for update in updates)
-    return {"questions": questions, "right": right} if questions else None
+def held_out(updates: Sequence[Update], enrolled: Mapping[str, Enrolled]) -> dict[str, float] | None:
+    """What the clients' own held-out questions say of the state before the round; None where there are none.
+
+    A client has no more of them than it enrolled with. For the share that is right see `share_right`.
+    """
+    said = {update.client: (update.metrics.get("right", 0), update.metrics.get("held_out", 0)) for update in updates}
+    counts = [count for client, count in said.items() if 0 <= count[0] <= count[1] <= enrolled[client].held_out]
+    questions = sum(count for _, count in counts)
+    return {"questions": questions, "right": questions * share_right(counts, len(enrolled))} if questions else None
 
 
 def too_few(number: int, settings: RoundSettings, refused: Mapping[str, str], failed: Mapping[str, str]) -> FedcarError:

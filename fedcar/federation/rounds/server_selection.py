@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from fedcar.federation.rounds.aggregate import FIXED
@@ -16,7 +18,11 @@ from fedcar.training.gradient import Trainer
 from fedcar.training.selection import Score, Standard
 from fedcar.training.settings import Settings
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 UNKNOWN = Score(True, -1.0, 0.0, -1.0)
+JUDGING, JUDGING_THROUGH_THE_ENCODER = 1000, 200  # selection questions that judge each device in each round, at most
 
 
 class ServerSelection:
@@ -43,6 +49,18 @@ class ServerSelection:
         if reached > self.best.score:
             self.best = Best(number, reached, self.trainer.trained_tensors())
         return reached.success
+
+    def chances(self, tensors: Tensors) -> NDArray[np.float64]:
+        """What chance a state gives the right answer of each question that judges (m,)."""
+        through_the_encoder = bool(self.trainer.token_ids)
+        size = JUDGING_THROUGH_THE_ENCODER if through_the_encoder else JUDGING
+        rows = np.random.default_rng(len(self.selection)).permutation(len(self.selection))[:size]
+        judging = self.selection.take(np.sort(rows))
+        self.load(tensors)
+        scores = torch.from_numpy(self.trainer.scores(judging)).double()
+        relevant = torch.from_numpy(judging.relevance > 0)
+        chances: NDArray[np.float64] = (torch.softmax(scores, dim=1) * relevant).sum(1).numpy()
+        return chances
 
     def heard(self, number: int, tensors: Tensors, counts: Mapping[str, float] | None) -> None:
         """Of how many held-out questions the state after round `number` got how many right."""

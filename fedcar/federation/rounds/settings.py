@@ -8,7 +8,7 @@ from fedcar.errors import FedcarError
 
 CHOICES = {
     "weight": ("step", "question", "row"),
-    "average": ("mean", "trimmed"),
+    "average": ("auto", "mean", "clipped", "trimmed"),
     "server_optimizer": ("average", "adam"),
     "local_optimizer": ("shared", "kept", "reset"),
     "share": ("adapter+head", "adapter"),
@@ -38,13 +38,15 @@ class RoundSettings:
     2020; with equal numbers of steps the same as n_i / n); or each row n_id / n_d over the clients with questions of
     that document (`row`). `weight_cap`: n_i counts at most this many times the cohort's (lower) median.
     `norm_factor`: an update longer than this many times the cohort's (lower) median length is refused.
-    `average`: `trimmed` leaves out the share `trim` of the values at either end of every coordinate and ignores the
-    weights (Yin et al. 2018). `server_optimizer`: `adam` is FedAdam (Reddi et al. 2021); `server_rate` multiplies the
-    averaged step (`average`) or is Adam's rate. `proximal`: mu of FedProx (Li et al. 2020). `local_optimizer`: `shared`
-    averages the clients' Adam moments as it averages the tensors, so that a client without questions of a document
-    moves its row by the gradient's size, not by Adam's full step; `kept` carries a client's own moments from round to
-    round, `reset` starts each round without. `deadline` in seconds by the clock. `questions` is the federation's n, by
-    which the penalty on the rows is scaled, `batch_size` that of local training.
+    `average`: `clipped` cuts updates to 1.5 times the cohort's usual length and counts n_i at most three times the
+    median, `auto` does so from five clients on and takes the `mean` below; `trimmed` leaves out the share `trim` of the
+    values at either end of every coordinate and ignores the weights (Yin et al. 2018). `server_optimizer`: `adam` is
+    FedAdam (Reddi et al. 2021); `server_rate` multiplies the averaged step (`average`) or is Adam's rate. `proximal`:
+    mu of FedProx (Li et al. 2020). `local_optimizer`: `shared` averages the clients' Adam moments as it averages the
+    tensors, so that a client without questions of a document moves its row by the gradient's size, not by Adam's full
+    step; `kept` carries a client's own moments from round to round, `reset` starts each round without. `deadline` in
+    seconds by the clock. `questions` is the federation's n, by which the penalty on the rows is scaled, `batch_size`
+    that of local training.
     """
 
     rounds: int = 0
@@ -57,7 +59,7 @@ class RoundSettings:
     weight: str = "step"
     weight_cap: float = 10.0
     norm_factor: float = 10.0
-    average: str = "mean"
+    average: str = "auto"
     trim: float = 0.2
     server_optimizer: str = "average"
     server_rate: float = 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fedcar.errors import FedcarError
+from fedcar.federation.rounds.aggregate import MANY
 from fedcar.head.losses import candidate_losses
 from fedcar.training.clients import Clients, Request
 from fedcar.training.mixture import LEAST_SPREAD, STRENGTH, STRENGTH_OF_ONE_QUESTION
@@ -22,6 +24,9 @@ Given = TypeVar("Given")
 ROUNDS = 30
 TOLERANCE = 1e-9
 HALVINGS = 20
+FAR = 30.0  # times the median of what devices' questions count together
+STRANGE = 4.0  # times the median of devices' mean squared spreads
+DISAGREED = 0.01  # nats a question that the usual device would win by other weights
 
 
 @dataclass(frozen=True)
@@ -110,8 +115,13 @@ def federated_mixture(
     prior: NDArray[np.float32],
     free: NDArray[np.bool_] | None = None,
     say: Callable[[str], None] = lambda line: None,
+    many: bool = False,
 ) -> tuple[NDArray[np.float32], int]:
     """Weights as `fedcar.training.mixture.fit_mixture` learns them on all questions together, and the rounds it took.
+
+    From five clients on, weights that most of them would gladly leave are not kept: those are learned that suit the
+    usual client (of every sum a question the median), and who is at odds with them is named. Where nobody is strange
+    the weights are those of all questions. `many` says that there were five, though some have been left out since.
 
     `free` (F,) tells which weights are learned. A client that does not answer is left out, and it begins again without
     it, and says so; FedcarError where nobody is left.
@@ -124,7 +134,7 @@ def federated_mixture(
     """
     while True:
         try:
-            return _mixture(clients, prior, free)
+            return _mixture(clients, prior, free, say, many)
         except _Left as left:
             say(f"the mixture goes on without {left}")
             clients.keep([name for name in clients.names if name not in left.names])
@@ -134,7 +144,7 @@ def federated_mixture(
 
 
 def _mixture(
-    clients: Clients, prior: NDArray[np.float32], free: NDArray[np.bool_] | None
+    clients: Clients, prior: NDArray[np.float32], free: NDArray[np.bool_] | None, say: Callable[[str], None], many: bool
 ) -> tuple[NDArray[np.float32], int]:
     spreads = _all(clients, Spread(), clients.names)
     speaking = [name for name, spread in spreads.items() if spread.speaking > 0]
@@ -142,12 +152,23 @@ def _mixture(
     counted = sum(spreads[name].counted for name in speaking)
     if not counted > 0:
         return prior, 0
-    spread = torch.stack([spreads[name].spread for name in speaking]).sum(0)
+    spread = usual_spread([spreads[name].spread for name in speaking])
 
     def sums(weights: Tensor) -> list[PooledSums]:
         return list(_all(clients, SumsAt(weights), speaking).values())
 
-    return mixture_of_sums(spread, questions, sums, prior, counted=counted, free=free)
+    pull = Pull.of(spread, questions, prior, free)
+    weights, rounds = mixture_of_sums(pull, sums, counted)
+    if len(speaking) < MANY and not (many and len(speaking) > 2):
+        return weights.float().numpy(), rounds
+    each = [max(spreads[name].counted, 1e-9) for name in speaking]
+    here = dict(zip(speaking, sums(weights), strict=True))
+    if agreed(here, each, pull, weights):
+        return weights.float().numpy(), rounds + 1
+    weights, more = newton(lambda at: usual(sums(at), each, pull, at), pull.start, pull.speaks)
+    name = strangest(dict(zip(speaking, sums(weights), strict=True)), each, pull, weights)
+    say(f"{name}: its sums for the mixture are at odds with most devices'; weights that suit most were learned instead")
+    return weights.float().numpy(), rounds + more + 2
 
 
 def _all(clients: Clients, request: Request[Any, Given], names: Sequence[str]) -> dict[str, Given]:
@@ -165,41 +186,96 @@ class _Left(Exception):  # noqa: N818 - no error: a client has left
         self.names = list(reasons)
 
 
-def mixture_of_sums(
-    spread_sums: Tensor,
-    questions: int,
-    ask: Callable[[Tensor], list[PooledSums]],
-    prior: NDArray[np.float32],
-    *,
-    counted: float | None = None,
-    free: NDArray[np.bool_] | None = None,
-) -> tuple[NDArray[np.float32], int]:
+@dataclass(frozen=True)
+class Pull:
+    """Where weights (F,) start, how strongly each is pulled back, and which are learned."""
+
+    start: Tensor
+    strength: Tensor
+    speaks: Tensor
+
+    @classmethod
+    def of(
+        cls, spread_sums: Tensor, questions: int, prior: NDArray[np.float32], free: NDArray[np.bool_] | None = None
+    ) -> Pull:
+        """`spread_sums` (F + 1,) is added up over the clients, `questions` counts those that say something."""
+        spread = (spread_sums[:-1] / spread_sums[-1]).sqrt()
+        speaks = spread > LEAST_SPREAD
+        if free is not None:
+            speaks = speaks & torch.from_numpy(free)
+        strength = torch.where(speaks, spread, 0.0).square() * (STRENGTH + STRENGTH_OF_ONE_QUESTION / questions)
+        return cls(torch.from_numpy(prior).double(), strength, speaks)
+
+    def added(self, mean: PooledSums, weights: Tensor) -> PooledSums:
+        """The objective of a mean over questions."""
+        distance = weights - self.start
+        return PooledSums(
+            mean.loss + float(self.strength @ distance.square()),
+            mean.gradient + 2 * self.strength * distance,
+            mean.hessian + 2 * self.strength.diag(),
+        )
+
+
+def mixture_of_sums(pull: Pull, ask: Callable[[Tensor], list[PooledSums]], counted: float) -> tuple[Tensor, int]:
     """The weights from the clients' sums alone, and the rounds it took.
 
-    `spread_sums` (F + 1,) is added up over the clients, `questions` counts those that say something and `counted` is
-    how much they count together; `ask` brings every client's sums at the weights (F,).
+    `counted` is how much all questions count together; `ask` brings every client's sums at the weights (F,).
     """
-    counted = float(questions) if counted is None else counted
-    spread = (spread_sums[:-1] / spread_sums[-1]).sqrt()
-    speaks = spread > LEAST_SPREAD
-    if free is not None:
-        speaks = speaks & torch.from_numpy(free)
-    start = torch.from_numpy(prior).double()
-    pull = torch.where(speaks, spread, 0.0).square() * (STRENGTH + STRENGTH_OF_ONE_QUESTION / questions)
 
     def objective(weights: Tensor) -> PooledSums:
         summed = ask(weights)
         everything = sum(summed[1:], summed[0])
-        distance = weights - start
-        return PooledSums(
-            everything.loss / counted + float(pull @ distance.square()),
-            everything.gradient / counted + 2 * pull * distance,
-            everything.hessian / counted + 2 * pull.diag(),
-        )
+        mean = PooledSums(everything.loss / counted, everything.gradient / counted, everything.hessian / counted)
+        return pull.added(mean, weights)
 
-    weights, rounds = newton(objective, start, speaks)
-    learned: NDArray[np.float32] = weights.float().numpy()
-    return learned, rounds + 1
+    weights, rounds = newton(objective, pull.start, pull.speaks)
+    return weights, rounds + 1
+
+
+# ---------------------------------------------------------------- where five or more take part
+
+
+def usual_spread(spreads: Sequence[Tensor]) -> Tensor:
+    """The spreads (F + 1,) of all devices added up; from five on none's mean counts more than four times the median."""
+    together = torch.stack(list(spreads))
+    if len(together) >= MANY:
+        means = together[:, :-1] / together[:, -1:].clamp(min=1e-9)
+        together[:, :-1] = means.minimum(STRANGE * means.median(0).values) * together[:, -1:]
+    return together.sum(0)
+
+
+def usual(sums: Sequence[PooledSums], counted: Sequence[float], pull: Pull, weights: Tensor) -> PooledSums:
+    """The objective of the usual device: of each number a question the median over devices."""
+    each = [
+        (one.loss / count, one.gradient / count, one.hessian / count) for one, count in zip(sums, counted, strict=True)
+    ]
+    losses, gradients, hessians = zip(*each, strict=True)
+    middle = PooledSums(median(losses), torch.stack(gradients).median(0).values, torch.stack(hessians).median(0).values)
+    return pull.added(middle, weights)
+
+
+def agreed(sums: Mapping[str, PooledSums], counted: Sequence[float], pull: Pull, weights: Tensor) -> bool:
+    """Whether the usual device would win next to nothing by other weights: half the Newton decrement, a question.
+
+    Where it would win more, and more than few questions do by chance (a half for each weight), somebody has pulled the
+    weights away from where most devices want them.
+    """
+    middle = usual(list(sums.values()), counted, pull, weights)
+    places = pull.speaks.nonzero().squeeze(1)
+    gradient, hessian = middle.gradient[places], middle.hessian[places][:, places]
+    step = torch.linalg.lstsq(hessian, gradient[:, None]).solution[:, 0]
+    won, by_chance = float(gradient @ step) / 2, len(places) / median(counted)
+    return bool(torch.isfinite(step).all()) and won < max(DISAGREED, by_chance)
+
+
+def strangest(sums: Mapping[str, PooledSums], counted: Sequence[float], pull: Pull, weights: Tensor) -> str:
+    """The device that says it has far more questions than most, or whose gradient is farthest from theirs."""
+    most = max(range(len(counted)), key=lambda place: counted[place])
+    if counted[most] > FAR * median(counted):
+        return list(sums)[most]
+    gradients = torch.stack([one.gradient / count for one, count in zip(sums.values(), counted, strict=True)])
+    away = (gradients - gradients.median(0).values) / pull.strength.clamp(min=1e-12).sqrt()
+    return list(sums)[int(away[:, pull.speaks].norm(dim=1).argmax())]
 
 
 def newton(objective: Callable[[Tensor], PooledSums], start: Tensor, free: Tensor) -> tuple[Tensor, int]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from operator import add
+from statistics import median_low
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -15,7 +16,10 @@ from fedcar.collection.pseudo_queries import PseudoQueries
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.reference import reference_states
 from fedcar.errors import FedcarError
+from fedcar.federation.rounds.aggregate import MANY
+from fedcar.federation.rounds.robust import share_right
 from fedcar.federation.sums.additive import statistics_of, sums_of, total
+from fedcar.federation.sums.harm import SumsJudge, left_out
 from fedcar.federation.sums.mixture import MixtureTerms, federated_mixture
 from fedcar.head.closed_form import Ridge, Statistics, solve
 from fedcar.head.feature_map import FeatureMap
@@ -175,11 +179,20 @@ class LeftOutClients:
 
 @dataclass
 class Gathered:
-    """Each client's sums and their CPU seconds; `failed` says who gave no answer since, and why."""
+    """Each client's sums and their CPU seconds; `failed` says who gave no answer since, and why.
+
+    `refused` says whose sums were left out (see `left_out`).
+    """
 
     sums: Mapping[str, RidgeSums]
     seconds: Mapping[str, float]
     failed: dict[str, str]
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def clients(self) -> int:
+        """How many gave sums."""
+        return len(self.sums) + len(self.refused)
 
     def answers(self, clients: Clients, request: Request[RidgeMember, Given]) -> list[Given]:
         """What clients answer, in the order of their names; FedcarError where none does."""
@@ -191,11 +204,12 @@ class Gathered:
         return [answer for _, answer in sorted(answers.given.items())]
 
 
-def gather(retriever: Retriever, clients: Clients) -> Gathered:
+def gather(retriever: Retriever, clients: Clients, judge: SumsJudge | None = None) -> Gathered:
     """Ask every client for its sums, once for all candidates; who gives none is not asked again.
 
     Raises FedcarError past `MOST_ROWS` documents: which of them have questions is a client's own, so there is a column
-    for each. And where nobody gives any sums.
+    for each. And where nobody gives any sums. Who surely harms the judge's questions is left out of all that follows
+    (see `left_out`).
     """
     if len(retriever.documents) > MOST_ROWS:
         raise FedcarError(
@@ -207,9 +221,12 @@ def gather(retriever: Retriever, clients: Clients) -> Gathered:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(answers.failed.items())[:5])
         raise FedcarError(f"no device gave any sums ({reasons}); see fedcar doctor on them, then fedcar resume")
     given = dict(sorted(answers.given.items()))
+    refused = left_out({name: answer.sums for name, answer in given.items()}, judge)
+    given = {name: answer for name, answer in given.items() if name not in refused}
     clients.keep(list(given))
     seconds = {name: answer.seconds for name, answer in given.items() if answer.seconds is not None}
-    return Gathered({name: answer.sums for name, answer in given.items()}, seconds, dict(answers.failed))
+    sums = {name: answer.sums for name, answer in given.items()}
+    return Gathered(sums, seconds, dict(answers.failed), refused)
 
 
 @dataclass(frozen=True)
@@ -241,8 +258,9 @@ def federated_ridge(
 
     One round sums statistics and word counts. The server sends the sums; each client solves at every strength, says
     how often each is right on its own questions, left out one by one, and gives its part of the mixture's Newton
-    steps. A document's questions are left out together as far as one client has them. The pseudo-queries come from the
-    documents: the server adds them once.
+    steps. From five clients on no one of them decides how much anything counts (see `together`, `share_right`,
+    `federated_mixture`). A document's questions are left out together as far as one client has them. The pseudo-queries
+    come from the documents: the server adds them once.
 
     Formal guarantees:
         ridge_federated_equals_central: rows and words are those of all questions in one place, up to rounding.
@@ -250,21 +268,23 @@ def federated_ridge(
     """
     fixed, parts = feature_map(retriever, cache, seed), gathered.sums
     taught = joined(summed(parts), PseudoSums.of(pseudo, rows_of(retriever), retriever, fixed, cache))
-    right = [sum(counts) for counts in zip(*gathered.answers(clients, RightByStrength(taught)), strict=True)]
+    right = together(gathered.answers(clients, RightByStrength(taught)), gathered.clients)
     strength = STRENGTHS[right.index(max(right))]
     solution = Solution(strength, solve(taught.statistics, strength))
     exchanges, held_out = 2, {}
 
     def fit(share: float, prior: NDArray[np.float32], free: NDArray[np.bool_]) -> NDArray[np.float32]:
         nonlocal exchanges
-        weights, rounds = federated_mixture(LeftOutClients(clients, solution, share), prior, free, say)
+        asked = LeftOutClients(clients, solution, share)
+        weights, rounds = federated_mixture(asked, prior, free, say, many=gathered.clients >= MANY)
         exchanges += rounds
         return weights
 
     def unseen_success(weights: NDArray[np.float32]) -> float:
         counts = gathered.answers(clients, RightOnFolds(solution, weights))
-        held_out[weights.tobytes()] = share_of_right([(count.held_out_right, count.held_out) for count in counts])
-        return share_of_right([(count.right, count.questions) for count in counts])
+        held = possible((count.held_out_right, count.held_out) for count in counts)
+        held_out[weights.tobytes()] = share_right(held, gathered.clients)
+        return share_right(possible((count.right, count.questions) for count in counts), gathered.clients)
 
     folds = taught.folds(seed)
     learned = taught.retriever(retriever, solution.ridge, fixed)
@@ -274,10 +294,23 @@ def federated_ridge(
     return RidgeRound(fitted, Standard(folds.share, unseen_success), held_out, exchanges, down, up)
 
 
-def share_of_right(counts: Sequence[tuple[float, int]]) -> float:
+def possible(counts: Iterable[tuple[float, int]]) -> list[tuple[float, int]]:
     """Of clients' right answers and questions; a client that says more than all were right is left out."""
-    possible = [(right, questions) for right, questions in counts if 0 <= right <= questions]
-    return sum(right for right, _ in possible) / max(1, sum(questions for _, questions in possible))
+    return [(right, questions) for right, questions in counts if 0 <= right <= questions]
+
+
+def together(counts: Sequence[Sequence[float]], clients: int) -> list[float]:
+    """Clients' right answers at each strength, added up; of five or more none moves the choice further than is usual.
+
+    What moves it is by how much a client's counts differ from their mean. Their length is cut to twice the median.
+    """
+    each = np.array(counts, dtype=np.float64)
+    if clients >= MANY:
+        away = each - each.mean(axis=1, keepdims=True)
+        lengths = np.linalg.norm(away, axis=1)
+        longest = 2 * median_low(lengths.tolist())
+        each = np.where((lengths > longest)[:, None], away * (longest / np.maximum(lengths, 1e-300))[:, None], each)
+    return [float(count) for count in each.sum(axis=0)]
 
 
 def rows_of(retriever: Retriever) -> dict[str, int]:

@@ -35,6 +35,15 @@ from fedcar.training.noised.plan import (
 )
 from fedcar.training.noised.public import PublicQuestions, PublicTeacher
 from fedcar.training.noised.record import ExchangeRecord
+from fedcar.training.noised.robust import (
+    CONTRADICTION,
+    MANY,
+    MOST_UNITS,
+    SPREAD_OF_A_MEDIAN,
+    contradicting,
+    cut,
+    usual_counts,
+)
 from fedcar.training.noised.sums import ADAPTER_SCALE, BELOW, BELOW_SHARE, COUNT, EVIDENCE_SHARE, ROWS, load_adapter
 from fedcar.training.noised.whitening import whitening
 from fedcar.training.selection import Score, Standard, baseline_weights, best_weights
@@ -49,6 +58,10 @@ ADAPTER_RATE = 1.0  # of the rows' rate
 NORM_FACTOR = 30.0  # a client whose noised sum is longer than this many times the median is left out
 LEAST_WEIGHT = 0.1
 CLIP_QUANTILE, CLIP_RATE = 0.5, 0.2  # of an adaptive clip norm: Andrew et al. 2021
+UNJUDGED = (
+    "Whether hostile clients spoilt what is kept: no question could be asked about it. Public questions or --held-out "
+    "could tell."
+)
 STEPS_PER_LOOK = 10  # at a public dev set, where every look means encoding it anew
 
 Watch = Callable[[ExchangeRecord], None]
@@ -113,6 +126,8 @@ class PrivateTraining:
         self.watch = watch or (lambda record: None)
         self.outcome = Outcome(untrained, "none")
         self.weights: dict[str, float] = {}
+        self.many = len(clients.names) >= MANY
+        self.contradicting: dict[str, str] = {}
         self.worth = 0.0  # where persons are the unit, how many of one question each they are worth
         self.latest: tuple[dict[str, Tensor], Score, str] | None = None
         self.best = self.before()
@@ -161,6 +176,8 @@ class PrivateTraining:
         if questions > 0:
             self.outcome.scores |= {"before": search / questions, self.plan.method: trained / questions}
         noise = self.loudness * request.release.standard_deviation * 2**0.5  # of the difference
+        if self.many:
+            noise *= SPREAD_OF_A_MEDIAN
         if search - trained > noise:
             self.best = (None, None, "none")
         self.outcome.selection = self.outcome.scores.get("before" if self.best[0] is None else self.plan.method)
@@ -187,6 +204,7 @@ class PrivateTraining:
         if known is not None:
             record, sums = known
             self.clients.given.append(request.release)
+            self.contradicting |= {n: why for n, why in record.refused.items() if why.startswith(CONTRADICTION)}
         else:
             record, passed = self.answered(request)
             sums = (
@@ -202,6 +220,11 @@ class PrivateTraining:
         """The exchange's record, and the answers that passed."""
         answers = self.clients.ask(request)
         passed, refused = checked(answers.given)
+        if self.many:
+            if self.plan.sums is not None and request.number == 1:
+                self.contradicting = contradicting(passed, request.release.standard_deviation)
+            refused |= {name: why for name, why in self.contradicting.items() if name in passed}
+            passed = cut({name: answer for name, answer in passed.items() if name not in refused})
         if not passed:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(refused.items())[:5])
             raise FedcarError(f"exchange {request.number}: no client gave out anything that can be used ({reasons})")
@@ -224,6 +247,8 @@ class PrivateTraining:
     def added(self, passed: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """The weighted sum. A client left out is missing from it and not from the divisor: its part of a step is 0."""
         names = next(iter(passed.values()))
+        if HELD_OUT in names and self.many:
+            return {HELD_OUT: usual_counts({name: one[HELD_OUT] for name, one in passed.items()}, self.weights)}
         weighted = {name: torch.zeros_like(tensor) for name, tensor in names.items()}
         for client, answer in passed.items():
             for name, tensor in answer.items():
@@ -245,12 +270,18 @@ class PrivateTraining:
         if not any(noised.values()):  # noise alone: nobody is known to have more than anybody else
             return 1.0
         usual = max(1.0, median_low(noised.values()))
+        if self.many:  # one that counts a million would make all steps short
+            noised = {name: min(number, MOST_UNITS * usual) for name, number in noised.items()}
         self.weights = {name: min(1.0, number / usual) for name, number in noised.items()}
         if any(weight < LEAST_WEIGHT for weight in self.weights.values()):
             few = sum(weight < LEAST_WEIGHT for weight in self.weights.values())
             self.report.say(f"{few} of {len(noised)} clients have too few questions for this plan and hardly count")
         if self.plan.target.protects == "person":
-            worth = sum(self.weights[name] * MOST_WEIGHT * max(0.0, float(count[1])) for name, count in counts.items())
+            weighed = {name: max(0.0, float(count[1])) for name, count in counts.items()}
+            if self.many:
+                most = MOST_UNITS * max(1.0, median_low(weighed.values()))
+                weighed = {name: min(weighs, most) for name, weighs in weighed.items()}
+            worth = sum(self.weights[name] * MOST_WEIGHT * weighs for name, weighs in weighed.items())
             self.worth = max(1.0, worth)
         return max(1.0, sum(self.weights[name] * number for name, number in noised.items()))
 
@@ -357,7 +388,10 @@ class PrivateTraining:
         if reached is not None:
             self.report.say(f"kept: {name} ({reached.success:.3f} of the public dev questions right)")
         chosen = choices(self.plan, self.public)
-        self.outcome.statement = self.plan.statement(tuple(self.clients.given), self.clients.units, chosen)
+        statement = self.plan.statement(tuple(self.clients.given), self.clients.units, chosen)
+        if self.clients.units > 1 and self.selection is None and self.plan.held_out is None:
+            statement = replace(statement, not_covered=(*statement.not_covered, UNJUDGED))
+        self.outcome.statement = statement
 
 
 def retriever_of(untrained: Retriever, state: Mapping[str, Tensor], adapter: Adapter | None) -> Retriever:

@@ -15,6 +15,7 @@ from fedcar.errors import FedcarError
 from fedcar.federation.rounds.aggregate import (
     aggregate,
     check_updates,
+    local_steps,
     question_weights,
     row_weights,
     step_weights,
@@ -26,7 +27,7 @@ from fedcar.federation.rounds.update import ServerState
 from fedcar.training.clients import Answers, InProcess
 
 STATE = {"head.rows": torch.zeros(3, 2), "head.log_scale": torch.tensor(1.0), "head.active": torch.tensor([True] * 3)}
-BY_QUESTION = RoundSettings(weight="question")
+BY_QUESTION = RoundSettings(weight="question", average="mean")
 
 
 def honest(client: str, questions: int = 10, value: float = 1.0) -> Any:
@@ -156,11 +157,11 @@ def test_few_steps_count_as_much_a_question_as_many() -> None:
     """90 and 10 questions in batches of 10: 9 steps and 1; a step of the small client counts as one of the large."""
     settings = RoundSettings(batch_size=10)
     updates = [honest("a", 90, 9.0), honest("b", 10, 1.0)]
-    weights = step_weights(updates, question_weights(updates, settings), settings)
+    weights = step_weights(question_weights(updates, settings), local_steps(updates, settings))
     torch.testing.assert_close(weights, torch.tensor([0.82, 0.82], dtype=torch.float64))
     equal = [honest("a", 20), honest("b", 20)]
     torch.testing.assert_close(
-        step_weights(equal, question_weights(equal, settings), settings), torch.full((2,), 0.5).double()
+        step_weights(question_weights(equal, settings), local_steps(equal, settings)), torch.full((2,), 0.5).double()
     )
 
 
