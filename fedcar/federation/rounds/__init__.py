@@ -2,7 +2,10 @@
 
 What other folders take:
     aggregate.FIXED: the tensors that travel with the state and are never trained.
+    aggregate.MANY: From how many devices on no one of them is taken at its word.
+    aggregate.MOST_WEIGHT: How many times the median of questions one of them counts at most.
     aggregate.ROW_TENSORS: the tensors that have a row a document, moments included.
+    aggregate.counted: Each n_i as it counts, at most so many times the lower median.
     client.Client: One client: its questions, its trainer, and the state it keeps from round to round.
     client.Train: Local training from the server's state; `attempt` counts how often this round was begun.
     client.first_moments: The state of an Adam that has made no step yet, by name.
@@ -25,6 +28,11 @@ What other folders take:
     record.RoundRecord: What a round came to, in plain values.
     record.Watch: what hears of each round as it ends, and what stands beside it.
     record.shown: A record with all columns of tables and `--json`; what would need an un-noised look is empty.
+    robust.HARM: By how much a device must harm the chance of the right answer to be refused.
+    robust.Harm: By how much a judge's questions are better off without something, on average and in standard
+        errors.
+    robust.MOST_JUDGED: Among how many updates, at most, each is judged.
+    robust.share_right: The share of right answers by each device's word, a median from five devices on.
     round.choose_cohort: The clients asked, seeded by seed, round and attempt; failed ones wait their turn unless
         too few are left.
     round.federated_round: One round of federated averaging (McMahan et al. 2017): the state after it, and its

@@ -11,6 +11,7 @@ What other folders take:
         not 0.
     forms.words_from: Counts of words out of what `words_of` made; ValueError for what is none.
     forms.words_of: Counts of words as they travel.
+    harm.SumsJudge: Questions that choose, as ridge sees them.
     mixture.MixtureTerms: A client's questions that say something; they stay with it.
     mixture.PooledSums: What a client sends in a round: loss, gradient (F,) and Hessian (F, F) summed over its
         questions.
@@ -36,4 +37,5 @@ What other folders take:
     ridge.federated_ridge: `fedcar.training.ridge.fit_ridge` with the questions on clients, whose sums were gathered
         (see `gather`).
     ridge.gather: Ask every client for its sums, once for all candidates; who gives none is not asked again.
+    ridge.rows_of: Where each document stands among the rows.
 """
