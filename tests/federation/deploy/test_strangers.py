@@ -69,7 +69,7 @@ def heartbeats(deployment: Deployment) -> Iterator[Counter[str]]:
 
     def ask() -> None:
         while not over.wait(0.5):
-            headers = {**signed(key), "content-type": "application/x-protobuf"}
+            headers = {**signed(key), "content-type": "application/protobuf"}
             try:
                 seen[
                     str(httpx.post(address, content=asked, headers=headers, verify=trusted, timeout=60).status_code)
