@@ -14,6 +14,8 @@ What other folders take:
     clients.Clients: Those who take part in a procedure, by name.
     clients.InProcess: Clients of this process, asked one after the other in the order of their names; all of them
         answer.
+    clients.MANY: From how many clients on no one of them is taken at its word.
+    clients.MOST_COUNTED: How many times the median one of so many clients counts at most.
     clients.Request: What every client is asked for, which says by its type what each answers.
     folds.Folds: `of_document` (N,) is each document's fold, -1 for one without training questions; `share` how much
         folds count.

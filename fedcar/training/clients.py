@@ -12,6 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
+MANY = 5  # clients, from which on no one of them is taken at its word
+MOST_COUNTED = 3.0  # times the median of what clients count: one of so many counts no more
+
 Member = TypeVar("Member")
 Given = TypeVar("Given")
 

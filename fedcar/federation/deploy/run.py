@@ -38,7 +38,7 @@ from fedcar.federation.job.job import (
 from fedcar.federation.remote import held_out
 from fedcar.federation.remote.mixture import RemoteMixture
 from fedcar.federation.remote.network import RemoteNetwork
-from fedcar.federation.rounds.aggregate import MANY, MOST_WEIGHT, counted
+from fedcar.federation.rounds.aggregate import counted
 from fedcar.federation.rounds.record import Watch
 from fedcar.federation.rounds.run_folder import RunFolder
 from fedcar.federation.rounds.settings import RoundSettings
@@ -47,6 +47,7 @@ from fedcar.federation.sums.mixture import federated_mixture
 from fedcar.retriever.record import TrainingRecord
 from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.weights import LEARNED, weights_of
+from fedcar.training.clients import MANY, MOST_COUNTED
 from fedcar.training.job import Splits, conclude, prepare
 from fedcar.version import __version__
 
@@ -121,7 +122,7 @@ def questions_that_count(members: Mapping[str, int]) -> int:
     """The federation's n, by which everybody's penalty is scaled: from five devices on by n_i as it counts."""
     if len(members) < MANY:
         return sum(members.values())
-    return round(sum(counted(list(members.values()), MOST_WEIGHT)))
+    return round(sum(counted(list(members.values()), MOST_COUNTED)))
 
 
 def kept_mixture(run: Path, network: RemoteNetwork) -> tuple[Any, int]:

@@ -2,8 +2,6 @@
 
 What other folders take:
     aggregate.FIXED: the tensors that travel with the state and are never trained.
-    aggregate.MANY: From how many devices on no one of them is taken at its word.
-    aggregate.MOST_WEIGHT: How many times the median of questions one of them counts at most.
     aggregate.ROW_TENSORS: the tensors that have a row a document, moments included.
     aggregate.counted: Each n_i as it counts, at most so many times the lower median.
     client.Client: One client: its questions, its trainer, and the state it keeps from round to round.
@@ -32,6 +30,7 @@ What other folders take:
     robust.Harm: By how much a judge's questions are better off without something, on average and in standard
         errors.
     robust.MOST_JUDGED: Among how many updates, at most, each is judged.
+    robust.judging: Those of the questions that judge, the same ones in every round.
     robust.share_right: The share of right answers by each device's word, a median from five devices on.
     round.choose_cohort: The clients asked, seeded by seed, round and attempt; failed ones wait their turn unless
         too few are left.

@@ -16,6 +16,7 @@ from fedcar.federation.rounds.settings import RoundSettings
 
 if TYPE_CHECKING:
     from fedcar.federation.rounds.update import Enrolled, Update
+from fedcar.training.clients import MANY, MOST_COUNTED
 
 Tensors = Mapping[str, Tensor]
 
@@ -23,8 +24,6 @@ FIXED = ("head.active",)  # travels with the state, is never trained
 ROW_TENSORS = tuple(f"{prefix}head.rows{end}" for prefix, end in (("", ""), (MOMENTS, ".mean"), (MOMENTS, ".square")))
 SECOND, STEPS = ".square", f"{MOMENTS}steps"  # how the names of second moments end; the count of steps
 ABSURD_QUESTIONS = 1000  # times the cohort's median: refused; below, capped
-MANY = 5  # devices, from which on no one of them is taken at its word
-MOST_WEIGHT = 3.0  # times the cohort's median of questions, among so many
 LONGEST = 1.5  # times the usual length, among so many: cut to 1.0 honest rounds lose up to .013, to 1.5 nothing
 FIRST_MOMENT, SECOND_MOMENT, ADAPTIVITY = 0.9, 0.99, 1e-3  # FedAdam's betas and tau
 
@@ -148,8 +147,7 @@ def counted(questions: Sequence[float], most: float) -> list[float]:
 
 def question_weights(updates: Sequence[Update], settings: RoundSettings, most: float | None = None) -> Tensor:
     """n_i / n (clients,), float64, each n_i counted at most `weight_cap` (or `most`) times the lower median."""
-    cap = settings.weight_cap if most is None else min(most, settings.weight_cap)
-    weights = torch.tensor(counted([update.questions for update in updates], cap), dtype=torch.float64)
+    weights = torch.tensor(_counts(updates, settings, most), dtype=torch.float64)
     return weights / weights.sum()
 
 
@@ -158,9 +156,13 @@ def local_steps(updates: Sequence[Update], settings: RoundSettings, most: float 
 
     They follow from n_i, as that counts, and the batch size, so that no client can claim them.
     """
+    counts = _counts(updates, settings, most)
+    return torch.tensor([math.ceil(count / settings.batch_size) for count in counts], dtype=torch.float64)
+
+
+def _counts(updates: Sequence[Update], settings: RoundSettings, most: float | None) -> list[float]:
     cap = settings.weight_cap if most is None else min(most, settings.weight_cap)
-    questions = counted([update.questions for update in updates], cap)
-    return torch.tensor([math.ceil(count / settings.batch_size) for count in questions], dtype=torch.float64)
+    return counted([update.questions for update in updates], cap)
 
 
 def step_weights(weights: Tensor, steps: Tensor) -> Tensor:
@@ -206,7 +208,7 @@ def weighted_step(
     clipped: bool = False,
 ) -> dict[str, Tensor]:
     """The weighted mean of the differences to the state, by name, in float64; `clipped` to the usual length."""
-    most = MOST_WEIGHT if clipped else None
+    most = MOST_COUNTED if clipped else None
     weights, local = question_weights(updates, settings, most), local_steps(updates, settings, most)
     by_row = row_weights(updates, enrolled, weights) if settings.weight == "row" else None
     by_step = step_weights(weights, local) if settings.weight == "step" else weights

@@ -10,21 +10,29 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from fedcar.federation.rounds.aggregate import MANY, Tensors, aggregate, counted, is_clipped
+from fedcar.federation.rounds.aggregate import Tensors, aggregate, counted, is_clipped
 from fedcar.federation.rounds.settings import RoundSettings
 from fedcar.federation.rounds.update import Enrolled, ServerState, Update
+from fedcar.retriever.questions import Questions
+from fedcar.training.clients import MANY
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Judge = Callable[[Tensors], NDArray[np.float64]]  # a state -> of each question the right answer's chance
 
+JUDGING = 1000  # questions, at most, that judge each device
 MOST_JUDGED = 32  # updates, each of which costs a look; among more than these one hardly counts
 SURE = 4.0  # standard errors of the paired difference
 LEAST_QUESTIONS = 20  # that judge: of fewer a standard error says nothing
 HARM = 0.01  # of the chance of the right answer, over all rounds
 WORSE = 0.02  # the same, of one state against the one before
 HARMS = "harm."  # how the names of what is remembered of a device begin, beside the server optimiser's state
+
+
+def judging(questions: Questions, most: int = JUDGING) -> Questions:
+    """Those of the questions that judge: the same ones in every round."""
+    return questions.take(np.sort(np.random.default_rng(len(questions)).permutation(len(questions))[:most]))
 
 
 class Harm(NamedTuple):

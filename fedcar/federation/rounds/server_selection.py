@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from fedcar.federation.rounds.aggregate import FIXED
+from fedcar.federation.rounds.robust import JUDGING, judging
 from fedcar.federation.rounds.update import Tensors
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 UNKNOWN = Score(True, -1.0, 0.0, -1.0)
-JUDGING, JUDGING_THROUGH_THE_ENCODER = 1000, 200  # selection questions that judge each device in each round, at most
+JUDGING_THROUGH_THE_ENCODER = 200  # questions, at most, where each one costs a forward pass
 
 
 class ServerSelection:
@@ -52,13 +53,10 @@ class ServerSelection:
 
     def chances(self, tensors: Tensors) -> NDArray[np.float64]:
         """What chance a state gives the right answer of each question that judges (m,)."""
-        through_the_encoder = bool(self.trainer.token_ids)
-        size = JUDGING_THROUGH_THE_ENCODER if through_the_encoder else JUDGING
-        rows = np.random.default_rng(len(self.selection)).permutation(len(self.selection))[:size]
-        judging = self.selection.take(np.sort(rows))
+        those = judging(self.selection, JUDGING_THROUGH_THE_ENCODER if self.trainer.token_ids else JUDGING)
         self.load(tensors)
-        scores = torch.from_numpy(self.trainer.scores(judging)).double()
-        relevant = torch.from_numpy(judging.relevance > 0)
+        scores = torch.from_numpy(self.trainer.scores(those)).double()
+        relevant = torch.from_numpy(those.relevance > 0)
         chances: NDArray[np.float64] = (torch.softmax(scores, dim=1) * relevant).sum(1).numpy()
         return chances
 

@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedcar.errors import FedcarError
-from fedcar.federation.rounds.aggregate import MANY
-from fedcar.federation.rounds.robust import HARM, MOST_JUDGED, Harm
+from fedcar.federation.rounds.robust import HARM, MOST_JUDGED, Harm, judging
 from fedcar.head.closed_form import STRENGTH, Statistics, solve
 from fedcar.head.feature_map import FeatureMap
 from fedcar.retriever.questions import Questions
+from fedcar.training.clients import MANY
 from fedcar.training.ridge import RidgeSums
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-JUDGING = 1000  # of the questions that choose, at most
 FAR = 30.0  # times the median of n_i: more cannot be looked past
 
 
@@ -35,8 +34,8 @@ class SumsJudge:
 
     @classmethod
     def of(cls, questions: Questions, fixed: FeatureMap, document_rows: Mapping[str, int]) -> SumsJudge:
-        judging = questions.take(np.sort(np.random.default_rng(len(questions)).permutation(len(questions))[:JUDGING]))
-        return cls(fixed(judging.states), judging.targets(document_rows).toarray() > 0)
+        those = judging(questions)
+        return cls(fixed(those.states), those.targets(document_rows).toarray() > 0)
 
     def margins(self, statistics: Statistics) -> NDArray[np.float64]:
         """By how much a right document's row says more of each question than all others' do, within -1 and 1 (m,)."""

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from fedcar.errors import FedcarError
-from fedcar.federation.rounds.aggregate import MANY
 from fedcar.head.losses import candidate_losses
-from fedcar.training.clients import Clients, Request
+from fedcar.training.clients import MANY, Clients, Request
 from fedcar.training.mixture import LEAST_SPREAD, STRENGTH, STRENGTH_OF_ONE_QUESTION
 
 if TYPE_CHECKING:

@@ -16,7 +16,6 @@ from fedcar.collection.pseudo_queries import PseudoQueries
 from fedcar.encoder.cache import FeatureCache
 from fedcar.encoder.reference import reference_states
 from fedcar.errors import FedcarError
-from fedcar.federation.rounds.aggregate import MANY
 from fedcar.federation.rounds.robust import share_right
 from fedcar.federation.sums.additive import statistics_of, sums_of, total
 from fedcar.federation.sums.harm import SumsJudge, left_out
@@ -26,7 +25,7 @@ from fedcar.head.feature_map import FeatureMap
 from fedcar.head.naive_bayes import NaiveBayes
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
-from fedcar.training.clients import Answers, Clients, Request
+from fedcar.training.clients import MANY, Answers, Clients, Request
 from fedcar.training.folds import SAMPLE, Folds
 from fedcar.training.ridge import (
     MOST_ROWS,

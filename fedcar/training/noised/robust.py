@@ -14,8 +14,6 @@ from torch import Tensor
 
 Answer = Mapping[str, Tensor]
 
-MANY = 5  # clients, from which on no one of them is taken at its word
-MOST_UNITS = 3.0  # times the median: a noised count counts no more
 LONGEST = 1.1  # times the median length; noise makes honest sums about equally long
 CONTRADICTS = 4.0  # standard deviations of the noise
 CONTRADICTION = "its class sums contradict those of all others together"

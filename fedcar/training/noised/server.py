@@ -24,6 +24,7 @@ from fedcar.privacy.statement import Statement
 from fedcar.retriever.questions import Questions
 from fedcar.retriever.retriever import Retriever
 from fedcar.retriever.weights import LEARNED, weights_of
+from fedcar.training.clients import MANY, MOST_COUNTED
 from fedcar.training.noised.clients import NoisedClients, NoisedRequest
 from fedcar.training.noised.plan import (
     HELD_OUT,
@@ -37,8 +38,6 @@ from fedcar.training.noised.public import PublicQuestions, PublicTeacher
 from fedcar.training.noised.record import ExchangeRecord
 from fedcar.training.noised.robust import (
     CONTRADICTION,
-    MANY,
-    MOST_UNITS,
     SPREAD_OF_A_MEDIAN,
     contradicting,
     cut,
@@ -271,7 +270,7 @@ class PrivateTraining:
             return 1.0
         usual = max(1.0, median_low(noised.values()))
         if self.many:  # one that counts a million would make all steps short
-            noised = {name: min(number, MOST_UNITS * usual) for name, number in noised.items()}
+            noised = {name: min(number, MOST_COUNTED * usual) for name, number in noised.items()}
         self.weights = {name: min(1.0, number / usual) for name, number in noised.items()}
         if any(weight < LEAST_WEIGHT for weight in self.weights.values()):
             few = sum(weight < LEAST_WEIGHT for weight in self.weights.values())
@@ -279,7 +278,7 @@ class PrivateTraining:
         if self.plan.target.protects == "person":
             weighed = {name: max(0.0, float(count[1])) for name, count in counts.items()}
             if self.many:
-                most = MOST_UNITS * max(1.0, median_low(weighed.values()))
+                most = MOST_COUNTED * max(1.0, median_low(weighed.values()))
                 weighed = {name: min(weighs, most) for name, weighs in weighed.items()}
             worth = sum(self.weights[name] * MOST_WEIGHT * weighs for name, weighs in weighed.items())
             self.worth = max(1.0, worth)
